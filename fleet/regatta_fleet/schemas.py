@@ -1,0 +1,221 @@
+"""The shapes of the fleet's HTTP API, shared by the server, the command line, the page and the demo.
+
+They are what OpenAPI describes at `/docs`. They derive from the wire's base: an older CLI survives a newer server.
+Times are seconds since 1970 (UTC). Nothing here has behavior.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from regatta_protocol.enums import StrEnum
+from regatta_protocol.ids import DeviceIdField, ModelNameField
+from regatta_protocol.manifest import FileRef, ImageInput, Manifest, Policy, Variant
+from regatta_protocol.measurement import Accuracy, BoardFacts, Latency, Power, RaceReport
+from regatta_protocol.messages import InstallState
+from regatta_protocol.wire import Wire
+
+__all__ = [
+    "BundleDraft",
+    "DeviceDetail",
+    "DeviceModel",
+    "DeviceSummary",
+    "FleetEvent",
+    "FleetStatus",
+    "GateConfig",
+    "ModelSummary",
+    "Problem",
+    "RolloutDetail",
+    "RolloutRequest",
+    "RolloutState",
+    "ServingSummary",
+    "TokenRequest",
+    "TokenResponse",
+    "VersionDetail",
+    "WaveDetail",
+    "WaveState",
+]
+
+
+class Problem(Wire):
+    """The body of every error answer: what happened and what to do."""
+
+    error: str
+    hint: str | None = None
+
+
+class TokenRequest(Wire):
+    """Ask for a one-time enrolment token (`regatta device token`)."""
+
+    device: DeviceIdField | None = None  # None: the device may choose its id, or gets one from the server
+    group: str = Field(default="default", pattern=r"^[a-z0-9][a-z0-9-]{0,63}$")
+    valid_s: float = Field(default=3600, gt=0, le=30 * 86_400)
+
+
+class TokenResponse(Wire):
+    token: str  # shown once; the server keeps only its hash
+    expires_at: float
+
+
+class BundleDraft(Wire):
+    """A bundle whose files are uploaded; the server gives it the next version, signs and stores it."""
+
+    task: Literal["classification", "other"] = "other"
+    variants: tuple[Variant, ...] = Field(min_length=1, max_length=64)
+    golden: FileRef
+    evaluation: FileRef | None = None
+    labels: FileRef | None = None
+    input: ImageInput | None = None
+    policy: Policy = Policy()
+    source: str | None = None
+    lineage: tuple[str, ...] = ()
+
+
+class ModelSummary(Wire):
+    name: ModelNameField
+    versions: tuple[int, ...]
+    devices_serving: int
+
+
+class VersionDetail(Wire):
+    """A version with what the fleet knows of it (`regatta model show`)."""
+
+    manifest: Manifest
+    devices: tuple[DeviceModel, ...] = ()
+
+
+class ServingSummary(Wire):
+    """What one device served of one version, over all its telemetry."""
+
+    requests: int
+    errors: int
+    p50_us: float | None
+    p99_us: float | None
+    feedback: Accuracy | None = None
+    power: Power | None = None
+    since: float | None = None
+    until: float | None = None
+
+
+class DeviceModel(Wire):
+    """One version on one device, as last reported."""
+
+    device: DeviceIdField
+    name: ModelNameField
+    version: int
+    state: InstallState
+    serving: bool
+    reason: str | None = None
+    placement: str | None = None
+    accuracy: Accuracy | None = None
+    latency: Latency | None = None  # of the placement in the race
+    power: Power | None = None
+    served: ServingSummary | None = None
+
+
+class DeviceSummary(Wire):
+    id: DeviceIdField
+    group: str
+    up: bool
+    last_seen: float | None
+    enrolled_at: float
+    agent_version: str | None = None
+    board: BoardFacts = BoardFacts()
+    desired_generation: int = 0
+    reported_generation: int | None = None
+    bytes_received: int = 0
+    revoked: bool = False
+    models: tuple[DeviceModel, ...] = ()
+
+
+class DeviceDetail(DeviceSummary):
+    """A device with its races, newest first."""
+
+    races: tuple[RaceReport, ...] = ()
+
+
+class GateConfig(Wire):
+    """When a wave is promoted. Drops and ratios compare with the version that the same devices ran before."""
+
+    min_success_ratio: float = Field(default=1.0, ge=0, le=1)
+    max_accuracy_drop: float = Field(default=0.02, ge=0, le=1)
+    max_p99_ratio: float = Field(default=2.0, gt=0)
+    on_failure: Literal["roll_back", "hold"] = "roll_back"
+    timeout_s: float = Field(default=3600, gt=0)  # a wave that is not decided by then fails
+
+
+class RolloutRequest(Wire):
+    """Send a version to devices in waves (`regatta rollout start`)."""
+
+    model: ModelNameField
+    version: int = Field(ge=1)
+    to: tuple[str, ...] = ("all",)  # "all", "group:NAME" or device ids
+    waves: tuple[float, ...] = Field(
+        default=(0.1, 0.5, 1.0), min_length=1, max_length=20
+    )  # cumulative shares in (0, 1]
+    gate: GateConfig = GateConfig()
+    trial_s: float = Field(default=5.0, ge=0, le=86_400)
+
+
+class RolloutState(StrEnum):
+    RUNNING = "running"
+    HELD = "held"
+    COMPLETED = "completed"
+    ROLLED_BACK = "rolled_back"
+    ABORTED = "aborted"
+
+
+class WaveState(StrEnum):
+    PENDING = "pending"
+    OBSERVING = "observing"
+    PROMOTED = "promoted"
+    FAILED = "failed"
+
+
+class WaveDetail(Wire):
+    number: int  # from 1
+    state: WaveState
+    devices: tuple[DeviceIdField, ...]
+    succeeded: int = 0
+    failed: int = 0
+    reason: str | None = None  # the gate's words
+
+
+class RolloutDetail(Wire):
+    id: str
+    model: ModelNameField
+    version: int
+    state: RolloutState
+    reason: str | None = None
+    waves: tuple[WaveDetail, ...]
+    gate: GateConfig
+    created_at: float
+    finished_at: float | None = None
+
+
+class FleetEvent(Wire):
+    """A line of the fleet's history."""
+
+    at: float
+    kind: str
+    text: str
+    device: str | None = None
+    rollout: str | None = None
+
+
+class FleetStatus(Wire):
+    """The whole fleet on one page (`regatta status`)."""
+
+    fleet: str
+    version: str
+    broker: str  # host:port
+    broker_up: bool
+    devices: tuple[DeviceSummary, ...]
+    models: tuple[ModelSummary, ...]
+    rollouts: tuple[RolloutDetail, ...]
+    events: tuple[FleetEvent, ...]
+
+
+VersionDetail.model_rebuild()

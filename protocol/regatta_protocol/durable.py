@@ -1,0 +1,83 @@
+"""Files that survive a power cut: written whole beside their place, synced, renamed, and the folder synced.
+
+After `write_durably` returns, a cut leaves the new content; before, the old; never a mix. Anything else that
+persists state must come through here. Disk full is told apart, because callers wait for space instead of failing.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from pathlib import Path
+
+from regatta_protocol.errors import Rejected, StorageFull, TooLarge
+
+__all__ = ["read_bounded", "remove_durably", "rename_durably", "sync_folder", "write_durably"]
+
+_FULL = {errno.ENOSPC, errno.EDQUOT}
+
+
+def sync_folder(folder: Path) -> None:
+    """Make the folder's entries survive a power cut."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_durably(path: Path, data: bytes, mode: int = 0o600) -> None:
+    """Put `data` in place of whatever `path` held.
+
+    Raises:
+        StorageFull: when the disk or the quota is full; the old content is untouched.
+        OSError: for other failures; the old content is untouched.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, mode)
+        try:
+            view = memoryview(data)
+            while view:
+                view = view[os.write(descriptor, view) :]
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+        temporary.replace(path)
+        sync_folder(path.parent)
+    except OSError as err:
+        temporary.unlink(missing_ok=True)
+        if err.errno in _FULL:
+            raise StorageFull(f"no space left to write {path} ({len(data)} bytes): free some and it goes on") from err
+        raise
+
+
+def rename_durably(source: Path, destination: Path) -> None:
+    """Move a file or folder, whose content the caller has synced, to its place in one step."""
+    source.replace(destination)
+    sync_folder(destination.parent)
+    if source.parent != destination.parent:
+        sync_folder(source.parent)
+
+
+def remove_durably(path: Path) -> None:
+    """Remove the file if it is there, for good."""
+    path.unlink(missing_ok=True)
+    sync_folder(path.parent)
+
+
+def read_bounded(path: Path, limit_bytes: int) -> bytes:
+    """Return the whole file.
+
+    Raises:
+        TooLarge: when it is longer than `limit_bytes`.
+        Rejected: when it is no regular file.
+        OSError: when it cannot be read.
+    """
+    if path.exists() and not path.is_file():
+        raise Rejected(f"{path} is not a file")
+    with path.open("rb") as file:
+        data = file.read(limit_bytes + 1)
+    if len(data) > limit_bytes:
+        raise TooLarge(f"{path} is longer than the limit of {limit_bytes} bytes")
+    return data

@@ -1,0 +1,129 @@
+"""The manifest: what a version of a model consists of. It is the thing that is signed (as a TUF target).
+
+A manifest names every file of the bundle by digest and size, so one signature covers them all. It is verified over
+the received bytes and stored as received; unknown fields are kept. Target path: `models/{name}/{version}/manifest.json`.
+
+Arrays in bundle files (`.npz`, never pickled):
+- golden: `in.{i}` float or int [n, …] per input i, in the model's own real values; `out.{variant}.{j}` float32
+  [n, …] per output j, computed with the reference kernels.
+- evaluation: `x` [n, …] real values for input 0 (float32), `y` int64 [n] labels.
+Real value of a quantized tensor = (q − zero_point) · scale.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from regatta_protocol.ids import DigestField, ModelNameField, ModelRef
+from regatta_protocol.measurement import Accuracy, Latency
+from regatta_protocol.wire import Wire
+
+__all__ = [
+    "MAX_FILE_BYTES",
+    "MAX_MANIFEST_BYTES",
+    "FileRef",
+    "ImageInput",
+    "Manifest",
+    "Policy",
+    "TensorSpec",
+    "Variant",
+    "target_path",
+]
+
+MAX_MANIFEST_BYTES = 256 * 1024
+MAX_FILE_BYTES = 2 * 1024**3  # flatbuffers end at 2 GiB
+
+
+class FileRef(Wire):
+    """A file of the bundle, by content."""
+
+    digest: DigestField
+    size_bytes: int = Field(ge=0, le=MAX_FILE_BYTES)
+
+
+class TensorSpec(Wire):
+    """An input or output of a model file. -1 in shape is a size that may change."""
+
+    name: str
+    dtype: str  # numpy's name: float32, int8, uint8, int32, …
+    shape: tuple[int, ...]
+    scale: float | None = None
+    zero_point: int | None = None
+
+
+class Variant(Wire):
+    """One file that computes the model, with what the fleet measured when it made it."""
+
+    name: str = Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$")
+    file: FileRef
+    precision: str  # float32, float16, int8, uint8, …
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    requires: tuple[str, ...] = ()  # delegates it cannot run without, for example edgetpu
+    steps: tuple[str, ...] = ()  # lineage: what made it of the source
+    accuracy: Accuracy | None = None
+    latency: Latency | None = None  # on the machine that optimized it, with latency_setting
+    latency_setting: str | None = None
+
+
+class ImageInput(Wire):
+    """How a picture becomes input 0: resized to height × width, then (pixel − mean) · scale in real values."""
+
+    kind: Literal["image"] = "image"
+    height: int = Field(ge=1, le=8192)
+    width: int = Field(ge=1, le=8192)
+    channels: Literal[1, 3] = 3
+    mean: float = 0.0
+    scale: float = 1.0
+
+
+class Policy(Wire):
+    """How a device chooses among candidates and watches a new version."""
+
+    objective: Literal["latency_p50", "latency_p99", "energy"] = "latency_p50"
+    max_accuracy_drop: float = Field(default=0.02, ge=0, le=1)  # against the best variant's fleet-measured accuracy
+    max_trial_accuracy_drop: float = Field(default=0.05, ge=0, le=1)  # against the version it replaces
+    max_p99_us: float | None = Field(default=None, gt=0)
+    max_memory_bytes: int | None = Field(default=None, gt=0)
+
+
+class Manifest(Wire):
+    """A version of a model."""
+
+    schema_version: int = 1
+    name: ModelNameField
+    version: int = Field(ge=1)
+    created_at: str  # ISO 8601
+    task: Literal["classification", "other"] = "other"
+    variants: tuple[Variant, ...] = Field(min_length=1, max_length=64)
+    golden: FileRef
+    evaluation: FileRef | None = None
+    labels: FileRef | None = None  # text, one label a line
+    input: ImageInput | None = None
+    policy: Policy = Policy()
+    source: str | None = None  # the file name that it was made of
+    lineage: tuple[str, ...] = ()
+
+    @model_validator(mode="after")
+    def _variants_differ(self) -> Manifest:
+        names = [variant.name for variant in self.variants]
+        if len(set(names)) != len(names):
+            raise ValueError(f"two variants have the same name: {names}")
+        return self
+
+    @property
+    def ref(self) -> ModelRef:
+        return ModelRef(self.name, self.version)
+
+    def files(self) -> tuple[FileRef, ...]:
+        """Return every file of the bundle, once each."""
+        refs = [variant.file for variant in self.variants]
+        refs += [ref for ref in (self.golden, self.evaluation, self.labels) if ref is not None]
+        return tuple({ref.digest: ref for ref in refs}.values())
+
+
+def target_path(ref: ModelRef) -> str:
+    """Return the TUF target path of a version's manifest."""
+    return f"models/{ref.name}/{ref.version}/manifest.json"

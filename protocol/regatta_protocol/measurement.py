@@ -1,0 +1,155 @@
+"""What devices measure: latency, accuracy, power and the outcome of a race, in the shape that files and wire share.
+
+Unknown is never 0: a figure that was not measured is None beside a `reason`. Times are microseconds on a monotonic
+clock, energy is millijoules, power milliwatts, memory bytes. Nothing here measures.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from regatta_protocol.enums import StrEnum
+from regatta_protocol.wire import Wire
+
+__all__ = [
+    "Accuracy",
+    "BoardFacts",
+    "CandidateResult",
+    "Latency",
+    "Outcome",
+    "Power",
+    "RaceReport",
+    "unknown_power",
+]
+
+
+class Latency(Wire):
+    """Percentiles of single inferences, in microseconds, over `samples` of them."""
+
+    samples: int = Field(ge=1)
+    p50_us: float = Field(ge=0)
+    p90_us: float = Field(ge=0)
+    p99_us: float = Field(ge=0)
+
+
+class Accuracy(Wire):
+    """Correct answers among labelled samples."""
+
+    correct: int = Field(ge=0)
+    total: int = Field(ge=1)
+    metric: str = "top1"
+
+    @model_validator(mode="after")
+    def _bounded(self) -> Accuracy:
+        if self.correct > self.total:
+            raise ValueError(f"correct ({self.correct}) is above total ({self.total})")
+        return self
+
+    @property
+    def value(self) -> float:
+        """The share of correct answers, in [0, 1]."""
+        return self.correct / self.total
+
+    def interval(self, z: float = 1.96) -> tuple[float, float]:
+        """Return Wilson's score interval (Wilson 1927), by default of 95 %."""
+        n, p = self.total, self.value
+        center = (p + z * z / (2 * n)) / (1 + z * z / n)
+        half = z / (1 + z * z / n) * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
+        return max(0.0, center - half), min(1.0, center + half)
+
+
+class Power(Wire):
+    """Power of the board or one of its parts while inferring; None beside a reason when it cannot be known."""
+
+    method: Literal["measured", "estimated", "none"]
+    coverage: str | None = None  # "board", "package", or the rails that were summed
+    power_mw: float | None = None
+    energy_per_inference_mj: float | None = None
+    sensor: str | None = None
+    sensor_period_ms: float | None = None
+    reason: str | None = None  # why unknown, or what the figure leaves out
+
+    @model_validator(mode="after")
+    def _known_or_explained(self) -> Power:
+        if self.method == "none" and (self.power_mw is not None or not self.reason):
+            raise ValueError("unknown power carries a reason and no figure")
+        return self
+
+
+def unknown_power(reason: str) -> Power:
+    """Return a power figure that says why there is none."""
+    return Power(method="none", reason=reason)
+
+
+class Outcome(StrEnum):
+    """How a candidate's part in the race ended."""
+
+    MEASURED = "measured"
+    UNAVAILABLE = "unavailable"  # the runtime, delegate or hardware is not on this board
+    CREATE_FAILED = "create_failed"  # no interpreter could be built, or tensors not allocated
+    INVOKE_FAILED = "invoke_failed"
+    CRASHED = "crashed"  # ended by a signal
+    HUNG = "hung"  # over its time limit
+    OUT_OF_MEMORY = "out_of_memory"
+    NO_OP = "no_op"  # the delegate took no node
+    WRONG_OUTPUT = "wrong_output"  # far from the reference kernels on golden samples
+    INACCURATE = "inaccurate"  # loses more accuracy than the policy allows
+    DROPPED = "dropped"  # clearly slower in an early round; its latency is from that round
+
+
+class CandidateResult(Wire):
+    """One way of running the model on this board, what it measured, or why it could not."""
+
+    id: str  # runtime/variant/delegate/tN, for example litert/int8/xnnpack/t2
+    runtime: str
+    variant: str
+    delegate: str
+    threads: int = Field(ge=1)
+    outcome: Outcome
+    reason: str | None = None
+    latency: Latency | None = None
+    first_us: float | None = None  # create + allocate + first inference, from the worker's start of work
+    accuracy: Accuracy | None = None
+    golden_snr_db: float | None = None
+    power: Power = Field(default_factory=lambda: unknown_power("not measured"))
+    peak_rss_bytes: int | None = None
+
+
+class BoardFacts(Wire):
+    """What the board is; every field is None when it could not be found out."""
+
+    model: str | None = None
+    machine: str | None = None
+    cpu: str | None = None
+    cores: int | None = None
+    memory_bytes: int | None = None
+    kernel: str | None = None
+    accelerators: tuple[str, ...] = ()
+    power_sensor: str | None = None
+    temperature_c: float | None = None
+
+    def fingerprint_text(self) -> str:
+        """Return what identifies the kind of board, without what changes from minute to minute."""
+        return "|".join(str(part) for part in (self.model, self.machine, self.cpu, self.cores, self.accelerators))
+
+
+class RaceReport(Wire):
+    """A whole race on one device: every candidate, the winner, and why."""
+
+    schema_version: int = 1
+    model: str
+    version: int
+    board: BoardFacts
+    candidates: tuple[CandidateResult, ...]
+    placement: str | None  # the winner's id
+    reason: str  # plain words: why this one, or why none
+    objective: str = "latency_p50"
+    duration_s: float = Field(ge=0)
+    conditions: dict[str, str] = Field(default_factory=dict)
+
+    def placed(self) -> CandidateResult | None:
+        """Return the winner's result, or None when nothing was placed."""
+        return next((result for result in self.candidates if result.id == self.placement), None)

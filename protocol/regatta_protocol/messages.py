@@ -1,0 +1,193 @@
+"""Every message between a device and its fleet (topics.py says where each travels).
+
+Control messages are JSON; telemetry is zlib-compressed JSON (codec.py). Commands are idempotent and carry a
+generation, because a broker may replay what was acknowledged and lose what was queued. Chunks are binary (chunk.py).
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from regatta_protocol.enums import StrEnum
+from regatta_protocol.ids import DeviceIdField, DigestField, ModelNameField
+from regatta_protocol.measurement import Accuracy, BoardFacts, Latency, Power, RaceReport
+from regatta_protocol.wire import Wire
+
+__all__ = [
+    "Assignment",
+    "DesiredModel",
+    "Get",
+    "InstallState",
+    "ModelReport",
+    "Presence",
+    "RaceItem",
+    "Reported",
+    "Request",
+    "Response",
+    "ServingWindow",
+    "SignedAssignment",
+    "TelemetryBatch",
+]
+
+
+class Presence(Wire):
+    """Retained on `up/state`; the last will carries `up=False`."""
+
+    schema_version: int = 1
+    up: bool
+    boot: str = ""  # changes with every start of the agent
+    agent_version: str = ""
+
+
+class DesiredModel(Wire):
+    """The version of a model that a device shall run."""
+
+    version: int = Field(ge=1)
+    rollout: str | None = None  # echoed in reports, so that a wave counts only its own
+    trial_s: float = Field(default=5.0, ge=0, le=86_400)  # how long a new version must serve before it is committed
+
+
+class Assignment(Wire):
+    """What one device shall run. Signed as bytes by the fleet's online key and wrapped in `SignedAssignment`."""
+
+    schema_version: int = 1
+    fleet: str  # the fleet's id, so that an assignment of another fleet is refused
+    device: DeviceIdField
+    generation: int = Field(ge=0)  # monotonic per device
+    issued_at: float  # seconds since 1970, by the server's clock
+    models: dict[ModelNameField, DesiredModel] = Field(default_factory=dict, max_length=64)
+
+
+class SignedAssignment(Wire):
+    """Retained on `dn/desired`. `payload` is the exact JSON text that was signed."""
+
+    schema_version: int = 1
+    payload: str = Field(max_length=48_000)
+    key_id: str
+    signature: str  # Ed25519 (RFC 8032) over the UTF-8 bytes of payload, base64
+
+
+class InstallState(StrEnum):
+    """Where a version stands on a device; the agent's table of transitions is over these."""
+
+    ASSIGNED = "assigned"  # wanted; the signed metadata is being asked for
+    AUTHORIZED = "authorized"  # metadata verified; the manifest is being fetched
+    DOWNLOADING = "downloading"
+    VERIFIED = "verified"  # every file is here with its digest; to be raced
+    RACING = "racing"
+    PLACED = "placed"  # a winner is known; its worker is starting
+    ON_TRIAL = "on_trial"  # serving, watched; the previous version stands by
+    COMMITTED = "committed"
+    ROLLED_BACK = "rolled_back"  # failed on trial; the previous version serves again
+    FAILED = "failed"  # cannot be installed here; the reason says why
+    RETIRED = "retired"  # no longer wanted
+
+
+class ModelReport(Wire):
+    """One installed or wanted version on a device."""
+
+    name: ModelNameField
+    version: int = Field(ge=1)
+    state: InstallState
+    serving: bool = False
+    reason: str | None = None  # of each thing not done, or what is being waited for
+    rollout: str | None = None
+    attempt: int = 0
+    placement: str | None = None  # candidate id
+    accuracy: Accuracy | None = None
+    latency: Latency | None = None  # of the placed candidate in the race
+    power: Power | None = None
+
+
+class Reported(Wire):
+    """What the device runs, on `up/reported`, echoing the generation that it has taken up."""
+
+    schema_version: int = 1
+    device: DeviceIdField
+    generation: int = Field(ge=0)
+    sequence: int = Field(ge=0)  # grows by one with each report, over restarts; older ones are ignored
+    agent_version: str
+    boot: str
+    board: BoardFacts = BoardFacts()
+    bytes_received: int = Field(default=0, ge=0)  # MQTT payload bytes since enrolment
+    models: tuple[ModelReport, ...] = Field(default=(), max_length=256)
+
+
+class RaceItem(Wire):
+    """Telemetry: a race that was run."""
+
+    kind: Literal["race"] = "race"
+    at: float  # seconds since 1970, by the device's clock
+    report: RaceReport
+
+
+class ServingWindow(Wire):
+    """Telemetry: what one placement served between two moments.
+
+    `latency_counts` is a sketch with relative error of at most 1 % (DDSketch's mapping): bucket index -> count of
+    requests, bucket i holding latencies in (g^(i-1), g^i] microseconds with g = 1.01 / 0.99. Windows merge by adding.
+    """
+
+    kind: Literal["serving"] = "serving"
+    model: ModelNameField
+    version: int
+    placement: str
+    start: float
+    stop: float
+    requests: int = Field(ge=0)
+    errors: int = Field(ge=0)
+    latency_counts: dict[int, int] = Field(default_factory=dict, max_length=4096)
+    feedback: Accuracy | None = None  # from labelled feedback, when there was any
+    power: Power | None = None
+
+
+TelemetryItem = Annotated[RaceItem | ServingWindow, Field(discriminator="kind")]
+
+
+class TelemetryBatch(Wire):
+    """What `up/telemetry` carries, zlib-compressed. `id` is the idempotency key: a repeated batch is counted once."""
+
+    schema_version: int = 1
+    id: str = Field(min_length=8, max_length=64)
+    device: DeviceIdField
+    dropped: int = Field(default=0, ge=0)  # items thinned away for lack of space since the last batch
+    items: tuple[TelemetryItem, ...] = Field(max_length=500)
+
+
+class Request(Wire):
+    """A small remote call from a device. `metadata`: params `target` (a target path) and `root_version` (int)."""
+
+    schema_version: int = 1
+    id: str = Field(min_length=1, max_length=64)
+    method: Literal["metadata"]
+    params: dict[str, str | int] = Field(default_factory=dict, max_length=16)
+
+
+class Response(Wire):
+    """The answer on `dn/response`, zlib-compressed. Exactly one of `files` and `error` is set.
+
+    For `metadata`, files maps role file names (`2.root.json`, `timestamp.json`, `7.snapshot.json`, …) to their
+    exact text. An answer to a failed `Get` has the id `get-{transfer}`.
+    """
+
+    schema_version: int = 1
+    id: str = Field(max_length=64)
+    files: dict[str, str] | None = Field(default=None, max_length=64)
+    error: str | None = None
+    retryable: bool = False
+
+
+class Get(Wire):
+    """Ask for chunks of a blob, on `up/get`; they come on `dn/chunk/{transfer}` with QoS 0, none twice per Get.
+
+    The device decides how many may be on their way: it sends the next Get when it wants more, and asks again for
+    what did not come.
+    """
+
+    schema_version: int = 1
+    transfer: int = Field(ge=0, lt=2**32)
+    digest: DigestField
+    chunk_bytes: int = Field(ge=1024, le=65_536)
+    ranges: tuple[tuple[int, int], ...] = Field(min_length=1, max_length=256)  # [start, stop) of chunk indices

@@ -1,0 +1,1 @@
+"""Identity and trust: enrolment, certificates, tokens, keys, and installing the service."""
