@@ -1,7 +1,7 @@
 """The manifest: what a version of a model consists of. It is the thing that is signed (as a TUF target).
 
 A manifest names every file of the bundle by digest and size, so one signature covers them all. It is verified over
-the received bytes and stored as received; unknown fields are kept. Target path: `models/{name}/{version}/manifest.json`.
+the received bytes and stored as received; unknown fields are kept. `target_path` says where it stands in TUF.
 
 Arrays in bundle files (`.npz`, never pickled):
 - golden: `in.{i}` float or int [n, …] per input i, in the model's own real values; `out.{variant}.{j}` float32
