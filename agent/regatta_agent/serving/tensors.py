@@ -117,7 +117,8 @@ def decode_binary(datatype: str, shape: Sequence[int], data: bytes | memoryview)
             "check binary_data_size and that the whole tensor was sent"
         )
     if datatype == "BOOL":
-        return (np.frombuffer(data, dtype=np.uint8) != 0).reshape(shape)
+        flags: Array = np.frombuffer(data, dtype=np.uint8) != 0
+        return flags.reshape(shape)
     return np.frombuffer(data, dtype=dtype).reshape(shape)
 
 
@@ -161,7 +162,8 @@ def decode_json(datatype: str, shape: Sequence[int], data: object) -> Array:
         return np.empty(shape, dtype=dtype)
     _check_kind(datatype, dtype, array)
     with np.errstate(over="ignore"):
-        return array.astype(dtype, copy=False).reshape(shape)
+        typed: Array = array.astype(dtype, copy=False)
+    return typed.reshape(shape)
 
 
 def _check_kind(datatype: str, dtype: np.dtype[Any], array: Array) -> None:

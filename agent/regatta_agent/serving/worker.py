@@ -23,7 +23,9 @@ import stat
 import sys
 import threading
 import time
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from pydantic import BaseModel
 
@@ -226,7 +228,8 @@ class Worker:
         """Return what came of loading, or None when told to stop before."""
         stopping = asyncio.ensure_future(self._stop.wait())
         limit_s = self._spec.limits.self_test_s
-        await asyncio.wait({loaded, stopping}, timeout=limit_s, return_when=asyncio.FIRST_COMPLETED)
+        either: set[asyncio.Future[Any]] = {loaded, stopping}
+        await asyncio.wait(either, timeout=limit_s, return_when=asyncio.FIRST_COMPLETED)
         stopping.cancel()
         if loaded.done():
             return loaded.result()
@@ -254,7 +257,7 @@ class Worker:
     def _close_window(self) -> None:
         self._reporter.tell(self._tally.close(time.time(), self._feedback.take(), None))
 
-    async def _drain(self, servers: list[asyncio.AbstractServer]) -> None:
+    async def _drain(self, servers: Sequence[asyncio.AbstractServer]) -> None:
         """Answer what is under way and what still comes, until it is quiet or the time is up."""
         limits, began = self._spec.limits, self._loop.time()
         self._server.draining = self._service.draining = True
@@ -292,7 +295,7 @@ def main(arguments: list[str]) -> int:
             raise Misuse("usage: python -m regatta_agent.serving SPEC.json")
         spec = decode(ServeSpec, read_bounded(Path(arguments[0]), MAX_SPEC_BYTES), MAX_SPEC_BYTES)
         asyncio.run(_run(spec, reporter, started_ns))
-    except Exception as err:  # noqa: BLE001 - the top of the program
+    except Exception as err:
         error = err if isinstance(err, RegattaError) else _as_family(err)
         logger.error("event=failed", exc_info=err)
         reporter.tell(Failed(reason=str(error), family=family_of(error)))
