@@ -93,7 +93,10 @@ class _Worker:
     def _check(self, session: Session, command: Check) -> Answer:
         if self._golden is None or self._golden.outputs is None:
             return Checked(samples=0, snr_db=None, sound=True, detail=f"no golden outputs for {self._variant}")
-        verdict = compare(session, self._golden, command.budget_s)
+        try:
+            verdict = compare(session, self._golden, command.budget_s)
+        except Rejected as err:
+            return Failed(stage="samples", reason=str(err))
         return Checked(
             samples=verdict.samples, snr_db=round(verdict.snr_db, 2), sound=verdict.sound, detail=verdict.detail
         )
