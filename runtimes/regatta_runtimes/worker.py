@@ -137,12 +137,9 @@ class _Worker:
 
 def _describe(runtime: str, path: Path, backends: Mapping[str, str]) -> Answer:
     """Return what the file is, and whether `runtime` can build and run it."""
-    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
-        view = memoryview(mapped)
-        try:
-            found = survey(view)
-        finally:
-            view.release()
+    with path.open("rb") as file:
+        # never closed by hand: after Rejected its traceback still holds views, and closing would raise BufferError
+        found = survey(memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)))
     specs = None
     refusal: str | None = None
     try:

@@ -7,13 +7,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tiny_models import dense_model
 
 from regatta_protocol.errors import Rejected
 from regatta_runtimes.candidate import Candidate
 from regatta_runtimes.errors import CreateFailed, RuntimeMissing
 from regatta_runtimes.session import Session, open_session
 from regatta_runtimes.testing import dense
+from tiny_models import dense_model
 
 WEIGHTS = np.array([[1, 2, 3, 4], [0, -1, 0.5, 1], [2, 2, -2, 0]], dtype=np.float32)
 BIAS = np.array([0.5, 0, -1], dtype=np.float32)

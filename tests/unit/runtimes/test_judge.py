@@ -127,7 +127,11 @@ def test_the_floor_is_under_the_best_variant() -> None:
     """Best fleet accuracy less the allowed drop; none measured, no floor."""
     fleet = [Accuracy(correct=95, total=100), None, Accuracy(correct=97, total=100)]
 
-    assert accuracy_floor(fleet, Policy(max_accuracy_drop=0.02)) == Floor(pytest.approx(0.95), 100)
+    floor = accuracy_floor(fleet, Policy(max_accuracy_drop=0.02))
+
+    assert floor is not None
+    assert floor.value == pytest.approx(0.95)
+    assert floor.total == 100
     assert accuracy_floor([None], Policy()) is None
 
 
