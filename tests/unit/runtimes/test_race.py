@@ -6,6 +6,8 @@ import json
 import os
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 
 import numpy as np
@@ -243,3 +245,53 @@ def test_the_probe_model_is_the_one_that_the_recipe_builds() -> None:
     shipped = Path(race_module.__file__).with_name("probe.tflite").read_bytes()
 
     assert shipped == unary_model(101)
+
+
+def _descendants(pid: int) -> set[int]:
+    """Return the ids of every process below this one."""
+    found: set[int] = set()
+    for children in Path(f"/proc/{pid}/task").glob("*/children"):
+        for child in map(int, children.read_text().split()):
+            found |= {child} | _descendants(child)
+    return found
+
+
+def test_nothing_outlives_a_race_that_is_killed(tmp_path: Path) -> None:
+    """kill -9 of the race takes its forkserver and a hanging worker with it."""
+    (tmp_path / "m.tflite").write_bytes(b"whatever")
+    spec = RaceSpec(
+        model="m",
+        version=1,
+        variants=(RaceVariant(name="hang", path=str(tmp_path / "m.tflite")),),
+        budget_s=120,
+        runtimes=(),
+        backends={"faulty": "faulty_backend"},
+    )
+    (tmp_path / "spec.json").write_bytes(encode(spec))
+    race = subprocess.Popen(
+        [sys.executable, "-m", "regatta_runtimes.race", "spec.json", "--output", "report.json"],
+        cwd=tmp_path,
+        env=CHILD,
+        stdout=subprocess.DEVNULL,
+    )
+    deadline = time.monotonic() + 30
+    below: set[int] = set()
+    while len(below) < 2 and time.monotonic() < deadline:
+        below = _descendants(race.pid)
+        threading.Event().wait(0.01)
+
+    race.kill()
+    race.wait(10)
+
+    while any(_lives(pid) for pid in below) and time.monotonic() < deadline:
+        threading.Event().wait(0.01)
+    assert len(below) == 2
+    assert not any(_lives(pid) for pid in below)
+
+
+def _lives(pid: int) -> bool:
+    """Return whether the process runs; a zombie that init has not yet collected does not."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
