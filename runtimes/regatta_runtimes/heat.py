@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from regatta_protocol.manifest import Policy
 from regatta_protocol.measurement import Accuracy, Outcome, unknown_power
 from regatta_runtimes.candidate import Candidate
-from regatta_runtimes.job import Time
+from regatta_runtimes.job import MAX_TIMED_SAMPLES, Time
 from regatta_runtimes.judge import MAX_NOISE, Floor, broken_constraint, simplicity
 from regatta_runtimes.nursery import Nursery
 from regatta_runtimes.power import MIN_READINGS, PowerSensor, UnknownPower, average_power
@@ -160,11 +160,12 @@ class Heats:
         before = len(trial.rounds)
         while len(readings) < 2 * MIN_READINGS and time.monotonic() < stop:
             begun = time.monotonic()
-            if not trial.time(Time(budget_s=block_s, min_samples=1, max_samples=4096, warmup=0)):
-                return
+            while time.monotonic() < begun + block_s:  # a tiny model is through its samples before the block is over
+                if not trial.time(Time(budget_s=block_s, min_samples=1, max_samples=MAX_TIMED_SAMPLES, warmup=0)):
+                    return
+                inferences += len(trial.rounds[-1])
             readings.append(sensor.read_mw())
             busy_s += time.monotonic() - begun
-            inferences += len(trial.rounds[-1])
         del trial.rounds[before:]  # timed beside the sensor's own work: not fit for the latency figures
         trial.power = average_power(sensor, readings, inferences, busy_s)
 

@@ -120,7 +120,9 @@ def test_the_orchestrating_process_imports_no_numpy_and_no_runtime() -> None:
     assert subprocess.run([sys.executable, "-c", code], env=CHILD, timeout=60, check=False).returncode == 0
 
 
-def _faulty(tmp_path: Path, *variants: str, policy: Policy | None = None, budget_s: float = 6.0) -> RaceReport:
+def _faulty(
+    tmp_path: Path, *variants: str, policy: Policy | None = None, budget_s: float = 6.0, sysroot: str = "/"
+) -> RaceReport:
     (tmp_path / "m.tflite").write_bytes(b"whatever")
     golden = tmp_path / "golden.npz"
     x = np.random.default_rng(0).normal(size=(8, 4)).astype(np.float32)
@@ -132,6 +134,7 @@ def _faulty(tmp_path: Path, *variants: str, policy: Policy | None = None, budget
             variants=tuple(RaceVariant(name=name, path=str(tmp_path / "m.tflite")) for name in variants),
             golden=str(golden),
             policy=policy or Policy(),
+            sysroot=sysroot,
             threads=(1,),
             budget_s=budget_s,
             memory_bytes=256 << 20,
@@ -170,6 +173,24 @@ def test_a_hang_costs_its_limit_and_no_more(tmp_path: Path) -> None:
     assert report.placement in ("faulty/sound/none/t1", "faulty/sound/xnnpack/t1")
     assert Outcome.HUNG in {result.outcome for result in report.candidates}
     assert report.duration_s < 12
+
+
+def test_a_board_with_a_sensor_is_judged_by_energy(tmp_path: Path) -> None:
+    """5 V · 1.2 A on the input rail of a Jetson's tree: 6 W, and the energy of one inference follows from its time."""
+    chip = tmp_path / "root/sys/class/hwmon/hwmon0"
+    chip.mkdir(parents=True)
+    for name, text in {"name": "ina3221", "in1_label": "VDD_IN", "in1_input": "5000", "curr1_input": "1200"}.items():
+        (chip / name).write_text(text)
+
+    report = _faulty(tmp_path, "sound", policy=Policy(objective="energy"), sysroot=str(tmp_path / "root"))
+
+    placed = report.placed()
+    assert placed is not None
+    assert report.objective == "energy"
+    assert (placed.power.method, placed.power.power_mw, placed.power.coverage) == ("measured", 6000, "VDD_IN")
+    assert placed.power.energy_per_inference_mj is not None
+    assert 0 < placed.power.energy_per_inference_mj < 60  # under 10 ms an inference
+    assert report.board.power_sensor == "ina3221"
 
 
 def test_a_policy_that_nobody_meets_places_nothing(tmp_path: Path) -> None:
