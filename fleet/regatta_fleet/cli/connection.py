@@ -1,0 +1,107 @@
+"""How a command finds its fleet: options, environment, or the file that a running server leaves in its home.
+
+The server writes `server.json` (mode 0600) into the fleet's home while it runs. `--url` with REGATTA_TOKEN reaches
+a server whose home is not on this machine.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar
+
+import click
+
+from regatta_protocol.errors import Misuse, Rejected, Retryable
+
+if TYPE_CHECKING:
+    from regatta_fleet.client import FleetClient, ServerAddress
+
+__all__ = ["connected", "default_home", "examples", "home_option", "json_option", "open_client"]
+
+HOME_VARIABLE = "REGATTA_HOME"
+URL_VARIABLE = "REGATTA_URL"
+TOKEN_VARIABLE = "REGATTA_TOKEN"  # noqa: S105 - the name of a variable
+_MAX_SERVER_FILE_BYTES = 64 * 1024
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON instead of tables.")
+home_option = click.option(
+    "--home",
+    type=click.Path(file_okay=False, path_type=Path),
+    envvar=HOME_VARIABLE,
+    default=None,
+    help=f"The fleet's folder [env: {HOME_VARIABLE}; default: ~/.local/share/regatta].",
+)
+_url_option = click.option(
+    "--url",
+    envvar=URL_VARIABLE,
+    default=None,
+    help=f"The server's address, when it is not the one in --home; its token in {TOKEN_VARIABLE} [env: {URL_VARIABLE}].",
+)
+
+
+def default_home() -> Path:
+    """Return where a fleet lives when nobody says otherwise."""
+    data = os.environ.get("XDG_DATA_HOME", "")
+    return (Path(data) if data.startswith("/") else Path.home() / ".local" / "share") / "regatta"
+
+
+def open_client(home: Path | None, url: str | None) -> FleetClient:
+    """Return a client of the fleet that the options and the environment name.
+
+    Raises:
+        Retryable: when no server runs in this home.
+        Misuse: when a URL comes without a token.
+        Rejected: when server.json is not what a server wrote.
+    """
+    from regatta_fleet.client import FleetClient
+
+    token = os.environ.get(TOKEN_VARIABLE)
+    if url is not None:
+        if not token:
+            raise Misuse(f"--url {url} needs the server's token in {TOKEN_VARIABLE}: server.json in its home holds it")
+        return FleetClient(url, token)
+    running = _running_server(home or default_home())
+    return FleetClient(running.url, token or running.token)
+
+
+def _running_server(home: Path) -> ServerAddress:
+    """Return the address and token that a running server left in its home."""
+    from regatta_fleet.client import ServerAddress
+    from regatta_protocol.codec import decode
+    from regatta_protocol.durable import read_bounded
+
+    path = home / "server.json"
+    try:
+        data = read_bounded(path, _MAX_SERVER_FILE_BYTES)
+    except FileNotFoundError:
+        raise Retryable(f"no Regatta server runs in {home}: start one with `regatta up`, or name its --home") from None
+    except PermissionError:
+        raise Misuse(f"{path} belongs to another user: run as the one who started `regatta up`") from None
+    try:
+        return decode(ServerAddress, data)
+    except Rejected as err:
+        raise Rejected(f"{path} is damaged ({err}): start the server anew with `regatta up`") from err
+
+
+def connected(command: Callable[Concatenate[FleetClient, P], R]) -> Callable[P, R]:
+    """Give a command the options --home and --url, and an open client as its first argument."""
+
+    @home_option
+    @_url_option
+    @functools.wraps(command)
+    def wrapped(*args: Any, home: Path | None, url: str | None, **kwargs: Any) -> R:  # noqa: ANN401 - click's arguments
+        with open_client(home, url) as client:
+            return command(client, *args, **kwargs)
+
+    return wrapped  # type: ignore[return-value]  # click adds the options to what the caller gives
+
+
+def examples(*lines: str) -> str:
+    """Return an epilog of commands, one a line as written."""
+    return "\b\nExamples:\n" + "\n".join(f"  {line}" for line in lines)
