@@ -16,6 +16,7 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeVar
+from urllib.parse import quote
 
 import requests
 from pydantic import BaseModel, TypeAdapter, ValidationError
@@ -299,7 +300,8 @@ def _parse(adapter: TypeAdapter[T], data: bytes, path: str) -> T:
         first = err.errors(include_url=False, include_input=False)[0]
         where = ".".join(str(part) for part in first["loc"]) or "the whole answer"
         raise Rejected(
-            f"the answer to {path} is not understood ({where}: {first['msg']}): is this a Regatta server of this version?"
+            f"the answer to {path} is not understood ({where}: {first['msg']}): "
+            "is this a Regatta server of this version?"
         ) from err
 
 
@@ -334,8 +336,10 @@ def _cause(err: BaseException) -> str:
         if isinstance(seen, OSError) and seen.strerror and not isinstance(seen, requests.RequestException):
             return str(seen.strerror)
         reason = getattr(seen, "reason", None)
-        inner = reason if isinstance(reason, BaseException) else next(
-            (part for part in getattr(seen, "args", ()) if isinstance(part, BaseException)), None
+        inner = (
+            reason
+            if isinstance(reason, BaseException)
+            else next((part for part in getattr(seen, "args", ()) if isinstance(part, BaseException)), None)
         )
         inner = inner or seen.__cause__ or seen.__context__
         if inner is None or inner is seen:
@@ -346,4 +350,4 @@ def _cause(err: BaseException) -> str:
 
 def _segment(text: str) -> str:
     """Return `text` quoted as one segment of a path."""
-    return requests.utils.quote(text, safe="")
+    return quote(text, safe="")

@@ -29,7 +29,11 @@ _COMMANDS = {
     "model": ("regatta_fleet.cli.model", "model", "Optimize, push, list and show models."),
     "device": ("regatta_fleet.cli.device", "device", "Enrol, list, show and revoke devices."),
     "rollout": ("regatta_fleet.cli.rollout", "rollout", "Send a version to devices in waves, and watch its gate."),
-    "demo": ("regatta_fleet.demo", "demo", "Run a whole fleet on this machine, from float model to measured inference."),
+    "demo": (
+        "regatta_fleet.demo",
+        "demo",
+        "Run a whole fleet on this machine, from float model to inference.",
+    ),
     "completion": ("regatta_fleet.cli.completion", "completion", "Print the shell's completion script."),
 }
 

@@ -24,6 +24,6 @@ _SHELLS = ("bash", "zsh", "fish")
 def completion(ctx: click.Context, shell: str) -> None:
     """Print the shell's completion script."""
     kind = get_completion_class(shell)
-    assert kind is not None  # noqa: S101 - click brings all three
+    assert kind is not None
     root = ctx.find_root()
     click.echo(kind(root.command, {}, "regatta", "_REGATTA_COMPLETE").source())

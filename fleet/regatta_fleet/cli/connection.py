@@ -19,7 +19,7 @@ from regatta_protocol.errors import Misuse, Rejected, Retryable
 if TYPE_CHECKING:
     from regatta_fleet.client import FleetClient, ServerAddress
 
-__all__ = ["connected", "default_home", "examples", "home_option", "json_option", "open_client"]
+__all__ = ["connected", "examples", "home_option", "json_option", "open_client"]
 
 HOME_VARIABLE = "REGATTA_HOME"
 URL_VARIABLE = "REGATTA_URL"
@@ -41,14 +41,8 @@ _url_option = click.option(
     "--url",
     envvar=URL_VARIABLE,
     default=None,
-    help=f"The server's address, when it is not the one in --home; its token in {TOKEN_VARIABLE} [env: {URL_VARIABLE}].",
+    help=f"The server's address, if it is not the one in --home, with {TOKEN_VARIABLE} set [env: {URL_VARIABLE}].",
 )
-
-
-def default_home() -> Path:
-    """Return where a fleet lives when nobody says otherwise."""
-    data = os.environ.get("XDG_DATA_HOME", "")
-    return (Path(data) if data.startswith("/") else Path.home() / ".local" / "share") / "regatta"
 
 
 def open_client(home: Path | None, url: str | None) -> FleetClient:
@@ -66,6 +60,8 @@ def open_client(home: Path | None, url: str | None) -> FleetClient:
         if not token:
             raise Misuse(f"--url {url} needs the server's token in {TOKEN_VARIABLE}: server.json in its home holds it")
         return FleetClient(url, token)
+    from regatta_fleet.settings import default_home
+
     running = _running_server(home or default_home())
     return FleetClient(running.url, token or running.token)
 

@@ -6,7 +6,7 @@ Pure. Every refusal says what was read and shows a right example.
 from __future__ import annotations
 
 import re
-from typing import Any
+from collections.abc import Callable
 
 import click
 
@@ -124,42 +124,22 @@ def parse_gate(text: str) -> GateSetting:
     return GATE_KEYS[key], parse_share(value)
 
 
-class _Duration(click.ParamType):
-    name = "duration"
+class _Parsed(click.ParamType):  # type: ignore[type-arg]  # generic since click 8.3 only, and 8.1 will do
+    """A click type made of a parser; what is not text is a default that was parsed before."""
 
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:  # noqa: ANN401 - click's signature
-        if isinstance(value, float | int):
-            return float(value)
-        try:
-            return parse_duration(value)
-        except Rejected as err:
-            self.fail(str(err), param, ctx)
+    def __init__(self, name: str, parse: Callable[[str], object]) -> None:
+        self.name = name
+        self._parse = parse
 
-
-class _Waves(click.ParamType):
-    name = "shares"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[float, ...]:  # noqa: ANN401 - click's signature
-        if isinstance(value, tuple):
+    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> object:
+        if not isinstance(value, str):
             return value
         try:
-            return parse_waves(value)
+            return self._parse(value)
         except Rejected as err:
             self.fail(str(err), param, ctx)
 
 
-class _Gate(click.ParamType):
-    name = "key=value"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> GateSetting:  # noqa: ANN401 - click's signature
-        if isinstance(value, tuple):
-            return value
-        try:
-            return parse_gate(value)
-        except Rejected as err:
-            self.fail(str(err), param, ctx)
-
-
-DURATION = _Duration()
-WAVES = _Waves()
-GATE = _Gate()
+DURATION = _Parsed("duration", parse_duration)
+WAVES = _Parsed("shares", parse_waves)
+GATE = _Parsed("key=value", parse_gate)

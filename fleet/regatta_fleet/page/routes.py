@@ -154,4 +154,4 @@ def _templates() -> Environment:
 
 @cache
 def _file(name: str) -> bytes:
-    return resources.files("regatta_fleet.page").joinpath("static", name).read_bytes()
+    return resources.files("regatta_fleet.page").joinpath("static").joinpath(name).read_bytes()
