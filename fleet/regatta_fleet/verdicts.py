@@ -42,7 +42,7 @@ def candidate_verdict(result: CandidateResult, report: RaceReport) -> str:
     ours, best = getattr(result.latency, figure), getattr(winner.latency, figure)
     if not best or ours < best:
         return "not chosen: the policy prefers the placed one"
-    return f"{figures.ratio(ours / best)} the latency of the placed one ({figure[:3]})"
+    return f"{figures.ratio(ours / best)} the placed one's {figure[:3]}"
 
 
 def ordered(report: RaceReport) -> tuple[CandidateResult, ...]:
