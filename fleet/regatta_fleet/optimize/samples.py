@@ -68,7 +68,7 @@ def write_samples(path: Path, samples: Samples) -> None:
     """Write real values and labels as the manifest describes an evaluation set."""
     content = io.BytesIO()
     arrays = {"x": samples.x} if samples.y is None else {"x": samples.x, "y": samples.y}
-    np.savez_compressed(content, **arrays)  # type: ignore[arg-type]  # the stubs confuse arrays with a keyword
+    np.savez_compressed(content, **arrays)
     write_durably(path, content.getvalue(), mode=0o644)
 
 
@@ -91,7 +91,7 @@ def check_shape(samples: Samples, shape: Sequence[int], source: str) -> None:
     """
     found = samples.x.shape[1:]
     wanted = tuple(shape[1:])
-    if len(found) != len(wanted) or any(want not in (-1, have) for have, want in zip(found, wanted)):
+    if len(found) != len(wanted) or any(want not in (-1, have) for have, want in zip(found, wanted, strict=True)):
         raise Rejected(
             f"{source}: 'x' has samples of shape {list(found)}, the model's input wants {list(wanted)}: "
             "give samples as the model was trained with"
