@@ -15,34 +15,43 @@ Invariants:
 from __future__ import annotations
 
 import logging
+import math
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from regatta_fleet.labels import labels_text, parse_labels
+from regatta_fleet.optimize.samples import check_labels, check_shape, read_samples, write_samples
 from regatta_fleet.schemas import BundleDraft
 from regatta_protocol.codec import decode, encode
 from regatta_protocol.durable import read_bounded, rename_durably, sync_folder, write_durably
 from regatta_protocol.errors import BadDigest, Rejected
 from regatta_protocol.ids import Digest, digest_of_file
-from regatta_protocol.manifest import MAX_FILE_BYTES, MAX_MANIFEST_BYTES, FileRef, ImageInput, Policy, Variant
+from regatta_protocol.manifest import (
+    MAX_FILE_BYTES,
+    MAX_MANIFEST_BYTES,
+    FileRef,
+    ImageInput,
+    Policy,
+    TensorSpec,
+    Variant,
+)
+from regatta_runtimes.candidate import Candidate
+from regatta_runtimes.golden import write_golden
+from regatta_runtimes.inspect import ModelFacts, inspect_model
+from regatta_runtimes.measure import measure_file
 
-if TYPE_CHECKING:
-    from regatta_runtimes.inspect import ModelFacts
-
-__all__ = ["Bundle", "BundleSource", "bundle_from_model", "file_ref", "guess_image", "write_bundle"]
+__all__ = ["Bundle", "BundleSource", "bundle_from_model", "file_ref", "golden_count", "guess_image", "write_bundle"]
 
 logger = logging.getLogger(__name__)
 
-Progress = Callable[[str, float], None]
-
 _MAX_LABELS_BYTES = 8 * 1024 * 1024
-_EDGE_TPU_OPERATOR = "edgetpu-custom-op"
+_GOLDEN_SAMPLES = 16
+_GOLDEN_BYTES = 2 * 1024 * 1024  # 3 pictures of 224 × 224 × 3 in float32: half of MobileNetV2's own 3.6 MB
 
 
 @dataclass(frozen=True)
@@ -86,7 +95,7 @@ class BundleSource:
     evaluation: Path | None = None  # .npz with x, y and optionally scale, zero_point
     mean: float | None = None  # of pixels; with `scale` the input is a picture: real = (pixel − mean) · scale
     scale: float | None = None
-    requires: tuple[str, ...] = ()  # delegates that the file cannot run without
+    variants: tuple[Path, ...] = ()  # further files that compute the same model, for example an Edge TPU one
     policy: Policy = field(default_factory=Policy)
 
 
@@ -161,68 +170,29 @@ def bundle_from_model(
         Rejected: when the model is no TFLite file, is cut off, or has an operator that no runtime here supports; when
             labels do not fit its output, or the evaluation set its input.
     """
-    from regatta_runtimes.candidate import Candidate
-    from regatta_runtimes.golden import write_golden
-    from regatta_runtimes.inspect import inspect_model
-    from regatta_runtimes.measure import measure_file
-
-    from regatta_fleet.optimize.samples import Samples, check_labels, check_shape, read_samples, write_samples
-
     _check_place(output, replace)
     progress(f"inspecting {model.name}", 0.0)
-    facts = inspect_model(model)
+    models = _inspect((model, *source.variants))
+    facts = next(iter(models.values()))[1]
     classes = facts.outputs[0].shape[-1] if facts.outputs and facts.outputs[0].shape else 0
     labels = None if source.labels is None else _read_labels(source.labels, classes)
-    samples: Samples | None = None
-    if source.evaluation is not None:
-        samples = read_samples(source.evaluation)
-        check_shape(samples, facts.inputs[0].shape, source.evaluation.name)
-        check_labels(samples, classes, source.evaluation.name)
-        if samples.y is None:
-            raise Rejected(f"{source.evaluation.name} has no labels 'y': an evaluation set needs them")
-    requires = source.requires or (("edgetpu",) if _EDGE_TPU_OPERATOR in facts.operators else ())
-    name = "edgetpu" if "edgetpu" in requires else facts.precision
-
     with tempfile.TemporaryDirectory(prefix="regatta-bundle-") as scratch:
         parts = _Parts(Path(scratch))
-        evaluation = None
-        if samples is not None:
-            write_samples(parts.new("evaluation.npz"), samples)
-            evaluation = parts.take("evaluation.npz")
+        evaluation = None if source.evaluation is None else _evaluation(source.evaluation, facts, classes, parts)
+        golden = parts.new("golden.npz")
         progress("computing golden samples with reference kernels", 0.2)
-        write_golden({name: model}, parts.new("golden.npz"), samples=None if evaluation is None else evaluation[0])
-        golden = parts.take("golden.npz")
-        progress("measuring", 0.5)
-        measured = measure_file(
-            Candidate("litert", name, "xnnpack", 1),
-            model,
-            evaluation=None if evaluation is None else evaluation[0],
-            golden=golden[0],
-        )
-        if measured.latency is None:
-            logger.warning("model=%s measured=no outcome=%s reason=%s", model.name, measured.outcome, measured.reason)
-        label_file = None
-        if labels is not None:
-            write_durably(parts.new("labels.txt"), labels_text(labels), mode=0o644)
-            label_file = parts.take("labels.txt")
-        variant = Variant(
-            name=name,
-            file=parts.add(model),
-            precision=facts.precision,
-            inputs=facts.inputs,
-            outputs=facts.outputs,
-            requires=requires,
-            steps=("as given",),
-            accuracy=measured.accuracy,
-            latency=measured.latency,
-            latency_setting=None if measured.latency is None else measured.id,
-        )
+        files = {name: path for name, (path, _) in models.items()}
+        write_golden(files, golden, samples=evaluation, count=golden_count(facts.inputs))
+        variants = []
+        for place, (name, (path, found)) in enumerate(models.items()):
+            progress(f"measuring {name}", 0.5 + 0.4 * place / len(models))
+            variants.append(_as_given(name, path, found, evaluation, golden, parts))
         draft = BundleDraft(
-            task="classification" if labels is not None or samples is not None else "other",
-            variants=(variant,),
-            golden=golden[1],
-            evaluation=None if evaluation is None else evaluation[1],
-            labels=None if label_file is None else label_file[1],
+            task="classification" if labels is not None or evaluation is not None else "other",
+            variants=tuple(variants),
+            golden=parts.add(golden),
+            evaluation=None if evaluation is None else parts.add(evaluation),
+            labels=None if labels is None else parts.write("labels.txt", labels_text(labels)),
             input=guess_image(facts, mean=source.mean, scale=source.scale),
             policy=source.policy,
             source=model.name,
@@ -232,6 +202,12 @@ def bundle_from_model(
         bundle = write_bundle(output, draft, parts.files, replace=replace)
     progress(f"bundle in {output}", 1.0)
     return bundle
+
+
+def golden_count(inputs: Sequence[TensorSpec]) -> int:
+    """Return how many golden samples to keep: 16, fewer for large inputs, since every device downloads them."""
+    sample_bytes = sum(4 * math.prod(max(size, 1) for size in spec.shape) for spec in inputs)
+    return max(2, min(_GOLDEN_SAMPLES, _GOLDEN_BYTES // max(sample_bytes, 1)))
 
 
 def guess_image(facts: ModelFacts, *, mean: float | None = None, scale: float | None = None) -> ImageInput | None:
@@ -273,16 +249,63 @@ class _Parts:
         """Return a path to write to."""
         return self._scratch / name
 
-    def take(self, name: str) -> tuple[Path, FileRef]:
-        """Note the file that was written to `new(name)`."""
-        path = self._scratch / name
-        return path, self.add(path)
-
     def add(self, path: Path) -> FileRef:
-        """Note a file that lies anywhere."""
+        """Note a file that is written."""
         ref = file_ref(path)
         self.files[ref.digest] = path
         return ref
+
+    def write(self, name: str, content: bytes) -> FileRef:
+        """Write a file and note it."""
+        write_durably(self.new(name), content, mode=0o644)
+        return self.add(self.new(name))
+
+
+def _inspect(models: Sequence[Path]) -> dict[str, tuple[Path, ModelFacts]]:
+    """Return path and facts by the variant's name: its delegate or precision, told apart by number."""
+    found: dict[str, tuple[Path, ModelFacts]] = {}
+    for path in models:
+        facts = inspect_model(path)
+        name = facts.requires[0] if facts.requires else facts.precision
+        if name in found:
+            name = f"{name}-{len(found) + 1}"
+        found[name] = (path, facts)
+    return found
+
+
+def _evaluation(path: Path, facts: ModelFacts, classes: int, parts: _Parts) -> Path:
+    """Return the evaluation set as a bundle keeps it, in real values."""
+    samples = read_samples(path)
+    if samples.y is None:
+        raise Rejected(f"{path.name} has no labels 'y': an evaluation set needs them")
+    check_shape(samples, facts.inputs[0].shape, path.name)
+    check_labels(samples, classes, path.name)
+    write_samples(parts.new("evaluation.npz"), samples)
+    return parts.new("evaluation.npz")
+
+
+def _as_given(
+    name: str, path: Path, facts: ModelFacts, evaluation: Path | None, golden: Path, parts: _Parts
+) -> Variant:
+    """Return the variant with what it measures on one thread of this machine, where it runs here."""
+    measured = None
+    if not facts.requires:
+        candidate = Candidate("litert", name, "xnnpack", 1)
+        measured = measure_file(candidate, path, evaluation=evaluation, golden=golden)
+        if measured.latency is None:
+            logger.warning("variant=%s measured=no outcome=%s reason=%s", name, measured.outcome, measured.reason)
+    return Variant(
+        name=name,
+        file=parts.add(path),
+        precision=facts.precision,
+        inputs=facts.inputs,
+        outputs=facts.outputs,
+        requires=facts.requires,
+        steps=("as given",),
+        accuracy=None if measured is None else measured.accuracy,
+        latency=None if measured is None else measured.latency,
+        latency_setting=None if measured is None or measured.latency is None else f"{measured.id} where it was pushed",
+    )
 
 
 def _read_labels(path: Path, classes: int) -> tuple[str, ...]:

@@ -1,14 +1,12 @@
 """Samples for tuning and evaluation: an `.npz` of the user's, checked and brought to real values.
 
 Arrays of the file: `x` [n, …], optionally labels `y` [n], and `scale` with `zero_point` when `x` is quantized:
-real = (x − zero_point) · scale. Pickled arrays are never read, and what a file may inflate to is limited.
+real = (x − zero_point) · scale.
 """
 
 from __future__ import annotations
 
 import io
-import zipfile
-import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,11 +15,11 @@ import numpy as np
 import numpy.typing as npt
 
 from regatta_protocol.durable import write_durably
-from regatta_protocol.errors import Rejected, TooLarge
+from regatta_protocol.errors import Rejected
+from regatta_runtimes.samples import read_npz
+from regatta_runtimes.session import Array
 
 __all__ = ["Samples", "check_labels", "check_shape", "read_samples", "split_samples", "write_samples"]
-
-_MAX_INFLATED_BYTES = 4 * 1024**3  # 27,000 pictures of 224 × 224 × 3 in uint8; a bundle's evaluation is far smaller
 
 
 @dataclass(frozen=True)
@@ -44,10 +42,9 @@ def read_samples(path: Path) -> Samples:
 
     Raises:
         Rejected: when it is no such file, is empty, or holds NaN or infinite values; the text names the array.
-        TooLarge: when it inflates to over 4 GiB.
-        OSError: when it cannot be read.
+        TooLarge: when it inflates to over 512 MiB, more than devices read.
     """
-    arrays = _read_arrays(path)
+    arrays = read_npz(path)
     if "x" not in arrays:
         raise Rejected(f"{path} has no array 'x' (it has {sorted(arrays)}): save it with numpy.savez(path, x=…, y=…)")
     raw = arrays["x"]
@@ -108,19 +105,7 @@ def check_labels(samples: Samples, classes: int, source: str) -> None:
         raise Rejected(f"{source}: 'y' holds label {int(samples.y.max())}, the model has classes 0 to {classes - 1}")
 
 
-def _read_arrays(path: Path) -> dict[str, npt.NDArray[np.generic]]:
-    try:
-        with zipfile.ZipFile(path) as archive:
-            inflated = sum(entry.file_size for entry in archive.infolist())
-        if inflated > _MAX_INFLATED_BYTES:
-            raise TooLarge(f"{path} inflates to {inflated} bytes, over the limit of {_MAX_INFLATED_BYTES}")
-        with np.load(path, allow_pickle=False) as arrays:
-            return {name: arrays[name] for name in arrays.files if name in ("x", "y", "scale", "zero_point")}
-    except (zipfile.BadZipFile, zlib.error, ValueError, EOFError, KeyError) as err:
-        raise Rejected(f"{path} is no .npz of plain arrays ({err}): save it with numpy.savez(path, x=…, y=…)") from err
-
-
-def _number(path: Path, arrays: dict[str, npt.NDArray[np.generic]], name: str) -> np.float32:
+def _number(path: Path, arrays: dict[str, Array], name: str) -> np.float32:
     values = arrays[name]
     if values.size != 1 or values.dtype.kind not in "fiu" or not np.isfinite(values).all():
         raise Rejected(f"{path}: '{name}' is {values.dtype} of shape {list(values.shape)}: give one finite number")
@@ -130,7 +115,7 @@ def _number(path: Path, arrays: dict[str, npt.NDArray[np.generic]], name: str) -
     return number
 
 
-def _labels(path: Path, arrays: dict[str, npt.NDArray[np.generic]], count: int) -> npt.NDArray[np.int64] | None:
+def _labels(path: Path, arrays: dict[str, Array], count: int) -> npt.NDArray[np.int64] | None:
     if "y" not in arrays:
         return None
     y = arrays["y"]
