@@ -3,7 +3,7 @@
 Rule 1: a wave starts only when every wave before it is promoted.
 Rule 2: a wave's end and what it means for the rollout are one change, stored in one transaction.
 Rule 3: what the gate refuses goes back (the failed wave and all before it) or is held, as the request said.
-Rule 4: an abort leaves promoted waves as they are, and sends the wave under observation, or held, back.
+Rule 4: an abort sends every device that the rollout reached back to what it ran before, promoted waves too.
 Rule 5: an operator's promote passes the current wave without its gate.
 """
 
@@ -190,7 +190,7 @@ def promote(rollout: Rollout, now: float) -> Change:
 
 
 def abort(rollout: Rollout, now: float) -> Change:
-    """Return the change that ends the rollout and sends the wave under observation back.
+    """Return the change that ends the rollout and sends every device that it reached back.
 
     Raises:
         Rejected: when the rollout is over already.
@@ -200,11 +200,11 @@ def abort(rollout: Rollout, now: float) -> Change:
     state = next_rollout_state(rollout.state, RolloutEvent.ABORT)
     ended = replace(rollout, state=state, reason="aborted by the operator", finished_at=now)
     wave = rollout.current
-    effects: tuple[Effect, ...] = ()
     if wave is not None and wave.state is not WaveState.PENDING:
         cancelled = next_wave_state(wave.state, WaveEvent.CANCEL)
         ended = _with_wave(ended, replace(wave, state=cancelled, reason=wave.reason or "aborted by the operator"))
-        effects = (Effect(EffectKind.RESTORE, wave.devices),)
+    reached = tuple(d for each in rollout.waves if each.state is not WaveState.PENDING for d in each.devices)
+    effects = (Effect(EffectKind.RESTORE, reached),) if reached else ()
     return Change(ended, effects, f"rollout of {rollout.ref} aborted by the operator")
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Collection, Sequence
+from itertools import pairwise
 
 from regatta_protocol.errors import Rejected
 from regatta_protocol.ids import DeviceId
@@ -25,7 +26,7 @@ def check_shares(shares: Sequence[float]) -> None:
     Raises:
         Rejected: when they do not.
     """
-    growing = all(before < after for before, after in zip(shares, shares[1:], strict=False))
+    growing = all(before < after for before, after in pairwise(shares))
     if not shares or not growing or shares[0] <= 0 or shares[-1] != 1:
         listed = ", ".join(f"{share:g}" for share in shares)
         raise Rejected(
