@@ -9,6 +9,7 @@ Rule 5: an operator's promote passes the current wave without its gate.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from regatta_fleet.core.gates import Judgement, Outcome, Trial, Verdict, judge
@@ -22,6 +23,7 @@ __all__ = [
     "ROLLOUT_TABLE",
     "WAVE_TABLE",
     "Change",
+    "Decide",
     "Effect",
     "EffectKind",
     "Rollout",
@@ -122,6 +124,10 @@ class Change:
     rollout: Rollout
     effects: tuple[Effect, ...]
     text: str
+
+
+Decide = Callable[[Rollout, float], Change]
+"""An operator's decision at a time: `promote` or `abort`."""
 
 
 def next_rollout_state(state: RolloutState, event: RolloutEvent) -> RolloutState:
