@@ -58,7 +58,9 @@ def race(name: str = "digits", version: int = 1, speed: float = 1.0) -> dict[str
                 reason="tflite-runtime has no wheel for Python 3.12 on this board",
             ),
             candidate("litert/int8/edgetpu/t1", None, "crashed", reason="signal 11 in libedgetpu.so.1 while preparing"),
-            candidate("litert/float16/xnnpack/t2", 55.0, "wrong_output", reason="9 dB SNR against the reference, 30 asked"),
+            candidate(
+                "litert/float16/xnnpack/t2", 55.0, "wrong_output", reason="9 dB SNR against the reference, 30 asked"
+            ),
         ],
     }
 

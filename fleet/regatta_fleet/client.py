@@ -38,9 +38,8 @@ from regatta_fleet.schemas import (
 from regatta_protocol.errors import Rejected, Retryable, StorageFull, TooLarge, Untrusted
 from regatta_protocol.ids import DeviceId, Digest, ModelName, ModelRef
 from regatta_protocol.manifest import FileRef, Manifest
-from regatta_protocol.wire import Wire
 
-__all__ = ["FleetClient", "Refused", "ServerAddress", "Unreachable"]
+__all__ = ["FleetClient", "Refused", "Unreachable"]
 
 _CONNECT_TIMEOUT_S = 5.0
 # The greatest answer: the status of 10,000 devices of 3 KB each, twice over.
@@ -52,13 +51,6 @@ _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.1, 2.0
 _BUSY = {502, 503, 504}
 
 T = TypeVar("T")
-
-
-class ServerAddress(Wire):
-    """What a client needs of the `server.json` that a running server leaves in its home."""
-
-    url: str  # of the operator API
-    token: str
 
 
 class Unreachable(Retryable):

@@ -14,17 +14,16 @@ from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar
 
 import click
 
-from regatta_protocol.errors import Misuse, Rejected, Retryable
+from regatta_protocol.errors import Misuse, Retryable
 
 if TYPE_CHECKING:
-    from regatta_fleet.client import FleetClient, ServerAddress
+    from regatta_fleet.client import FleetClient
 
 __all__ = ["connected", "examples", "home_option", "json_option", "open_client"]
 
 HOME_VARIABLE = "REGATTA_HOME"
 URL_VARIABLE = "REGATTA_URL"
 TOKEN_VARIABLE = "REGATTA_TOKEN"  # noqa: S105 - the name of a variable
-_MAX_SERVER_FILE_BYTES = 64 * 1024
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -50,8 +49,7 @@ def open_client(home: Path | None, url: str | None) -> FleetClient:
 
     Raises:
         Retryable: when no server runs in this home.
-        Misuse: when a URL comes without a token.
-        Rejected: when server.json is not what a server wrote.
+        Misuse: when a URL comes without a token, or server.json cannot be read.
     """
     from regatta_fleet.client import FleetClient
 
@@ -60,29 +58,14 @@ def open_client(home: Path | None, url: str | None) -> FleetClient:
         if not token:
             raise Misuse(f"--url {url} needs the server's token in {TOKEN_VARIABLE}: server.json in its home holds it")
         return FleetClient(url, token)
+    from regatta_fleet.home import read_server_info
     from regatta_fleet.settings import default_home
 
-    running = _running_server(home or default_home())
-    return FleetClient(running.url, token or running.token)
-
-
-def _running_server(home: Path) -> ServerAddress:
-    """Return the address and token that a running server left in its home."""
-    from regatta_fleet.client import ServerAddress
-    from regatta_protocol.codec import decode
-    from regatta_protocol.durable import read_bounded
-
-    path = home / "server.json"
-    try:
-        data = read_bounded(path, _MAX_SERVER_FILE_BYTES)
-    except FileNotFoundError:
-        raise Retryable(f"no Regatta server runs in {home}: start one with `regatta up`, or name its --home") from None
-    except PermissionError:
-        raise Misuse(f"{path} belongs to another user: run as the one who started `regatta up`") from None
-    try:
-        return decode(ServerAddress, data)
-    except Rejected as err:
-        raise Rejected(f"{path} is damaged ({err}): start the server anew with `regatta up`") from err
+    folder = home or default_home()
+    running = read_server_info(folder)
+    if running is None:
+        raise Retryable(f"no Regatta server runs in {folder}: start one with `regatta up`, or name its --home")
+    return FleetClient(running.operator_url, token or running.token)
 
 
 def connected(command: Callable[Concatenate[FleetClient, P], R]) -> Callable[P, R]:

@@ -16,6 +16,7 @@ __all__ = [
     "DURATION",
     "GATE",
     "GATE_KEYS",
+    "SHARE",
     "WAVES",
     "GateSetting",
     "parse_duration",
@@ -141,5 +142,6 @@ class _Parsed(click.ParamType):  # type: ignore[type-arg]  # generic since click
 
 
 DURATION = _Parsed("duration", parse_duration)
+SHARE = _Parsed("share", parse_share)
 WAVES = _Parsed("shares", parse_waves)
 GATE = _Parsed("key=value", parse_gate)

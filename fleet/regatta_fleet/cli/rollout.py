@@ -179,7 +179,7 @@ def _lines(detail: RolloutDetail) -> list[tuple[str, output.Style]]:
         head = f"wave {wave.number} of {len(detail.waves)}"
         if wave.state == WaveState.PENDING:
             continue
-        lines.append((f"{head}: sent to {', '.join(wave.devices)}", "dim"))
+        lines.append((f"{head}: sent to {tables.few(wave.devices)}", "dim"))
         if wave.state == WaveState.OBSERVING and (wave.succeeded or wave.failed):
             lines.append((f"{head}: {wave.succeeded} succeeded, {wave.failed} failed of {len(wave.devices)}", ""))
         if wave.state in (WaveState.PROMOTED, WaveState.FAILED):

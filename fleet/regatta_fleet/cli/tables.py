@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from regatta_fleet import figures, verdicts
 from regatta_fleet.cli.output import Cell, Column, Style, Table
 from regatta_fleet.schemas import (
+    BundleDraft,
     DeviceDetail,
     DeviceModel,
     DeviceSummary,
@@ -17,6 +18,7 @@ from regatta_fleet.schemas import (
     VersionDetail,
     WaveState,
 )
+from regatta_protocol.manifest import Manifest
 from regatta_protocol.measurement import BoardFacts, Outcome, RaceReport
 from regatta_protocol.messages import InstallState
 
@@ -25,6 +27,7 @@ __all__ = [
     "device_models",
     "devices",
     "events",
+    "few",
     "model_devices",
     "models",
     "race",
@@ -183,9 +186,8 @@ def models(found: Iterable[ModelSummary]) -> Table:
     )
 
 
-def variants(detail: VersionDetail) -> Table:
+def variants(manifest: Manifest | BundleDraft) -> Table:
     """Return each variant with its size, accuracy, latency and what it costs or gains against the first."""
-    manifest = detail.manifest
     first = manifest.variants[0]
     rows = []
     for variant in manifest.variants:
@@ -222,7 +224,7 @@ def variants(detail: VersionDetail) -> Table:
         ),
         tuple(rows),
         title="Variants",
-        notes=(f"smaller and faster are against {first.name}, on the machine that optimized it",),
+        notes=(f"smaller and faster: than {first.name}, on the machine that made them",) if len(rows) > 1 else (),
     )
 
 
@@ -276,7 +278,7 @@ def waves(rollout: RolloutDetail) -> Table:
             Cell(str(wave.state), _WAVE_STYLES[wave.state]),
             f"{wave.succeeded}/{len(wave.devices)}",
             str(wave.failed),
-            _few(wave.devices),
+            few(wave.devices),
             wave.reason or "",
         )
         for wave in rollout.waves
@@ -303,6 +305,7 @@ def events(found: Iterable[FleetEvent]) -> Table:
     )
 
 
-def _few(names: tuple[str, ...], shown: int = 5) -> str:
+def few(names: tuple[str, ...], shown: int = 5) -> str:
+    """Return the first names and how many there are besides."""
     text = ", ".join(names[:shown])
     return text if len(names) <= shown else f"{text} and {len(names) - shown} more"
