@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import time
 
-from regatta_fleet.schemas import DeviceDetail
+from regatta_fleet.schemas import DeviceDetail, RolloutDetail
 from regatta_fleet.testing import FakeFleet
+from regatta_protocol.messages import InstallState
 
 __all__ = ["DIGEST", "device", "harbor", "race"]
 
@@ -139,7 +140,7 @@ def harbor() -> FakeFleet:
     bad = failed.models[0].model_copy(
         update={
             "version": 2,
-            "state": "rolled_back",
+            "state": InstallState.ROLLED_BACK,
             "serving": False,
             "reason": "accuracy 61.1 % on trial is 35.3 points below digits:1 (allowed: 5.0); back on digits:1",
             "served": None,
@@ -152,8 +153,6 @@ def harbor() -> FakeFleet:
     now = time.time()
 
     def rollout(number: int, version: int, state: str, waves: list[dict[str, object]], reason: str | None) -> None:
-        from regatta_fleet.schemas import RolloutDetail
-
         fleet.rollouts[f"r-{number}"] = RolloutDetail.model_validate(
             {
                 "id": f"r-{number}",

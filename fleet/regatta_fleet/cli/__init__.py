@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import sys
 import traceback
@@ -68,11 +67,11 @@ def main(args: Sequence[str] | None = None) -> int:
         return exit_codes.INTERRUPTED
     except RegattaError as err:
         return _fail(str(err), err.exit_code, err)
+    except SystemExit:
+        # Outside of its standalone mode click exits by itself only when the reader (head, less) has gone, and has
+        # made standard output quiet by then: what was asked for was given.
+        return 0
     except OSError as err:
-        if err.errno == errno.EPIPE:
-            # The reader (head, less) has gone: end quietly, and keep Python from complaining at exit.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            return 0
         return _fail(_os_words(err), exit_codes.STORAGE, err)
     except Exception as err:  # noqa: BLE001 - the top of a program: nobody shall meet a traceback unasked
         return _fail(
