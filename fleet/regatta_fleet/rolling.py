@@ -7,7 +7,7 @@ thread calls those that change something.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 
 from sqlalchemy import Connection
@@ -26,6 +26,7 @@ from regatta_protocol.ids import DeviceId, ModelRef
 from regatta_protocol.messages import DesiredModel, InstallState, ModelReport, Reported
 
 __all__ = [
+    "Decision",
     "abort_rollout",
     "advance_all",
     "describe",
@@ -37,6 +38,9 @@ __all__ = [
 ]
 
 _REASON_CHARS = 300
+
+Decision = Callable[[Connection, str, float], set[DeviceId]]
+"""What an operator decides about a rollout by its id, at a time: `abort_rollout` or `promote_rollout`."""
 
 
 def start_rollout(tx: Connection, identifier: str, request: RolloutRequest, now: float) -> RolloutRow:
@@ -79,13 +83,13 @@ def note_reported(tx: Connection, reported: Reported) -> None:
 
 
 def note_revoked(tx: Connection, device: DeviceId) -> None:
-    """Count a device that was revoked as failed in the waves that it is in."""
+    """Take a device that was revoked out of the waves that are not decided."""
     for row in rollouts.list_rollouts(tx, only_open=True):
         for wave in row.rollout.waves:
             for trial in wave.trials:
                 if trial.device == device and wave.state in (WaveState.PENDING, WaveState.OBSERVING):
-                    failed = replace(trial, outcome=Outcome.FAILED, reason="revoked")
-                    rollouts.save_trial(tx, row.rollout.id, failed)
+                    removed = replace(trial, outcome=Outcome.REMOVED, reason="revoked")
+                    rollouts.save_trial(tx, row.rollout.id, removed)
 
 
 def may_advance(tx: Connection, now: float) -> bool:

@@ -3,7 +3,8 @@
 Rules, in this order:
 1. A wave fails as soon as more devices failed than the success ratio allows.
 2. It waits while a device is undecided, until the time is up; then the undecided count as not succeeded.
-3. The devices that succeeded are compared, each with itself, to the version it ran before: the mean loss of
+3. Devices that were revoked are not counted.
+4. The devices that succeeded are compared, each with itself, to the version it ran before: the mean loss of
    accuracy and the median ratio of p99 latencies must be within the gate.
 A comparison without figures on both sides is not applicable; the verdict's words say so. Nothing is promoted while
 failures are above the threshold.
@@ -36,6 +37,7 @@ class Outcome(StrEnum):
     PENDING = "pending"
     SUCCEEDED = "succeeded"
     FAILED = "failed"
+    REMOVED = "removed"  # the device was revoked: it says nothing about the version
 
 
 class Verdict(StrEnum):
@@ -86,6 +88,7 @@ def allowed_failures(devices: int, min_success_ratio: float) -> int:
 
 def judge(ref: ModelRef, trials: Sequence[Trial], gate: GateConfig, waited_s: float) -> Judgement:
     """Return what becomes of a wave whose devices stand as `trials` say, `waited_s` seconds after its start."""
+    trials = [trial for trial in trials if trial.outcome is not Outcome.REMOVED]
     failed = [trial for trial in trials if trial.outcome is Outcome.FAILED]
     succeeded = [trial for trial in trials if trial.outcome is Outcome.SUCCEEDED]
     pending = [trial for trial in trials if trial.outcome is Outcome.PENDING]

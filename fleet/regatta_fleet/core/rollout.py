@@ -175,7 +175,7 @@ def advance(rollout: Rollout, now: float) -> Change | None:
         return None
     if wave.state is WaveState.PENDING:
         return _start(rollout, wave, now)
-    judgement = judge(rollout.ref, wave.trials, rollout.gate, now - (wave.started_at or now))
+    judgement = _judge(rollout, wave, now)
     if judgement.verdict is Verdict.PROMOTE:
         return _pass(rollout, wave, WaveEvent.PASS, judgement.reason, now)
     if judgement.verdict is Verdict.FAIL:
@@ -212,6 +212,15 @@ def abort(rollout: Rollout, now: float) -> Change:
     reached = tuple(d for each in rollout.waves if each.state is not WaveState.PENDING for d in each.devices)
     effects = (Effect(EffectKind.RESTORE, reached),) if reached else ()
     return Change(ended, effects, f"rollout of {rollout.ref} aborted by the operator")
+
+
+def _judge(rollout: Rollout, wave: Wave, now: float) -> Judgement:
+    if all(trial.outcome is Outcome.REMOVED for trial in wave.trials):
+        if wave.number == 1:
+            return Judgement(Verdict.FAIL, "every device of the first wave was revoked: nothing was measured")
+        return Judgement(Verdict.PROMOTE, "every device of this wave was revoked")
+    started_at = now if wave.started_at is None else wave.started_at
+    return judge(rollout.ref, wave.trials, rollout.gate, now - started_at)
 
 
 def _start(rollout: Rollout, wave: Wave, now: float) -> Change:

@@ -97,7 +97,8 @@ model_versions = Table(
     Column("version", Integer, primary_key=True),
     Column("created_at", Float, nullable=False),
     Column("manifest_digest", String(64), nullable=False),
-    Column("manifest", Text, nullable=False),  # Manifest, the exact signed text
+    Column("manifest", Text, nullable=False),  # Manifest, the exact text that is signed
+    Column("signed", Boolean, nullable=False),  # before that, nobody sees the version
 )
 
 tokens = Table(

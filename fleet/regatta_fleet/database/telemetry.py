@@ -9,11 +9,11 @@ from sqlalchemy import Connection, Row, delete, insert, select, update
 
 from regatta_fleet.database.tables import batches, devices, races, served
 from regatta_fleet.schemas import ServingSummary
-from regatta_fleet.sketches import merge_counts, quantile_us
 from regatta_protocol.codec import decode, encode
 from regatta_protocol.ids import DeviceId, ModelName
 from regatta_protocol.measurement import Accuracy, Power, RaceReport
 from regatta_protocol.messages import RaceItem, ServingWindow, TelemetryBatch
+from regatta_protocol.sketch import HIGHEST, LOWEST, bucket_of, merge, quantile
 
 __all__ = ["RACES_KEPT", "forget_old_batches", "list_races", "record_batch", "serving_summaries"]
 
@@ -103,7 +103,7 @@ def _add_window(tx: Connection, device: DeviceId, window: ServingWindow) -> None
                 placement=window.placement,
                 requests=window.requests,
                 errors=window.errors,
-                latency_counts=_dump(window.latency_counts),
+                latency_counts=_dump(_held(window.latency_counts)),
                 feedback_correct=correct,
                 feedback_total=total,
                 power=power,
@@ -118,7 +118,7 @@ def _add_window(tx: Connection, device: DeviceId, window: ServingWindow) -> None
         .values(
             requests=row.requests + window.requests,
             errors=row.errors + window.errors,
-            latency_counts=_dump(merge_counts([_load(row.latency_counts), window.latency_counts])),
+            latency_counts=_dump(merge([_load(row.latency_counts), _held(window.latency_counts)])),
             feedback_correct=row.feedback_correct + correct,
             feedback_total=row.feedback_total + total,
             power=power or row.power,
@@ -130,19 +130,25 @@ def _add_window(tx: Connection, device: DeviceId, window: ServingWindow) -> None
 
 def _summary(rows: Iterable[Row[tuple[object, ...]]]) -> ServingSummary:
     listed = list(rows)
-    counts = merge_counts([_load(row.latency_counts) for row in listed])
+    counts = merge([_load(row.latency_counts) for row in listed])
     correct, total = sum(row.feedback_correct for row in listed), sum(row.feedback_total for row in listed)
     power = next((row.power for row in reversed(listed) if row.power), None)
     return ServingSummary(
         requests=sum(row.requests for row in listed),
         errors=sum(row.errors for row in listed),
-        p50_us=quantile_us(counts, 0.5),
-        p99_us=quantile_us(counts, 0.99),
+        p50_us=quantile(counts, 0.5),
+        p99_us=quantile(counts, 0.99),
         feedback=Accuracy(correct=correct, total=total) if total else None,
         power=decode(Power, power.encode()) if power else None,
         since=min(row.since for row in listed),
         until=max(row.until for row in listed),
     )
+
+
+def _held(counts: dict[int, int]) -> dict[int, int]:
+    """Return a device's sketch within the buckets of possible latencies, so that no row grows without bound."""
+    lowest, highest = bucket_of(LOWEST), bucket_of(HIGHEST)
+    return merge({min(max(bucket, lowest), highest): count} for bucket, count in counts.items() if count > 0)
 
 
 def _dump(counts: dict[int, int]) -> str:

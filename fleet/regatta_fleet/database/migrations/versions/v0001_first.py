@@ -51,6 +51,7 @@ def upgrade() -> None:
         sa.Column("created_at", sa.Float(), nullable=False),
         sa.Column("manifest_digest", sa.String(length=64), nullable=False),
         sa.Column("manifest", sa.Text(), nullable=False),
+        sa.Column("signed", sa.Boolean(), nullable=False),
         sa.PrimaryKeyConstraint("name", "version", name=op.f("pk_model_versions")),
     )
     op.create_table(
