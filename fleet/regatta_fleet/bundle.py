@@ -45,7 +45,16 @@ from regatta_runtimes.golden import write_golden
 from regatta_runtimes.inspect import ModelFacts, inspect_model
 from regatta_runtimes.measure import measure_file
 
-__all__ = ["Bundle", "BundleSource", "bundle_from_model", "file_ref", "golden_count", "guess_image", "write_bundle"]
+__all__ = [
+    "Bundle",
+    "BundleSource",
+    "bundle_from_model",
+    "file_ref",
+    "golden_count",
+    "guess_image",
+    "read_labels",
+    "write_bundle",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -175,7 +184,7 @@ def bundle_from_model(
     models = _inspect((model, *source.variants))
     facts = next(iter(models.values()))[1]
     classes = facts.outputs[0].shape[-1] if facts.outputs and facts.outputs[0].shape else 0
-    labels = None if source.labels is None else _read_labels(source.labels, classes)
+    labels = None if source.labels is None else read_labels(source.labels, classes)
     with tempfile.TemporaryDirectory(prefix="regatta-bundle-") as scratch:
         parts = _Parts(Path(scratch))
         evaluation = None if source.evaluation is None else _evaluation(source.evaluation, facts, classes, parts)
@@ -308,7 +317,12 @@ def _as_given(
     )
 
 
-def _read_labels(path: Path, classes: int) -> tuple[str, ...]:
+def read_labels(path: Path, classes: int) -> tuple[str, ...]:
+    """Return the labels in the file, checked against the number of classes (0: unknown).
+
+    Raises:
+        Rejected: when there are more than one too many or too few.
+    """
     labels = parse_labels(read_bounded(path, _MAX_LABELS_BYTES), path.name)
     if classes > 0 and abs(len(labels) - classes) > 1:
         raise Rejected(

@@ -64,9 +64,7 @@ def _run(step: Check | Quantize | Prune | Answers) -> StepResult:
         content = quantize_static(model, samples)
         write_durably(Path(step.output), content, mode=0o644)
         done, layers = quantized_layers(read_model(Path(step.output)))
-        return StepResult(
-            notes=(f"int8 weights in {done} of {layers} layers, min-max ranges of {len(samples)} samples",)
-        )
+        return StepResult(notes=(f"static int8, {done} of {layers} layers, min-max ranges of {len(samples)} samples",))
     from regatta_fleet.optimize.prune.filters import prune_filters
     from regatta_fleet.optimize.prune.refit import refit
 

@@ -32,9 +32,9 @@ class Samples:
     def __len__(self) -> int:
         return len(self.x)
 
-    def part(self, chosen: slice) -> Samples:
-        """Return some of the samples."""
-        return Samples(self.x[chosen], None if self.y is None else self.y[chosen])
+    def chosen(self, places: npt.NDArray[np.bool_]) -> Samples:
+        """Return the samples where `places` [n] holds."""
+        return Samples(self.x[places], None if self.y is None else self.y[places])
 
 
 def read_samples(path: Path) -> Samples:
@@ -77,7 +77,8 @@ def split_samples(samples: Samples) -> tuple[Samples, Samples]:
     """
     if len(samples) < 2:
         raise Rejected(f"{len(samples)} sample cannot serve both tuning and evaluation: give more, or two files")
-    return samples.part(slice(0, None, 2)), samples.part(slice(1, None, 2))
+    even = np.arange(len(samples)) % 2 == 0
+    return samples.chosen(even), samples.chosen(~even)
 
 
 def check_shape(samples: Samples, shape: Sequence[int], source: str) -> None:

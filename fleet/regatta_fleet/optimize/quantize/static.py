@@ -66,9 +66,7 @@ def quantize_static(model: ModelTree, samples: Floats) -> bytes:
     small = bytes(result.quantized_model or b"")
     done, layers = quantized_layers(parse_model(small, "the quantized model"))
     if not done:
-        raise Rejected(
-            f"quantization changed none of the {layers} layers with weights: the operators are not supported"
-        )
+        raise Rejected(f"quantization changed none of the {layers} layers with weights: it does not know them")
     return small
 
 
