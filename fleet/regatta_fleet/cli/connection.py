@@ -19,7 +19,7 @@ from regatta_protocol.errors import Misuse, Retryable
 if TYPE_CHECKING:
     from regatta_fleet.client import FleetClient
 
-__all__ = ["connected", "examples", "home_option", "json_option", "open_client"]
+__all__ = ["connected", "examples", "home_option", "json_option", "open_client", "url_option"]
 
 HOME_VARIABLE = "REGATTA_HOME"
 URL_VARIABLE = "REGATTA_URL"
@@ -36,7 +36,7 @@ home_option = click.option(
     default=None,
     help=f"The fleet's folder [env: {HOME_VARIABLE}; default: ~/.local/share/regatta].",
 )
-_url_option = click.option(
+url_option = click.option(
     "--url",
     envvar=URL_VARIABLE,
     default=None,
@@ -65,14 +65,14 @@ def open_client(home: Path | None, url: str | None) -> FleetClient:
     running = read_server_info(folder)
     if running is None:
         raise Retryable(f"no Regatta server runs in {folder}: start one with `regatta up`, or name its --home")
-    return FleetClient(running.operator_url, token or running.token)
+    return FleetClient(running.url, token or running.token)
 
 
 def connected(command: Callable[Concatenate[FleetClient, P], R]) -> Callable[P, R]:
     """Give a command the options --home and --url, and an open client as its first argument."""
 
     @home_option
-    @_url_option
+    @url_option
     @functools.wraps(command)
     def wrapped(*args: Any, home: Path | None, url: str | None, **kwargs: Any) -> R:  # noqa: ANN401 - click's arguments
         with open_client(home, url) as client:

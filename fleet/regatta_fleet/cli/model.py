@@ -11,13 +11,13 @@ import click
 
 from regatta_fleet import figures
 from regatta_fleet.cli import output, tables
-from regatta_fleet.cli.connection import connected, examples, json_option
+from regatta_fleet.cli.connection import connected, examples, home_option, json_option, open_client, url_option
 from regatta_fleet.cli.parsing import SHARE
 from regatta_fleet.client import FleetClient
 from regatta_fleet.schemas import BundleDraft
 from regatta_protocol.errors import Rejected
 from regatta_protocol.ids import parse_model_name, parse_model_ref
-from regatta_protocol.manifest import Manifest
+from regatta_protocol.manifest import Manifest, Policy
 
 if TYPE_CHECKING:
     from regatta_fleet.bundle import Bundle
@@ -31,6 +31,83 @@ _OBJECTIVES = {"latency-p50": "latency_p50", "latency-p99": "latency_p99", "ener
 @click.group()
 def model() -> None:
     """Optimize, push, list and show models."""
+
+
+@model.command(
+    epilog=examples(
+        "regatta model optimize digits.tflite --data digits.npz --output build/digits",
+        "regatta model optimize vww.tflite --data tune.npz --evaluation test.npz --output build/vww --accuracy-drop 1%",
+        "regatta model optimize digits.tflite --data digits.npz --output build/digits --name digits  # and push it",
+    )
+)
+@click.argument("source", type=_FILE, metavar="MODEL.tflite")
+@click.option("--data", type=_FILE, required=True, help="Samples: .npz with x, and y where labelled.")
+@click.option(
+    "--output",
+    "output_folder",
+    type=click.Path(file_okay=False, path_type=Path),
+    required=True,
+    help="The bundle's folder.",
+)
+@click.option("--evaluation", type=_FILE, help="Labelled samples to judge by [default: half of --data].")
+@click.option("--labels", type=_FILE, help="Labels, one a line, or INDEX LABEL a line.")
+@click.option("--mean", type=float, help="Of pictures: the model's input is (pixel - mean) * scale.")
+@click.option("--scale", type=float, help="See --mean.")
+@click.option("--objective", type=click.Choice(list(_OBJECTIVES)), help="What devices choose the placement by.")
+@click.option("--accuracy-drop", type=SHARE, help="How much accuracy a variant may lose [default: 2%].")
+@click.option("--replace", is_flag=True, help="Put it in place of the bundle that --output holds.")
+@click.option("--name", help="Also push the bundle to the fleet, as this model's next version.")
+@home_option
+@url_option
+@json_option
+def optimize(
+    source: Path,
+    data: Path,
+    output_folder: Path,
+    evaluation: Path | None,
+    labels: Path | None,
+    mean: float | None,
+    scale: float | None,
+    objective: str | None,
+    accuracy_drop: float | None,
+    replace: bool,
+    name: str | None,
+    home: Path | None,
+    url: str | None,
+    as_json: bool,
+) -> None:
+    """Make smaller and faster variants of a float model, and keep those that are accurate enough.
+
+    Writes a bundle and its report to --output: the float original, static int8, and filter-pruned int8, each measured
+    beside the original on samples that did not tune it. Variants over the accuracy budget are left out, with the
+    reason in the report.
+    """
+    from regatta_fleet.bundle import Bundle, BundleSource
+    from regatta_fleet.optimize.pipeline import optimize as run
+
+    known = None if name is None else parse_model_name(name)
+    given = BundleSource(
+        labels=labels,
+        evaluation=evaluation,
+        mean=mean,
+        scale=scale,
+        policy=Policy.model_validate(_policy(objective, accuracy_drop)),
+    )
+    report = run(source, data, output_folder, given, progress=say_step(), replace=replace)
+    manifest = None
+    if known is not None:
+        with open_client(home, url) as client:
+            manifest = push_bundle(client, known, Bundle.open(output_folder))
+    if as_json:
+        output.print_json(
+            report if manifest is None else {"report": output.plain(report), "manifest": output.plain(manifest)}
+        )
+        return
+    output.print_table(tables.optimized(report))
+    if manifest is not None:
+        output.line(f"pushed {manifest.ref}", "good")
+    else:
+        output.hint(f"push it: `regatta model push {output_folder} --name NAME`")
 
 
 @model.command(

@@ -20,7 +20,7 @@ from regatta_fleet import figures
 if TYPE_CHECKING:
     from pydantic import BaseModel
 
-__all__ = ["Cell", "Column", "Meter", "Table", "hint", "line", "meter", "print_json", "print_table"]
+__all__ = ["Cell", "Column", "Meter", "Table", "hint", "line", "meter", "plain", "print_json", "print_table"]
 
 Style = Literal["", "good", "bad", "dim", "warn"]
 _RICH_STYLES: dict[Style, str] = {"": "", "good": "green", "bad": "red", "dim": "bright_black", "warn": "yellow"}
@@ -80,12 +80,17 @@ def hint(text: str) -> None:
 def print_json(value: BaseModel | Sequence[BaseModel] | dict[str, object]) -> None:
     """Print one JSON document."""
     if isinstance(value, dict):
-        plain: object = value
+        document: object = value
     elif isinstance(value, Sequence):
-        plain = [one.model_dump(mode="json") for one in value]
+        document = [plain(one) for one in value]
     else:
-        plain = value.model_dump(mode="json")
-    click.echo(json.dumps(plain, indent=2, ensure_ascii=False))
+        document = plain(value)
+    click.echo(json.dumps(document, indent=2, ensure_ascii=False))
+
+
+def plain(value: BaseModel) -> dict[str, object]:
+    """Return the model as JSON's own types."""
+    return value.model_dump(mode="json")
 
 
 def print_table(table: Table) -> None:

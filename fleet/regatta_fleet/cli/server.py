@@ -60,15 +60,34 @@ def init(as_json: bool, **given: object) -> None:
 
     `regatta up` does it by itself at the first start. What is there already is kept.
     """
-    from regatta_fleet.server import prepare_home
-
     settings = _settings(given)
-    fleet = prepare_home(settings)
+    fleet = _create_fleet(settings)
     if as_json:
         output.print_json({"fleet": fleet, "home": str(settings.home)})
     else:
         output.line(f"fleet {fleet} is ready in {settings.home}", "good")
         output.hint("start it with `regatta up`")
+
+
+def _create_fleet(settings: Settings) -> str:
+    """Make what the home lacks of a fleet; returns the fleet's id."""
+    from regatta_provisioning.assignments import AssignmentKey
+    from regatta_provisioning.authority import Authority
+    from regatta_provisioning.repository import MetadataRepository
+
+    from regatta_fleet.blobs import BlobStore
+    from regatta_fleet.database.engine import open_database, sqlite_url
+    from regatta_fleet.home import Home
+
+    home = Home(settings.home)
+    with home.locked():
+        fleet = home.load(settings).fleet
+        Authority.create(home.authority, fleet)
+        AssignmentKey.create(home.keys)
+        MetadataRepository.create(home.metadata)
+        BlobStore(home.blobs).prepare()
+        open_database(settings.database or sqlite_url(home.database)).close()
+    return fleet
 
 
 def _settings(given: dict[str, object]) -> Settings:
@@ -87,7 +106,7 @@ def _settings(given: dict[str, object]) -> Settings:
 
 
 def _say_ready(info: ServerInfo, as_json: bool) -> None:
-    page = f"{info.operator_url}/?token={info.token}"
+    page = f"{info.url}/?token={info.token}"
     if as_json:
         click.echo(f'{{"page": "{page}", "server": {info.model_dump_json()}}}')
         return

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import TYPE_CHECKING
 
 from regatta_fleet import figures, verdicts
 from regatta_fleet.cli.output import Cell, Column, Style, Table
@@ -22,6 +23,9 @@ from regatta_protocol.manifest import Manifest
 from regatta_protocol.measurement import BoardFacts, Outcome, RaceReport
 from regatta_protocol.messages import InstallState
 
+if TYPE_CHECKING:
+    from regatta_fleet.optimize.report import OptimizeReport
+
 __all__ = [
     "board_facts",
     "device_models",
@@ -30,6 +34,7 @@ __all__ = [
     "few",
     "model_devices",
     "models",
+    "optimized",
     "race",
     "races",
     "rollouts",
@@ -225,6 +230,46 @@ def variants(manifest: Manifest | BundleDraft) -> Table:
         tuple(rows),
         title="Variants",
         notes=(f"smaller and faster: than {first.name}, on the machine that made them",) if len(rows) > 1 else (),
+    )
+
+
+def optimized(report: OptimizeReport) -> Table:
+    """Return each variant with its figures and how many times those of the float original they are."""
+    original = report.variants[0]
+    rows = []
+    for variant in report.variants:
+        latency_ratio = (
+            variant.latency.p50_us / original.latency.p50_us
+            if variant.latency and original.latency and original.latency.p50_us > 0
+            else None
+        )
+        recommended = variant.name == report.recommended and variant.accepted
+        verdict = "recommended" if recommended else variant.reason or ("kept" if variant.accepted else "refused")
+        style: Style = "good" if recommended else "" if variant.accepted else "dim"
+        rows.append(
+            (
+                Cell(variant.name, style),
+                figures.size(variant.size_bytes),
+                figures.ratio(variant.size_bytes / original.size_bytes if original.size_bytes else None),
+                figures.accuracy(variant.accuracy),
+                figures.latency(variant.latency.p50_us if variant.latency else None),
+                figures.ratio(latency_ratio),
+                Cell(verdict, style),
+            )
+        )
+    return Table(
+        (
+            Column("VARIANT"),
+            Column("SIZE", right=True),
+            Column("OF FLOAT", right=True),
+            Column("ACCURACY", right=True),
+            Column("P50", right=True),
+            Column("OF FLOAT", right=True),
+            Column("VERDICT", wide=True),
+        ),
+        tuple(rows),
+        title=f"{report.source}, optimized in {report.duration_s:.1f} s",
+        notes=(f"{report.recommended}: {report.why}", f"bundle and report in {report.bundle}"),
     )
 
 

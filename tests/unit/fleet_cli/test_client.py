@@ -9,7 +9,6 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from sample_fleet import harbor
 
 from regatta_fleet.client import FleetClient, Refused, Unreachable
 from regatta_fleet.schemas import RolloutRequest, TokenRequest
@@ -17,6 +16,7 @@ from regatta_fleet.testing import FakeFleet, serve
 from regatta_protocol.errors import Rejected, Retryable, StorageFull, TooLarge
 from regatta_protocol.ids import DeviceId, ModelName, ModelRef, digest_of_bytes
 from regatta_protocol.manifest import FileRef
+from sample_fleet import harbor
 
 Answer = Callable[[http.server.BaseHTTPRequestHandler], None]
 

@@ -14,13 +14,13 @@ from typing import Any
 
 import click
 import pytest
-from sample_fleet import harbor
 
 from regatta_fleet.bundle import write_bundle
 from regatta_fleet.cli import exit_codes, main, program
 from regatta_fleet.schemas import BundleDraft, RolloutState, WaveState
 from regatta_fleet.testing import FakeFleet, serve
 from regatta_protocol.ids import Digest, digest_of_bytes
+from sample_fleet import harbor
 
 Run = Callable[..., int]
 DEADLINE_S = 10.0
@@ -92,9 +92,7 @@ def test_status_as_json_is_the_servers(fleet: FakeFleet, capsys: pytest.CaptureF
     assert "no power sensor" in buoy["models"][0]["power"]["reason"]
 
 
-def test_an_empty_fleet_says_what_to_do(
-    fleet: FakeFleet, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_an_empty_fleet_says_what_to_do(fleet: FakeFleet, capsys: pytest.CaptureFixture[str]) -> None:
     """Empty tables name the next command."""
     fleet.devices.clear()
     fleet.versions.clear()
@@ -260,7 +258,9 @@ def pushed(
 def test_rollout_start_sends_what_was_asked(pushed: FakeFleet, capsys: pytest.CaptureFixture[str]) -> None:
     """Cohort, waves, gate and trial arrive at the server."""
     options = ["--to", "quay-1,quay-2", "--to", "crane-1", "--waves", "10%,100%", "--trial", "2s"]
-    begun = document(capsys, "rollout", "start", "kit:1", *options, "--gate", "accuracy-drop=1%", "--gate", "on-failure=hold")
+    begun = document(
+        capsys, "rollout", "start", "kit:1", *options, "--gate", "accuracy-drop=1%", "--gate", "on-failure=hold"
+    )
 
     assert [wave["devices"] for wave in begun["waves"]] == [["crane-1"], ["quay-1", "quay-2"]]
     assert begun["gate"]["max_accuracy_drop"] == pytest.approx(0.01)

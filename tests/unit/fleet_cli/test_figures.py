@@ -29,7 +29,8 @@ def test_latency(latency_us: float | None, text: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("size_bytes", "text"), [(None, "–"), (812, "812 B"), (50_300, "50.3 KB"), (4_276_000, "4.28 MB"), (999_999, "1.00 MB")]
+    ("size_bytes", "text"),
+    [(None, "–"), (812, "812 B"), (50_300, "50.3 KB"), (4_276_000, "4.28 MB"), (999_999, "1.00 MB")],
 )
 def test_size(size_bytes: int | None, text: str) -> None:
     """Sizes are decimal."""

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import pytest
-from sample_fleet import device, harbor, race
 
 from regatta_fleet import verdicts
 from regatta_protocol.measurement import Outcome, RaceReport
+from sample_fleet import device, harbor, race
 
 
 def test_the_winner_comes_first_and_failures_last() -> None:
