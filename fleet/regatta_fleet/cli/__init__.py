@@ -69,8 +69,8 @@ def main(args: Sequence[str] | None = None) -> int:
         return _fail(str(err), err.exit_code, err)
     except SystemExit:
         # Outside of its standalone mode click exits by itself only when the reader (head, less) has gone, and has
-        # made standard output quiet by then: what was asked for was given.
-        return 0
+        # made standard output quiet by then.
+        return exit_codes.READER_GONE
     except OSError as err:
         return _fail(_os_words(err), exit_codes.STORAGE, err)
     except Exception as err:  # noqa: BLE001 - the top of a program: nobody shall meet a traceback unasked

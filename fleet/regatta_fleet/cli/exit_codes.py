@@ -7,7 +7,17 @@ from __future__ import annotations
 
 from regatta_protocol.errors import Misuse, Rejected, Retryable, StorageFull, Untrusted
 
-__all__ = ["BUG", "DEBUG_VARIABLE", "HELD", "INTERRUPTED", "MEANINGS", "NOT_COMPLETED", "STORAGE", "USAGE"]
+__all__ = [
+    "BUG",
+    "DEBUG_VARIABLE",
+    "HELD",
+    "INTERRUPTED",
+    "MEANINGS",
+    "NOT_COMPLETED",
+    "READER_GONE",
+    "STORAGE",
+    "USAGE",
+]
 
 DEBUG_VARIABLE = "REGATTA_DEBUG"
 
@@ -17,6 +27,7 @@ HELD = 4
 BUG = 70  # EX_SOFTWARE of sysexits.h
 STORAGE = StorageFull.exit_code
 INTERRUPTED = 130  # 128 + SIGINT, as shells count
+READER_GONE = 141  # 128 + SIGPIPE
 
 MEANINGS: dict[int, str] = {
     0: "Done. With `rollout start --wait`: the rollout completed.",
@@ -31,4 +42,5 @@ MEANINGS: dict[int, str] = {
     Untrusted.exit_code: "The server refuses the token, or a signature is not the fleet's.",
     Misuse.exit_code: "A set-up that cannot work: the message says what to change.",
     INTERRUPTED: "Ended by Ctrl-C.",
+    READER_GONE: "The reader of the output (head, less) went away.",
 }

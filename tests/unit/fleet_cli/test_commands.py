@@ -406,14 +406,14 @@ def test_a_bug_is_one_line(
 
 
 def test_a_closed_pipe_is_no_error(fleet: FakeFleet) -> None:
-    """`regatta events | head -1` ends quietly."""
+    """`regatta events | head -1` ends quietly, with the code that shells expect."""
     for number in range(3000):
         fleet.events.append(fleet.events[0].model_copy(update={"text": f"{number} " + "x" * 100}))
     command = f"{sys.executable} -c 'import sys; from regatta_fleet.cli import main; sys.exit(main())' events | head -1"
 
     done = subprocess.run(["bash", "-o", "pipefail", "-c", command], capture_output=True, text=True, timeout=DEADLINE_S)
 
-    assert done.returncode == 0
+    assert done.returncode == exit_codes.READER_GONE
     assert done.stderr == ""
     assert done.stdout.count("\n") == 1
 
