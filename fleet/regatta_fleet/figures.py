@@ -21,6 +21,7 @@ __all__ = [
     "latency",
     "one_line",
     "power",
+    "printable",
     "ratio",
     "share",
     "size",
@@ -118,16 +119,19 @@ def clock(at: float | None) -> str:
     return datetime.fromtimestamp(at, timezone.utc).strftime("%Y-%m-%d %H:%M:%SZ")
 
 
-def one_line(text: str | None, limit: int = 2000) -> str:
-    """Return text that a device or a model gave, safe for a terminal: no control characters, bounded.
+def printable(text: str) -> str:
+    """Return text safe for a terminal: every character that is not printable is a space.
 
-    Escape sequences in a hostile reason must not move the cursor or recolor the operator's terminal, so every
-    character that is not printable becomes a space.
+    Escape sequences in a hostile reason must not move the cursor or recolor the operator's terminal.
     """
+    return "".join(character if character.isprintable() else " " for character in text)
+
+
+def one_line(text: str | None, limit: int = 2000) -> str:
+    """Return text that a device or a model gave, for one line: printable, bounded, without runs of spaces."""
     if not text:
         return ""
-    clean = "".join(character if character.isprintable() else " " for character in text[:limit])
-    return " ".join(clean.split()) + ("…" if len(text) > limit else "")
+    return " ".join(printable(text[:limit]).split()) + ("…" if len(text) > limit else "")
 
 
 def _three_digits(value: float) -> str:

@@ -15,7 +15,7 @@ import click
 from regatta_fleet.cli import exit_codes
 from regatta_fleet.cli.lazy import LazyGroup
 from regatta_protocol import __version__
-from regatta_protocol.errors import RegattaError
+from regatta_protocol.errors import Misuse, RegattaError
 
 __all__ = ["main", "program"]
 
@@ -34,6 +34,12 @@ _COMMANDS = {
         "Run a whole fleet on this machine, from float model to inference.",
     ),
     "completion": ("regatta_fleet.cli.completion", "completion", "Print the shell's completion script."),
+}
+
+# The extra of the distribution that brings a package: a plain install is the agent alone.
+_EXTRAS = {
+    **dict.fromkeys(("alembic", "fastapi", "flatbuffers", "jinja2", "rich", "sqlalchemy", "uvicorn"), "fleet"),
+    **dict.fromkeys(("ai_edge_quantizer", "sklearn"), "optimize"),
 }
 
 
@@ -73,14 +79,21 @@ def main(args: Sequence[str] | None = None) -> int:
         return exit_codes.READER_GONE
     except OSError as err:
         return _fail(_os_words(err), exit_codes.STORAGE, err)
-    except Exception as err:  # noqa: BLE001 - the top of a program: nobody shall meet a traceback unasked
+    except ModuleNotFoundError as err:
+        extra = _EXTRAS.get((err.name or "").partition(".")[0])
+        if extra is None:
+            return _bug(err)
         return _fail(
-            f"this is a bug of Regatta ({type(err).__name__}: {err}): "
-            f"{exit_codes.DEBUG_VARIABLE}=1 shows the traceback to report",
-            exit_codes.BUG,
-            err,
+            f"this needs {err.name}, which is not installed: pip install 'regatta-edge[{extra}]'", Misuse.exit_code, err
         )
+    except Exception as err:  # noqa: BLE001 - the top of a program: nobody shall meet a traceback unasked
+        return _bug(err)
     return result if isinstance(result, int) else 0
+
+
+def _bug(err: Exception) -> int:
+    words = f"this is a bug of Regatta ({type(err).__name__}: {err})"
+    return _fail(f"{words}: {exit_codes.DEBUG_VARIABLE}=1 shows the traceback to report", exit_codes.BUG, err)
 
 
 def _fail(text: str, code: int, err: BaseException) -> int:

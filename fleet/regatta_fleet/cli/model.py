@@ -205,7 +205,8 @@ def show(client: FleetClient, name: str, as_json: bool) -> None:
         ("evaluation", figures.size(manifest.evaluation.size_bytes) if manifest.evaluation else "none"),
         (
             "policy",
-            f"{manifest.policy.objective}, accuracy drop ≤ {figures.share(manifest.policy.max_accuracy_drop)}",
+            f"{manifest.policy.objective.replace('_', ' ')}, "
+            f"accuracy drop ≤ {figures.share(manifest.policy.max_accuracy_drop)}",
         ),
     )
     output.line(f"Model {manifest.ref}")
@@ -240,7 +241,7 @@ def say_step() -> Callable[[str, float], None]:
 
     def say(message: str, share: float) -> None:
         nonlocal last
-        if message != last:
+        if message != last and share < 1:  # what came out is told by the caller
             output.hint(f"[{share * 100:3.0f} %] {message}")
             last = message
 

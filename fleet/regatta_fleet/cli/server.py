@@ -42,12 +42,13 @@ def up(as_json: bool, **given: object) -> None:
 
     The first start creates the fleet. With --json one line tells where everything is, once it is up.
     """
+    settings = _settings(given)
     from regatta_fleet.server import run_server
 
     def ready(info: ServerInfo) -> None:
         _say_ready(info, as_json)
 
-    run_server(_settings(given), ready)
+    run_server(settings, ready)
 
 
 @click.command(epilog=examples("regatta init", "regatta init --home /srv/regatta --advertise fleet.lan"))
@@ -71,13 +72,12 @@ def init(as_json: bool, **given: object) -> None:
 
 def _create_fleet(settings: Settings) -> str:
     """Make what the home lacks of a fleet; returns the fleet's id."""
-    from regatta_provisioning.assignments import AssignmentKey
-    from regatta_provisioning.authority import Authority
-    from regatta_provisioning.repository import MetadataRepository
-
     from regatta_fleet.blobs import BlobStore
     from regatta_fleet.database.engine import open_database, sqlite_url
     from regatta_fleet.home import Home
+    from regatta_provisioning.assignments import AssignmentKey
+    from regatta_provisioning.authority import Authority
+    from regatta_provisioning.repository import MetadataRepository
 
     home = Home(settings.home)
     with home.locked():

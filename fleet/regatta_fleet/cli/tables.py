@@ -58,7 +58,7 @@ _WAVE_STYLES: dict[WaveState, Style] = {
 }
 
 
-def _model_cells(model: DeviceModel) -> tuple[Cell | str, ...]:
+def _model_cells(model: DeviceModel, *, interval: bool = True) -> tuple[Cell | str, ...]:
     """Return model, state, placement, p50, p99, accuracy, power and requests."""
     served = model.served
     live = served is not None and served.p50_us is not None
@@ -73,7 +73,7 @@ def _model_cells(model: DeviceModel) -> tuple[Cell | str, ...]:
         model.placement or figures.NOTHING,
         figures.latency(p50_us),
         figures.latency(p99_us),
-        figures.accuracy(accuracy),
+        figures.accuracy(accuracy, interval=interval),
         figures.power(power),
         figures.count(served.requests) if served else figures.NOTHING,
     )
@@ -82,12 +82,12 @@ def _model_cells(model: DeviceModel) -> tuple[Cell | str, ...]:
 _MODEL_COLUMNS = (
     Column("MODEL"),
     Column("STATE"),
-    Column("PLACEMENT", wide=True),
+    Column("PLACEMENT", leave_out=5),
     Column("P50", right=True),
-    Column("P99", right=True),
-    Column("ACCURACY", right=True, wide=True),
-    Column("POWER", right=True),
-    Column("REQUESTS", right=True),
+    Column("P99", right=True, leave_out=3),
+    Column("ACCURACY", right=True),
+    Column("POWER", right=True, leave_out=4),
+    Column("REQUESTS", right=True, leave_out=1),
 )
 
 
@@ -98,11 +98,11 @@ def devices(found: Iterable[DeviceSummary], now: float) -> Table:
         style: Style = "good" if device.up else "bad" if device.revoked else "warn"
         head: tuple[Cell | str, ...] = (device.id, device.group, Cell(verdicts.up_since(device, now), style))
         for number, model in enumerate(verdicts.shown_models(device)):
-            rows.append((*(head if number == 0 else ("", "", "")), *_model_cells(model)))
+            rows.append((*(head if number == 0 else ("", "", "")), *_model_cells(model, interval=False)))
         if not device.models:
             rows.append((*head, *(figures.NOTHING for _ in _MODEL_COLUMNS)))
     return Table(
-        (Column("DEVICE"), Column("GROUP"), Column("UP", wide=True), *_MODEL_COLUMNS),
+        (Column("DEVICE"), Column("GROUP", leave_out=2), Column("UP"), *_MODEL_COLUMNS),
         tuple(rows),
         empty="no devices yet: `regatta device token` makes a token for `regatta-agent enroll`",
     )
@@ -157,10 +157,10 @@ def race(report: RaceReport) -> Table:
             Column("CANDIDATE"),
             Column("P50", right=True),
             Column("P99", right=True),
-            Column("FIRST", right=True),
+            Column("FIRST", right=True, leave_out=2),
             Column("ACCURACY", right=True),
-            Column("ENERGY", right=True),
-            Column("MEMORY", right=True),
+            Column("ENERGY", right=True, leave_out=3),
+            Column("MEMORY", right=True, leave_out=1),
             Column("VERDICT", wide=True),
         ),
         tuple(rows),
@@ -185,7 +185,7 @@ def models(found: Iterable[ModelSummary]) -> Table:
         for model in found
     )
     return Table(
-        (Column("MODEL"), Column("VERSIONS", wide=True), Column("DEVICES SERVING", right=True)),
+        (Column("MODEL"), Column("VERSIONS"), Column("DEVICES SERVING", right=True)),
         rows,
         empty="no models yet: `regatta model push MODEL.tflite --name NAME` stores one",
     )
@@ -218,13 +218,13 @@ def variants(manifest: Manifest | BundleDraft) -> Table:
     return Table(
         (
             Column("VARIANT"),
-            Column("PRECISION"),
+            Column("PRECISION", leave_out=1),
             Column("SIZE", right=True),
             Column("SMALLER", right=True),
             Column("ACCURACY", right=True),
             Column("P50", right=True),
             Column("FASTER", right=True),
-            Column("REQUIRES"),
+            Column("REQUIRES", leave_out=2),
             Column("MADE BY", wide=True),
         ),
         tuple(rows),
@@ -334,7 +334,7 @@ def waves(rollout: RolloutDetail) -> Table:
             Column("STATE"),
             Column("SUCCEEDED", right=True),
             Column("FAILED", right=True),
-            Column("DEVICES", wide=True),
+            Column("DEVICES", leave_out=1),
             Column("GATE", wide=True),
         ),
         rows,

@@ -138,7 +138,7 @@ def test_device_show_tells_each_candidate_why(fleet: FakeFleet, capsys: pytest.C
     """The board, the models with reasons, and the race with every loser's reason."""
     text = output(capsys, "device", "show", "quay-1")
 
-    assert "Raspberry Pi 5" in text
+    assert "  board         Raspberry Pi 5" in text
     assert "184 KB over MQTT" in text
     assert "Race of digits:1" in text
     assert "signal 11 in libedgetpu.so.1" in text
