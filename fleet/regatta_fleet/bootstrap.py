@@ -146,6 +146,8 @@ def _start(
         f"{info.broker_host}:{info.broker_port}",
         lambda: controller.connected,
     )
+    sender.start()
+    stack.callback(sender.stop)
     controller.start()
     stack.callback(controller.stop)
     bus.start()

@@ -49,6 +49,7 @@ __all__ = ["OperatorParts", "operator_app"]
 
 _MAX_BODY_BYTES = 1024 * 1024  # a draft of 64 variants takes some 100 kB
 _BLOBS = "/api/v1/blobs/"
+_BEARER = HTTPBearer(auto_error=False, description="The token of server.json")
 _RolloutId = Annotated[str, Path(max_length=64)]
 _Version = Annotated[int, Path(ge=1, lt=2**31)]
 
@@ -97,9 +98,7 @@ def operator_app(parts: OperatorParts) -> FastAPI:
 
 
 def _guard(token: str) -> Callable[[HTTPAuthorizationCredentials | None], None]:
-    scheme = HTTPBearer(auto_error=False, description="The token of server.json")
-
-    def check(given: Annotated[HTTPAuthorizationCredentials | None, Depends(scheme)]) -> None:
+    def check(given: Annotated[HTTPAuthorizationCredentials | None, Depends(_BEARER)]) -> None:
         if given is None or not hmac.compare_digest(given.credentials.encode(), token.encode()):
             raise Unknown("the bearer token is missing or wrong: take the one of server.json in the fleet's home")
 

@@ -134,19 +134,17 @@ def record_reported(tx: Connection, reported: Reported, now: float) -> bool:
     before = tx.execute(select(devices.c.reported_sequence).where(where)).scalar_one()
     if before is not None and reported.sequence <= before:
         return False
-    tx.execute(
-        update(devices)
-        .where(where)
-        .values(
-            last_seen=now,
-            agent_version=reported.agent_version[:64],
-            boot=reported.boot[:128],
-            board=encode(reported.board, _MAX_REPORT_BYTES).decode(),
-            reported_generation=reported.generation,
-            reported_sequence=reported.sequence,
-            bytes_received=reported.bytes_received,
-        )
-    )
+    values: dict[str, object] = {
+        "last_seen": now,
+        "agent_version": reported.agent_version[:64],
+        "boot": reported.boot[:128],
+        "reported_generation": reported.generation,
+        "reported_sequence": reported.sequence,
+        "bytes_received": reported.bytes_received,
+    }
+    if reported.board != BoardFacts():  # a device that does not know keeps what it said when it enrolled
+        values["board"] = encode(reported.board, _MAX_REPORT_BYTES).decode()
+    tx.execute(update(devices).where(where).values(**values))
     tx.execute(delete(device_models).where(device_models.c.device == reported.device))
     rows = {(report.name, report.version): report for report in reported.models}
     if rows:
