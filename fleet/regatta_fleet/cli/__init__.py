@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 import traceback
@@ -61,6 +62,7 @@ def program() -> None:
 
 def main(args: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(message)s")  # to standard error
     try:
         result = program.main(
             args=list(sys.argv[1:] if args is None else args), prog_name="regatta", standalone_mode=False

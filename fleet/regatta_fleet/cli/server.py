@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -36,13 +38,16 @@ _PORT = click.IntRange(1, 65_535)
 @click.option("--broker", help="mqtts://HOST:PORT of a broker that others run [default: a private Mosquitto].")
 @click.option("--broker-ca", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="CA of that broker.")
 @click.option("--database", help="An SQLAlchemy URL [default: SQLite in --home].")
+@click.option("--verbose", "-v", is_flag=True, help="Log what happens [default: on a terminal only what is wrong].")
 @json_option
-def up(as_json: bool, **given: object) -> None:
+def up(verbose: bool, as_json: bool, **given: object) -> None:
     """Start the fleet's server and its page; Ctrl-C ends it.
 
     The first start creates the fleet. With --json one line tells where everything is, once it is up.
     """
     settings = _settings(given)
+    if verbose or not sys.stderr.isatty():
+        logging.getLogger("regatta_fleet").setLevel(logging.INFO)
     from regatta_fleet.server import run_server
 
     def ready(info: ServerInfo) -> None:
