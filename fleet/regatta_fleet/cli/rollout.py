@@ -11,7 +11,7 @@ from regatta_fleet import figures
 from regatta_fleet.cli import exit_codes, output, tables
 from regatta_fleet.cli.connection import connected, examples, json_option
 from regatta_fleet.cli.parsing import DURATION, GATE, WAVES, GateSetting
-from regatta_fleet.client import FleetClient, Unreachable
+from regatta_fleet.client import FleetClient
 from regatta_fleet.schemas import GateConfig, RolloutDetail, RolloutRequest, RolloutState, WaveState
 from regatta_protocol.errors import Rejected, Retryable
 from regatta_protocol.ids import parse_device_id, parse_model_ref
@@ -130,7 +130,7 @@ def promote(client: FleetClient, rollout_id: str, as_json: bool) -> None:
 def follow(client: FleetClient, first: RolloutDetail, timeout_s: float) -> Iterator[RolloutDetail]:
     """Yield the rollout whenever it has changed, until it is decided (completed, rolled back, aborted or held).
 
-    A server that restarts meanwhile is waited for.
+    A server that is away or busy meanwhile is waited for.
 
     Raises:
         Retryable: after `timeout_s`; the rollout goes on by itself.
@@ -152,7 +152,7 @@ def follow(client: FleetClient, first: RolloutDetail, timeout_s: float) -> Itera
         time.sleep(_FOLLOW_PERIOD_S)
         try:
             detail = client.rollout(detail.id)
-        except Unreachable:
+        except Retryable:
             if time.monotonic() > deadline:
                 raise
 
