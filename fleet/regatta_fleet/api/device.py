@@ -1,0 +1,53 @@
+"""The devices' API: two endpoints over HTTPS with the fleet's own authority, for enrolment. All else is MQTT.
+
+`GET /api/v1/ca` is public (the token's fingerprint tells the device whether to believe it). Attempts to enrol are
+limited for each address and for all together; secrets of 192 bits cannot be guessed, so this only bounds the work.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+from fastapi import FastAPI, Request, Response
+from fastapi.concurrency import run_in_threadpool
+
+from regatta_fleet.api.limits import BodyLimit, RateLimit
+from regatta_fleet.api.problems import ANSWERS, answer_with_problems
+from regatta_fleet.enrolling import Enroller
+from regatta_fleet.errors import TooMany
+from regatta_provisioning.enrollment import CA_PATH, ENROLL_PATH, MAX_ENROLL_BYTES, EnrollRequest, EnrollResponse
+
+__all__ = ["device_app"]
+
+_ADDRESS_BURST, _ADDRESS_PER_S = 60.0, 1.0  # a lab's devices behind one address enrol together
+_FLEET_BURST, _FLEET_PER_S = 200.0, 20.0  # one takes some 3 ms of CPU
+
+
+def device_app(
+    enroller: Enroller,
+    version: str,
+    clock: Callable[[], float] = time.time,
+    monotonic: Callable[[], float] = time.monotonic,
+) -> FastAPI:
+    """Return the app."""
+    app = FastAPI(title="Regatta devices", version=version, docs_url=None, redoc_url=None)
+    answer_with_problems(app)
+    app.add_middleware(BodyLimit, limit_bytes=MAX_ENROLL_BYTES)
+    by_address = RateLimit(_ADDRESS_BURST, _ADDRESS_PER_S, monotonic)
+    for_all = RateLimit(_FLEET_BURST, _FLEET_PER_S, monotonic, keys=1)
+
+    @app.get(CA_PATH, responses=ANSWERS)
+    def ca() -> Response:
+        """The fleet's authority (PEM). Believe it only if its fingerprint is the token's."""
+        return Response(enroller.facts.ca_pem, media_type="application/x-pem-file")
+
+    @app.post(ENROLL_PATH, responses=ANSWERS)
+    async def enroll(body: EnrollRequest, request: Request) -> EnrollResponse:
+        """Exchange a one-time token and a certificate request for a certificate."""
+        address = request.client.host if request.client is not None else ""
+        if not by_address.allow(address) or not for_all.allow(""):
+            raise TooMany("too many attempts to enrol at the moment: try again in some seconds")
+        return await run_in_threadpool(enroller.enroll, body, clock())
+
+    return app

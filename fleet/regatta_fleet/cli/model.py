@@ -1,0 +1,268 @@
+"""`regatta model`: optimize a float model, push a version, list and show what the fleet has."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from regatta_fleet import figures
+from regatta_fleet.cli import output, tables
+from regatta_fleet.cli.connection import connected, examples, home_option, json_option, open_client, url_option
+from regatta_fleet.cli.parsing import SHARE
+from regatta_fleet.client import FleetClient
+from regatta_fleet.schemas import BundleDraft
+from regatta_protocol.errors import Rejected
+from regatta_protocol.ids import parse_model_name, parse_model_ref
+from regatta_protocol.manifest import Manifest, Policy
+
+if TYPE_CHECKING:
+    from regatta_fleet.bundle import Bundle
+
+__all__ = ["model", "push_bundle"]
+
+_FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
+_OBJECTIVES = {"latency-p50": "latency_p50", "latency-p99": "latency_p99", "energy": "energy"}
+
+
+@click.group()
+def model() -> None:
+    """Optimize, push, list and show models."""
+
+
+@model.command(
+    epilog=examples(
+        "regatta model optimize digits.tflite --data digits.npz --output build/digits",
+        "regatta model optimize vww.tflite --data tune.npz --evaluation test.npz --output build/vww --accuracy-drop 1%",
+        "regatta model optimize digits.tflite --data digits.npz --output build/digits --name digits  # and push it",
+    )
+)
+@click.argument("source", type=_FILE, metavar="MODEL.tflite")
+@click.option("--data", type=_FILE, required=True, help="Samples: .npz with x, and y where labelled.")
+@click.option(
+    "--output",
+    "output_folder",
+    type=click.Path(file_okay=False, path_type=Path),
+    required=True,
+    help="The bundle's folder.",
+)
+@click.option("--evaluation", type=_FILE, help="Labelled samples to judge by [default: half of --data].")
+@click.option("--labels", type=_FILE, help="Labels, one a line, or INDEX LABEL a line.")
+@click.option("--mean", type=float, help="Of pictures: the model's input is (pixel - mean) * scale.")
+@click.option("--scale", type=float, help="See --mean.")
+@click.option("--objective", type=click.Choice(list(_OBJECTIVES)), help="What devices choose the placement by.")
+@click.option("--accuracy-drop", type=SHARE, help="How much accuracy a variant may lose [default: 2%].")
+@click.option("--replace", is_flag=True, help="Put it in place of the bundle that --output holds.")
+@click.option("--name", help="Also push the bundle to the fleet, as this model's next version.")
+@home_option
+@url_option
+@json_option
+def optimize(
+    source: Path,
+    data: Path,
+    output_folder: Path,
+    evaluation: Path | None,
+    labels: Path | None,
+    mean: float | None,
+    scale: float | None,
+    objective: str | None,
+    accuracy_drop: float | None,
+    replace: bool,
+    name: str | None,
+    home: Path | None,
+    url: str | None,
+    as_json: bool,
+) -> None:
+    """Make smaller and faster variants of a float model, and keep those that are accurate enough.
+
+    Writes a bundle and its report to --output: the float original, static int8, and filter-pruned int8, each measured
+    beside the original on samples that did not tune it. Variants over the accuracy budget are left out, with the
+    reason in the report.
+    """
+    from regatta_fleet.bundle import Bundle, BundleSource
+    from regatta_fleet.optimize.pipeline import optimize as run
+
+    known = None if name is None else parse_model_name(name)
+    given = BundleSource(
+        labels=labels,
+        evaluation=evaluation,
+        mean=mean,
+        scale=scale,
+        policy=Policy.model_validate(_policy(objective, accuracy_drop)),
+    )
+    report = run(source, data, output_folder, given, progress=say_step(), replace=replace)
+    manifest = None
+    if known is not None:
+        with open_client(home, url) as client:
+            manifest = push_bundle(client, known, Bundle.open(output_folder))
+    if as_json:
+        output.print_json(
+            report if manifest is None else {"report": output.plain(report), "manifest": output.plain(manifest)}
+        )
+        return
+    output.print_table(tables.optimized(report))
+    if manifest is not None:
+        output.line(f"pushed {manifest.ref}", "good")
+    else:
+        output.hint(f"push it: `regatta model push {output_folder} --name NAME`")
+
+
+@model.command(
+    epilog=examples(
+        "regatta model push mobilenet.tflite --name mobilenet --labels imagenet.txt",
+        "regatta model push int8.tflite --name cats --variant int8_edgetpu.tflite --evaluation cats.npz",
+        "regatta model push float.tflite --name vww --mean 127.5 --scale 0.00784314 --objective energy",
+        "regatta model push build/digits --name digits",
+    )
+)
+@click.argument("source", type=click.Path(exists=True, path_type=Path), metavar="MODEL.tflite|BUNDLE_DIR")
+@click.option("--name", required=True, help="The model's name; the server gives the version.")
+@click.option("--labels", type=_FILE, help="Labels, one a line, or INDEX LABEL a line.")
+@click.option("--evaluation", type=_FILE, help="Labelled samples: .npz with x and y. Devices measure accuracy on it.")
+@click.option("--variant", "variants", type=_FILE, multiple=True, help="Another .tflite of the same model; may repeat.")
+@click.option("--mean", type=float, help="Of pictures: the model's input is (pixel - mean) * scale.")
+@click.option("--scale", type=float, help="See --mean.")
+@click.option("--objective", type=click.Choice(list(_OBJECTIVES)), help="What devices choose the placement by.")
+@click.option("--accuracy-drop", type=SHARE, help="How much accuracy a variant may lose against the best one.")
+@json_option
+@connected
+def push(
+    client: FleetClient,
+    source: Path,
+    name: str,
+    labels: Path | None,
+    evaluation: Path | None,
+    variants: tuple[Path, ...],
+    mean: float | None,
+    scale: float | None,
+    objective: str | None,
+    accuracy_drop: float | None,
+    as_json: bool,
+) -> None:
+    """Store a model file, or a bundle that `optimize` made, as the next version.
+
+    A bare model file is inspected, run on reference kernels for its golden samples and measured, all here. Only files
+    that the server lacks are uploaded: after an interruption the same command goes on with the next file.
+    """
+    from regatta_fleet.bundle import Bundle, BundleSource, bundle_from_model
+
+    known = parse_model_name(name)
+    policy = _policy(objective, accuracy_drop)
+    if source.is_dir():
+        if labels or evaluation or variants or mean is not None or scale is not None:
+            raise click.UsageError("a bundle has its labels, evaluation set and input already: give no such option")
+        manifest = push_bundle(client, known, Bundle.open(source), policy)
+    else:
+        given = BundleSource(labels=labels, evaluation=evaluation, variants=variants, mean=mean, scale=scale)
+        with tempfile.TemporaryDirectory(prefix="regatta-push-") as scratch:
+            bundle = bundle_from_model(source, Path(scratch) / "bundle", given, progress=say_step())
+            manifest = push_bundle(client, known, bundle, policy)
+    if as_json:
+        output.print_json(manifest)
+        return
+    output.line(f"pushed {manifest.ref}", "good")
+    output.print_table(tables.variants(manifest))
+    output.hint(f"send it to devices: `regatta rollout start {manifest.ref} --to all`")
+
+
+@model.command("list", epilog=examples("regatta model list", "regatta model list --json"))
+@json_option
+@connected
+def list_models(client: FleetClient, as_json: bool) -> None:
+    """List the models with their versions."""
+    found = client.models()
+    if as_json:
+        output.print_json(found)
+    else:
+        output.print_table(tables.models(found))
+
+
+@model.command(epilog=examples("regatta model show digits", "regatta model show digits:2 --json"))
+@click.argument("name", metavar="NAME[:V]")
+@json_option
+@connected
+def show(client: FleetClient, name: str, as_json: bool) -> None:
+    """Show a version (the newest, when none is named): variants, lineage, and what devices made of it."""
+    if ":" not in name:
+        summary = client.model(parse_model_name(name))
+        if not summary.versions:
+            raise Rejected(f"model {name} has no version yet: `regatta model push` stores one")
+        name = f"{name}:{max(summary.versions)}"
+    detail = client.version(parse_model_ref(name))
+    if as_json:
+        output.print_json(detail)
+        return
+    manifest = detail.manifest
+    facts = (
+        ("created", manifest.created_at),
+        ("made of", manifest.source or "unknown"),
+        ("lineage", " → ".join(manifest.lineage) or "unknown"),
+        ("task", manifest.task),
+        ("input", _input_words(manifest)),
+        ("evaluation", figures.size(manifest.evaluation.size_bytes) if manifest.evaluation else "none"),
+        (
+            "policy",
+            f"{manifest.policy.objective.replace('_', ' ')}, "
+            f"accuracy drop ≤ {figures.share(manifest.policy.max_accuracy_drop)}",
+        ),
+    )
+    output.line(f"Model {manifest.ref}")
+    for label, value in facts:
+        output.line(f"  {label:<11} {value}")
+    output.line()
+    output.print_table(tables.variants(manifest))
+    output.line()
+    output.print_table(tables.model_devices(detail))
+
+
+def push_bundle(client: FleetClient, name: str, bundle: Bundle, policy: dict[str, object] | None = None) -> Manifest:
+    """Upload what the server lacks of the bundle and create the next version; returns its manifest."""
+    refs = bundle.files()
+    missing = [ref for ref in refs if not client.has_blob(ref.digest)]
+    total = sum(ref.size_bytes for ref in missing)
+    if missing:
+        with output.meter(f"uploading {len(missing)} of {len(refs)} files", total) as meter:
+            for ref in missing:
+                client.upload_blob(ref, bundle.path_of(ref), meter.advance)
+    draft = bundle.draft
+    if policy:
+        draft = BundleDraft.model_validate(
+            {**draft.model_dump(), "policy": {**draft.policy.model_dump(), **policy}},
+        )
+    return client.create_version(parse_model_name(name), draft)
+
+
+def say_step() -> Callable[[str, float], None]:
+    """Return a listener to a long work's steps that says each once, with its share, on standard error."""
+    last = ""
+
+    def say(message: str, share: float) -> None:
+        nonlocal last
+        if message != last and share < 1:  # what came out is told by the caller
+            output.hint(f"[{share * 100:3.0f} %] {message}")
+            last = message
+
+    return say
+
+
+def _policy(objective: str | None, accuracy_drop: float | None) -> dict[str, object]:
+    policy: dict[str, object] = {}
+    if objective is not None:
+        policy["objective"] = _OBJECTIVES[objective]
+    if accuracy_drop is not None:
+        policy["max_accuracy_drop"] = accuracy_drop
+    return policy
+
+
+def _input_words(manifest: Manifest) -> str:
+    picture = manifest.input
+    if picture is not None:
+        return (
+            f"picture {picture.height} × {picture.width} × {picture.channels}, "
+            f"(pixel − {picture.mean:g}) · {picture.scale:.6g}"
+        )
+    specs = manifest.variants[0].inputs
+    return ", ".join(f"{spec.dtype} {list(spec.shape)}" for spec in specs) or "unknown"

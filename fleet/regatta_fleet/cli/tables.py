@@ -1,0 +1,356 @@
+"""The fleet's answers as tables. Pure: schemas in, tables out; printing is output.py's."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+from regatta_fleet import figures, verdicts
+from regatta_fleet.cli.output import Cell, Column, Style, Table
+from regatta_fleet.schemas import (
+    BundleDraft,
+    DeviceDetail,
+    DeviceModel,
+    DeviceSummary,
+    FleetEvent,
+    ModelSummary,
+    RolloutDetail,
+    RolloutState,
+    VersionDetail,
+    WaveState,
+)
+from regatta_protocol.manifest import Manifest
+from regatta_protocol.measurement import BoardFacts, Outcome, RaceReport
+from regatta_protocol.messages import InstallState
+
+if TYPE_CHECKING:
+    from regatta_fleet.optimize.report import OptimizeReport
+
+__all__ = [
+    "board_facts",
+    "device_models",
+    "devices",
+    "events",
+    "few",
+    "model_devices",
+    "models",
+    "optimized",
+    "race",
+    "races",
+    "rollouts",
+    "variants",
+    "waves",
+]
+
+_FAILED = {InstallState.FAILED, InstallState.ROLLED_BACK}
+_ROLLOUT_STYLES: dict[RolloutState, Style] = {
+    RolloutState.RUNNING: "",
+    RolloutState.HELD: "warn",
+    RolloutState.COMPLETED: "good",
+    RolloutState.ROLLED_BACK: "bad",
+    RolloutState.ABORTED: "bad",
+}
+_WAVE_STYLES: dict[WaveState, Style] = {
+    WaveState.PENDING: "dim",
+    WaveState.OBSERVING: "",
+    WaveState.PROMOTED: "good",
+    WaveState.FAILED: "bad",
+}
+
+
+def _model_cells(model: DeviceModel, *, interval: bool = True) -> tuple[Cell | str, ...]:
+    """Return model, state, placement, p50, p99, accuracy, power and requests."""
+    served = model.served
+    live = served is not None and served.p50_us is not None
+    p50_us = served.p50_us if served and live else model.latency.p50_us if model.latency else None
+    p99_us = served.p99_us if served and live else model.latency.p99_us if model.latency else None
+    power = served.power if served and served.power else model.power
+    accuracy = served.feedback if served and served.feedback else model.accuracy
+    style: Style = "good" if model.serving else "bad" if model.state in _FAILED else ""
+    return (
+        f"{model.name}:{model.version}",
+        Cell("serving" if model.serving else str(model.state).replace("_", " "), style),
+        model.placement or figures.NOTHING,
+        figures.latency(p50_us),
+        figures.latency(p99_us),
+        figures.accuracy(accuracy, interval=interval),
+        figures.power(power),
+        figures.count(served.requests) if served else figures.NOTHING,
+    )
+
+
+_MODEL_COLUMNS = (
+    Column("MODEL"),
+    Column("STATE"),
+    Column("PLACEMENT", leave_out=5),
+    Column("P50", right=True),
+    Column("P99", right=True, leave_out=3),
+    Column("ACCURACY", right=True),
+    Column("POWER", right=True, leave_out=4),
+    Column("REQUESTS", right=True, leave_out=1),
+)
+
+
+def devices(found: Iterable[DeviceSummary], now: float) -> Table:
+    """Return one row for each device and model on it."""
+    rows: list[tuple[Cell | str, ...]] = []
+    for device in found:
+        style: Style = "good" if device.up else "bad" if device.revoked else "warn"
+        head: tuple[Cell | str, ...] = (device.id, device.group, Cell(verdicts.up_since(device, now), style))
+        for number, model in enumerate(verdicts.shown_models(device)):
+            rows.append((*(head if number == 0 else ("", "", "")), *_model_cells(model, interval=False)))
+        if not device.models:
+            rows.append((*head, *(figures.NOTHING for _ in _MODEL_COLUMNS)))
+    return Table(
+        (Column("DEVICE"), Column("GROUP", leave_out=2), Column("UP"), *_MODEL_COLUMNS),
+        tuple(rows),
+        empty="no devices yet: `regatta device token` makes a token for `regatta-agent enroll`",
+    )
+
+
+def device_models(device: DeviceSummary) -> Table:
+    """Return what the device reported of each model, with the reasons."""
+    rows = tuple((*_model_cells(model), model.reason or "") for model in device.models)
+    return Table(
+        (*_MODEL_COLUMNS, Column("REASON", wide=True)),
+        rows,
+        title="Models",
+        empty="nothing assigned yet: `regatta rollout start MODEL:V --to all` sends a model",
+    )
+
+
+def board_facts(board: BoardFacts) -> tuple[tuple[str, str], ...]:
+    """Return what is known of the board, name and value."""
+    facts = (
+        ("board", board.model),
+        ("machine", board.machine),
+        ("cpu", board.cpu and f"{board.cpu}" + (f" × {board.cores}" if board.cores else "")),
+        ("memory", board.memory_bytes and figures.size(board.memory_bytes)),
+        ("kernel", board.kernel),
+        ("accelerators", ", ".join(board.accelerators) or "none found"),
+        ("power sensor", board.power_sensor or "none found"),
+        ("temperature", None if board.temperature_c is None else f"{board.temperature_c:.0f} °C"),
+    )
+    return tuple((name, value) for name, value in facts if value)
+
+
+def race(report: RaceReport) -> Table:
+    """Return every candidate with its figures and why it lost."""
+    rows = []
+    for result in verdicts.ordered(report):
+        placed = result.id == report.placement
+        style: Style = "good" if placed else "" if result.outcome in (Outcome.MEASURED, Outcome.DROPPED) else "dim"
+        rows.append(
+            (
+                Cell(result.id, style),
+                figures.latency(result.latency.p50_us if result.latency else None),
+                figures.latency(result.latency.p99_us if result.latency else None),
+                figures.latency(result.first_us),
+                figures.accuracy(result.accuracy, interval=False),
+                figures.energy(result.power) if result.power.method != "none" else "unknown",
+                figures.size(result.peak_rss_bytes),
+                Cell(verdicts.candidate_verdict(result, report), style),
+            )
+        )
+    return Table(
+        (
+            Column("CANDIDATE"),
+            Column("P50", right=True),
+            Column("P99", right=True),
+            Column("FIRST", right=True, leave_out=2),
+            Column("ACCURACY", right=True),
+            Column("ENERGY", right=True, leave_out=3),
+            Column("MEMORY", right=True, leave_out=1),
+            Column("VERDICT", wide=True),
+        ),
+        tuple(rows),
+        title=f"Race of {report.model}:{report.version} ({report.duration_s:.1f} s, by {report.objective})",
+        empty="no candidates",
+        notes=(report.reason,),
+    )
+
+
+def races(device: DeviceDetail) -> tuple[Table, ...]:
+    """Return the newest race of each version on the device."""
+    newest: dict[tuple[str, int], RaceReport] = {}
+    for report in device.races:
+        newest.setdefault((report.model, report.version), report)
+    return tuple(race(report) for report in newest.values())
+
+
+def models(found: Iterable[ModelSummary]) -> Table:
+    """Return each model with its versions."""
+    rows = tuple(
+        (model.name, ", ".join(str(version) for version in model.versions), figures.count(model.devices_serving))
+        for model in found
+    )
+    return Table(
+        (Column("MODEL"), Column("VERSIONS"), Column("DEVICES SERVING", right=True)),
+        rows,
+        empty="no models yet: `regatta model push MODEL.tflite --name NAME` stores one",
+    )
+
+
+def variants(manifest: Manifest | BundleDraft) -> Table:
+    """Return each variant with its size, accuracy, latency and what it costs or gains against the first."""
+    first = manifest.variants[0]
+    rows = []
+    for variant in manifest.variants:
+        faster = (
+            first.latency.p50_us / variant.latency.p50_us
+            if first.latency and variant.latency and variant.latency.p50_us > 0
+            else None
+        )
+        smaller = first.file.size_bytes / variant.file.size_bytes if variant.file.size_bytes else None
+        rows.append(
+            (
+                variant.name,
+                variant.precision,
+                figures.size(variant.file.size_bytes),
+                figures.ratio(smaller),
+                figures.accuracy(variant.accuracy),
+                figures.latency(variant.latency.p50_us if variant.latency else None),
+                figures.ratio(faster),
+                ", ".join(variant.requires) or figures.NOTHING,
+                " → ".join(variant.steps) or figures.NOTHING,
+            )
+        )
+    return Table(
+        (
+            Column("VARIANT"),
+            Column("PRECISION", leave_out=1),
+            Column("SIZE", right=True),
+            Column("SMALLER", right=True),
+            Column("ACCURACY", right=True),
+            Column("P50", right=True),
+            Column("FASTER", right=True),
+            Column("REQUIRES", leave_out=2),
+            Column("MADE BY", wide=True),
+        ),
+        tuple(rows),
+        title="Variants",
+        notes=(f"smaller and faster: than {first.name}, on the machine that made them",) if len(rows) > 1 else (),
+    )
+
+
+def optimized(report: OptimizeReport) -> Table:
+    """Return each variant with its figures and how many times those of the float original they are."""
+    original = report.variants[0]
+    rows = []
+    for variant in report.variants:
+        latency_ratio = (
+            variant.latency.p50_us / original.latency.p50_us
+            if variant.latency and original.latency and original.latency.p50_us > 0
+            else None
+        )
+        recommended = variant.name == report.recommended and variant.accepted
+        verdict = "recommended" if recommended else variant.reason or ("kept" if variant.accepted else "refused")
+        style: Style = "good" if recommended else "" if variant.accepted else "dim"
+        rows.append(
+            (
+                Cell(variant.name, style),
+                figures.size(variant.size_bytes),
+                figures.ratio(variant.size_bytes / original.size_bytes if original.size_bytes else None),
+                figures.accuracy(variant.accuracy),
+                figures.latency(variant.latency.p50_us if variant.latency else None),
+                figures.ratio(latency_ratio),
+                Cell(verdict, style),
+            )
+        )
+    return Table(
+        (
+            Column("VARIANT"),
+            Column("SIZE", right=True),
+            Column("OF FLOAT", right=True),
+            Column("ACCURACY", right=True),
+            Column("P50", right=True),
+            Column("OF FLOAT", right=True),
+            Column("VERDICT", wide=True),
+        ),
+        tuple(rows),
+        title=f"{report.source}, optimized in {report.duration_s:.1f} s",
+        notes=(f"{report.recommended}: {report.why}", f"bundle and report in {report.bundle}"),
+    )
+
+
+def model_devices(detail: VersionDetail) -> Table:
+    """Return the devices of a version."""
+    rows = tuple((model.device, *_model_cells(model)[1:], model.reason or "") for model in detail.devices)
+    return Table(
+        (Column("DEVICE"), *_MODEL_COLUMNS[1:], Column("REASON", wide=True)),
+        rows,
+        title="Devices",
+        empty=f"on no device yet: `regatta rollout start {detail.manifest.ref} --to all` sends it",
+    )
+
+
+def rollouts(found: Iterable[RolloutDetail], now: float) -> Table:
+    """Return one row for each rollout."""
+    rows = []
+    for rollout in found:
+        done, total = verdicts.progress(rollout)
+        rows.append(
+            (
+                rollout.id,
+                f"{rollout.model}:{rollout.version}",
+                Cell(str(rollout.state).replace("_", " "), _ROLLOUT_STYLES[rollout.state]),
+                f"{verdicts.current_wave(rollout)}/{len(rollout.waves)}",
+                f"{done}/{total}",
+                figures.age(rollout.created_at, now),
+                rollout.reason or "",
+            )
+        )
+    return Table(
+        (
+            Column("ROLLOUT"),
+            Column("MODEL"),
+            Column("STATE"),
+            Column("WAVE", right=True),
+            Column("DEVICES", right=True),
+            Column("STARTED"),
+            Column("REASON", wide=True),
+        ),
+        tuple(rows),
+        empty="no rollouts yet: `regatta rollout start MODEL:V --to all` begins one",
+    )
+
+
+def waves(rollout: RolloutDetail) -> Table:
+    """Return the waves of a rollout with the gate's words."""
+    rows = tuple(
+        (
+            str(wave.number),
+            Cell(str(wave.state), _WAVE_STYLES[wave.state]),
+            f"{wave.succeeded}/{len(wave.devices)}",
+            str(wave.failed),
+            few(wave.devices),
+            wave.reason or "",
+        )
+        for wave in rollout.waves
+    )
+    return Table(
+        (
+            Column("WAVE", right=True),
+            Column("STATE"),
+            Column("SUCCEEDED", right=True),
+            Column("FAILED", right=True),
+            Column("DEVICES", leave_out=1),
+            Column("GATE", wide=True),
+        ),
+        rows,
+        title="Waves",
+    )
+
+
+def events(found: Iterable[FleetEvent]) -> Table:
+    """Return the history, a line each."""
+    rows = tuple((figures.clock(event.at), event.kind, event.device or "", event.text) for event in found)
+    return Table(
+        (Column("TIME"), Column("KIND"), Column("DEVICE"), Column("EVENT", wide=True)), rows, empty="nothing yet"
+    )
+
+
+def few(names: tuple[str, ...], shown: int = 5) -> str:
+    """Return the first names and how many there are besides."""
+    text = ", ".join(names[:shown])
+    return text if len(names) <= shown else f"{text} and {len(names) - shown} more"

@@ -1,0 +1,295 @@
+"""The controller: one thread that owns every decision about rollouts, and all that is said to devices.
+
+Events of the bus and calls of the HTTP handlers come through one bounded inbox. Handlers that only read, or that
+add a token or a device, use short transactions of their own; whatever pushes a version or moves a rollout is a call
+that this thread carries out, so decisions never race.
+
+What a device shall run is in the database before it is published; it is published again after each connection to
+the broker, retained and under its generation, so neither side can miss it for good. `_unsaid` holds who must still
+be told; it is filled with every device at each connection.
+"""
+
+from __future__ import annotations
+
+import logging
+import queue
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import Future, TimeoutError
+from dataclasses import dataclass
+from typing import Any, Generic, Protocol, TypeVar
+
+from regatta_fleet import rolling
+from regatta_fleet.database import devices, telemetry
+from regatta_fleet.database.engine import Database
+from regatta_fleet.errors import Busy
+from regatta_fleet.ingest import Asked, Ingest, Stored, Wanted
+from regatta_fleet.registry import Metadata
+from regatta_protocol.bus import Bus, Connected, Disconnected, Event, Message, Published
+from regatta_protocol.codec import encode, encode_zlib
+from regatta_protocol.errors import RegattaError, Rejected, Retryable
+from regatta_protocol.ids import DeviceId
+from regatta_protocol.messages import Assignment, Get, Request, Response, SignedAssignment
+from regatta_protocol.topics import desired, response
+
+__all__ = ["INBOX_LENGTH", "Call", "ChunkSender", "Controller", "Inbox", "Signer"]
+
+logger = logging.getLogger(__name__)
+
+INBOX_LENGTH = 4096  # messages of at most 64 KiB; a full inbox makes the bus wait (regatta_protocol.mqtt)
+_TICK_S = 0.5  # how late a wave's time limit may be noticed
+_CALL_TIMEOUT_S = 30.0
+_REFRESH_S = 600.0  # how often metadata that expires is looked at
+_DAY_S = 86_400.0
+_STORE_RETRIES = 5
+_STORE_RETRY_S = 0.2
+
+T = TypeVar("T")
+
+
+class Signer(Protocol):
+    """The key of assignments (regatta_provisioning.assignments.AssignmentKey)."""
+
+    def sign(self, assignment: Assignment) -> SignedAssignment:
+        """Return the assignment, signed."""
+
+
+class ChunkSender(Protocol):
+    """Who answers requests for chunks (sender.py)."""
+
+    def take(self, device: DeviceId, get: Get) -> None:
+        """Begin to send what `get` asks for. Returns at once."""
+
+    def published(self, token: int) -> None:
+        """A message has left."""
+
+
+@dataclass(frozen=True)
+class Call(Generic[T]):
+    """Something another thread wants done on this one."""
+
+    action: Callable[[], T]
+    result: Future[T]
+
+    def carry_out(self) -> None:
+        """Do it, unless who asked has given up."""
+        if not self.result.set_running_or_notify_cancel():
+            return
+        try:
+            self.result.set_result(self.action())
+        except BaseException as err:  # noqa: BLE001  # it is the caller's: raised again in its thread
+            self.result.set_exception(err)
+
+
+Inbox = queue.Queue[Event | Call[Any]]
+
+
+class Controller:
+    """One life: `start`, `stop`."""
+
+    def __init__(
+        self,
+        fleet: str,
+        database: Database,
+        bus: Bus,
+        inbox: Inbox,
+        ingest: Ingest,
+        signer: Signer,
+        metadata: Metadata,
+        sender: ChunkSender,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self._fleet = fleet
+        self._database = database
+        self._bus = bus
+        self._inbox = inbox
+        self._ingest = ingest
+        self._signer = signer
+        self._metadata = metadata
+        self._sender = sender
+        self._clock = clock
+        self._stopping = threading.Event()
+        self._thread: threading.Thread | None = None
+        self._unsaid: set[DeviceId] = set()
+        self._look_again = True  # facts came in that may move a rollout
+        self._next_refresh_s = 0.0
+        self._next_cleaning_s = 0.0
+        self.connected = False
+        self.alive_at_s = time.monotonic()
+
+    def start(self) -> None:
+        """Begin. The database must be open; the bus may be started before or after."""
+        self._thread = threading.Thread(target=self._main, name="controller")
+        self._thread.start()
+
+    def stop(self) -> None:
+        """End the thread once what is in the inbox is taken."""
+        self._stopping.set()
+        if self._thread is not None:
+            self._thread.join(10)
+
+    def call(self, action: Callable[[], T], timeout_s: float = _CALL_TIMEOUT_S) -> T:
+        """Return what `action` returns, carried out on the controller's thread.
+
+        Raises:
+            Busy: when it is not begun in time; it is not carried out then.
+        """
+        result: Future[T] = Future()
+        self._post(Call(action, result), timeout_s)
+        try:
+            return result.result(timeout_s)
+        except TimeoutError:
+            if result.cancel():
+                raise Busy("the server has too much to do at the moment: try again") from None
+            return result.result(timeout_s)
+
+    def tell(self, changed: set[DeviceId]) -> None:
+        """Publish anew what these devices shall run. On the controller's thread only."""
+        self._unsaid |= changed
+        self._look_again = True
+
+    def note_change(self, device: DeviceId) -> None:
+        """A device was enrolled or revoked; for any thread. Returns at once.
+
+        Raises:
+            Busy: when the inbox stays full.
+        """
+        self._post(Call(lambda: self._take_change(device), Future()), _CALL_TIMEOUT_S)
+
+    def step(self, timeout_s: float = _TICK_S) -> None:
+        """Take one event, or wait that long for one, and do what follows. The thread's loop body; for tests too."""
+        self.alive_at_s = time.monotonic()
+        try:
+            self._take(self._inbox.get(timeout=timeout_s))
+        except queue.Empty:
+            self._look_again = True  # time has passed
+        if self._inbox.empty() or self._look_again:
+            self._advance()
+            self._say()
+            self._keep_house()
+
+    def _main(self) -> None:
+        while not (self._stopping.is_set() and self._inbox.empty()):
+            try:
+                self.step()
+            except RegattaError as err:
+                logger.error("event=controller_trouble reason=%s", err)
+                self._stopping.wait(_TICK_S)
+            except Exception:  # the top of this thread: one bad event must not end the fleet's control
+                logger.exception("event=controller_error")
+                self._stopping.wait(_TICK_S)
+
+    def _take(self, event: Event | Call[Any]) -> None:
+        if isinstance(event, Call):
+            event.carry_out()
+            self._look_again = True
+        elif isinstance(event, Message):
+            self._take_message(event)
+        elif isinstance(event, Published):
+            self._sender.published(event.token)
+        elif isinstance(event, Connected):
+            self._take_connected()
+        elif isinstance(event, Disconnected):
+            self.connected = False
+            logger.warning("event=broker_lost reason=%s", event.reason)
+
+    def _take_connected(self) -> None:
+        self.connected = True
+        logger.info("event=broker_connected")
+        with self._database.write() as tx:
+            devices.mark_all_down(tx)  # who is up says so by its retained message, which follows
+            self._unsaid |= {member.device for member in devices.list_members(tx)}
+
+    def _take_message(self, message: Message) -> None:
+        taken = self._ingest_patiently(message)
+        if isinstance(taken, Stored):
+            self._look_again = True
+        elif isinstance(taken, Wanted):
+            self._sender.take(taken.device, taken.get)
+        elif isinstance(taken, Asked):
+            self._answer(taken.device, taken.request)
+
+    def _ingest_patiently(self, message: Message) -> Stored | Asked | Wanted | None:
+        for attempt in range(_STORE_RETRIES):
+            try:
+                return self._ingest.take(message, self._clock())
+            except Retryable as err:
+                logger.warning("event=message_waits topic=%s attempt=%d reason=%s", message.topic, attempt, err)
+                self._stopping.wait(_STORE_RETRY_S * 2**attempt)
+        logger.error("event=message_lost topic=%s", message.topic)
+        return None
+
+    def _answer(self, device: DeviceId, request: Request) -> None:
+        try:
+            target, root_version = request.params.get("target"), request.params.get("root_version")
+            if not isinstance(target, str) or not isinstance(root_version, int):
+                raise Rejected("a metadata request needs params target (text) and root_version (number)")
+            answer = Response(id=request.id, files=self._metadata.files_for(target, root_version))
+            data = encode_zlib(answer)
+        except RegattaError as err:
+            retryable = isinstance(err, Retryable)
+            data = encode_zlib(Response(id=request.id, error=str(err)[:2000], retryable=retryable))
+        try:
+            self._bus.publish(response(device), data)
+        except Retryable as err:  # the device asks again
+            logger.info("event=answer_dropped device=%s reason=%s", device, err)
+
+    def _post(self, call: Call[T], timeout_s: float) -> None:
+        try:
+            self._inbox.put(call, timeout=timeout_s)
+        except queue.Full:
+            raise Busy("the server has too much to do at the moment: try again") from None
+
+    def _take_change(self, device: DeviceId) -> None:
+        self._ingest.forget(device)
+        self.tell({device})
+
+    def _advance(self) -> None:
+        if not self._look_again:
+            return
+        self._look_again = False
+        now = self._clock()
+        with self._database.read() as tx:
+            if not rolling.may_advance(tx, now):
+                return
+        with self._database.write() as tx:
+            changed = rolling.advance_all(tx, now)
+        self._unsaid |= changed
+
+    def _say(self) -> None:
+        """Publish what is unsaid, as far as the bus takes it."""
+        while self._unsaid and self.connected:
+            device = next(iter(self._unsaid))
+            try:
+                self._bus.publish(desired(device), self._desired_message(device), retain=True)
+            except Retryable:
+                return  # tried again at the next event
+            except Rejected as err:
+                logger.error("event=assignment_unsayable device=%s reason=%s", device, err)
+            self._unsaid.discard(device)
+
+    def _desired_message(self, device: DeviceId) -> bytes:
+        with self._database.read() as tx:
+            wanted = devices.get_desired(tx, device)
+        if wanted is None:
+            return b""  # revoked: clears the retained message
+        assignment = Assignment(
+            fleet=self._fleet,
+            device=device,
+            generation=wanted.generation,
+            issued_at=wanted.at,
+            models=wanted.models,
+        )
+        return encode(self._signer.sign(assignment))
+
+    def _keep_house(self) -> None:
+        now_s = time.monotonic()
+        if now_s >= self._next_refresh_s:
+            self._next_refresh_s = now_s + _REFRESH_S
+            for advice in self._metadata.refresh_online():
+                logger.warning("event=metadata_needs_operator text=%s", advice)
+        if now_s >= self._next_cleaning_s:
+            self._next_cleaning_s = now_s + _DAY_S
+            with self._database.write() as tx:
+                telemetry.forget_old_batches(tx, self._clock())

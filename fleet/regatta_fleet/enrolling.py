@@ -1,0 +1,195 @@
+"""Letting devices in: one-time tokens, certificates, and taking them back.
+
+A token is used up by the first device that shows it. The same device (the same public key) may ask again while the
+token is valid and gets the same certificate, because its first answer may have been lost. A token that was made for
+one device id may enrol that id anew; any other may not take an id that is there.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import secrets
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+from cryptography import x509
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+
+from regatta_fleet.database import devices, tokens
+from regatta_fleet.database.engine import Database
+from regatta_fleet.database.events import add_event
+from regatta_fleet.database.tokens import TokenRow
+from regatta_fleet.errors import Conflict, Expired, Forbidden, NotFound, Unknown
+from regatta_fleet.rolling import note_revoked
+from regatta_fleet.schemas import TokenRequest, TokenResponse
+from regatta_protocol.errors import Rejected
+from regatta_protocol.ids import DeviceId
+from regatta_provisioning.enrollment import EnrollRequest, EnrollResponse
+from regatta_provisioning.tokens import mint_token, new_secret, token_hash
+
+__all__ = ["Enroller", "FleetFacts", "Issuer"]
+
+logger = logging.getLogger(__name__)
+
+CERTIFICATE_DAYS = 365  # no device renews its certificate by itself yet
+_MINT = "mint a new one with `regatta device token`"
+
+
+class Issuer(Protocol):
+    """The certificate authority (regatta_provisioning.authority.Authority)."""
+
+    def sign_device_csr(self, csr_pem: str, device: DeviceId, valid_days: int) -> str:
+        """Return the certificate (PEM) of the device."""
+
+    def revoke(self, serial: int) -> None:
+        """Put the certificate on the revocation list."""
+
+
+@dataclass(frozen=True)
+class FleetFacts:
+    """What a device pins as it enrols."""
+
+    fleet: str
+    device_url: str
+    ca_pem: str
+    ca_fingerprint: str
+    broker_host: str
+    broker_port: int
+    root_json: str
+    assignment_key: str
+    assignment_key_id: str
+
+
+class Enroller:
+    """Safe to use from several threads."""
+
+    def __init__(
+        self, database: Database, issuer: Issuer, facts: FleetFacts, on_change: Callable[[DeviceId], None]
+    ) -> None:
+        """
+        Args:
+            on_change: hears of each device that was enrolled or revoked, after it is stored.
+        """
+        self._database = database
+        self._issuer = issuer
+        self.facts = facts
+        self._on_change = on_change
+        self._lock = threading.Lock()  # the authority's files, and one use of each token
+
+    def make_token(self, request: TokenRequest, now: float) -> TokenResponse:
+        """Return a new token. Only its hash is kept."""
+        secret = new_secret()
+        expires_at = now + request.valid_s
+        with self._database.write() as tx:
+            tokens.add_token(
+                tx,
+                token_hash(secret),
+                device=request.device,
+                group=request.group,
+                now=now,
+                expires_at=expires_at,
+            )
+        token = mint_token(self.facts.device_url, self.facts.ca_fingerprint, secret)
+        return TokenResponse(token=token, expires_at=expires_at)
+
+    def enroll(self, request: EnrollRequest, now: float) -> EnrollResponse:
+        """Return the device's certificate and what it pins.
+
+        Raises:
+            Unknown: when no such token was ever made.
+            Expired: when the token is too old.
+            Conflict: when another device used it, or the id is taken.
+            Forbidden: when the token is for another device.
+            Rejected: when the request for a certificate is none.
+        """
+        key_digest = _key_digest(request.csr_pem)
+        with self._lock:
+            with self._database.read() as tx:
+                token = _check(tokens.find_token(tx, token_hash(request.secret)), key_digest, now)
+                if token.certificate is not None and token.used_by is not None:
+                    return self._answer(token.used_by, token.certificate)
+                device = _choose_id(token, request.device)
+                before = devices.get_device(tx, device)
+            if before is not None and token.device is None:
+                raise Conflict(
+                    f"device id {device!r} is taken: choose another, or have the operator make a token for it with "
+                    f"`regatta device token --device {device}`"
+                )
+            certificate = self._issuer.sign_device_csr(request.csr_pem, device, CERTIFICATE_DAYS)
+            serial = x509.load_pem_x509_certificate(certificate.encode()).serial_number
+            with self._database.write() as tx:
+                tokens.use_token(
+                    tx, token.secret_hash, device=device, key_digest=key_digest, certificate=certificate, now=now
+                )
+                devices.enroll_device(tx, device, group=token.group, serial=serial, board=request.board, now=now)
+                text = f"enrolled into group {token.group}" + (" again" if before is not None else "")
+                add_event(tx, now, "device_enrolled", text, device=device)
+            if before is not None and not before.revoked:
+                self._issuer.revoke(before.certificate_serial)
+        logger.info("event=device_enrolled device=%s group=%s", device, token.group)
+        self._on_change(device)
+        return self._answer(device, certificate)
+
+    def revoke(self, device: DeviceId, now: float) -> None:
+        """Take the device's certificate and its place in the fleet away.
+
+        The revocation list comes first: a server that is killed in between has revoked more than it knows, and
+        the operator, who got no answer, asks again.
+
+        Raises:
+            NotFound: when there is no such device.
+        """
+        with self._lock:
+            with self._database.read() as tx:
+                row = devices.get_device(tx, device)
+            if row is None:
+                raise NotFound(f"there is no device {device!r}: see `regatta status`")
+            self._issuer.revoke(row.certificate_serial)
+            if not row.revoked:
+                with self._database.write() as tx:
+                    devices.revoke_device(tx, device, now)
+                    note_revoked(tx, device)
+                    add_event(tx, now, "device_revoked", "revoked by the operator", device=device)
+        logger.info("event=device_revoked device=%s", device)
+        self._on_change(device)
+
+    def _answer(self, device: DeviceId, certificate: str) -> EnrollResponse:
+        facts = self.facts
+        return EnrollResponse(
+            fleet=facts.fleet,
+            device=device,
+            certificate_pem=certificate,
+            ca_pem=facts.ca_pem,
+            broker_host=facts.broker_host,
+            broker_port=facts.broker_port,
+            root_json=facts.root_json,
+            assignment_key=facts.assignment_key,
+            assignment_key_id=facts.assignment_key_id,
+        )
+
+
+def _check(token: TokenRow | None, key_digest: str, now: float) -> TokenRow:
+    if token is None:
+        raise Unknown(f"this enrolment token is not known to this fleet: {_MINT}")
+    if token.used_at is not None and token.key_digest != key_digest:
+        raise Conflict(f"this enrolment token was used already, by {token.used_by}: {_MINT}")
+    if now > token.expires_at:
+        raise Expired(f"this enrolment token expired {now - token.expires_at:.0f} s ago: {_MINT}")
+    return token
+
+
+def _choose_id(token: TokenRow, asked: DeviceId | None) -> DeviceId:
+    if token.device is not None and asked is not None and token.device != asked:
+        raise Forbidden(f"this enrolment token is for device {token.device!r}, not for {asked!r}: {_MINT}")
+    return token.device or asked or DeviceId(f"device-{secrets.token_hex(4)}")
+
+
+def _key_digest(csr_pem: str) -> str:
+    try:
+        key = x509.load_pem_x509_csr(csr_pem.encode()).public_key()
+        return hashlib.sha256(key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)).hexdigest()
+    except ValueError as err:
+        raise Rejected(f"this is no request for a certificate (PKCS#10, PEM): {err}") from err

@@ -1,0 +1,1 @@
+"""Models that ship with Regatta, each with the recipe that rebuilds it."""

@@ -1,0 +1,120 @@
+"""The child process of `steps.py`: `python -m regatta_fleet.optimize.child SPEC ANSWER PARENT MEMORY`.
+
+It runs one step and writes one `StepResult` to ANSWER. What the libraries print goes to the parent's log. It dies with
+its parent, and by the kernel's hand when it takes more address space than MEMORY bytes.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import resource
+import signal
+import sys
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from regatta_fleet.optimize.cost import count_macs, count_weights
+from regatta_fleet.optimize.model_file import ModelTree, check_float, read_model, write_model
+from regatta_fleet.optimize.samples import check_shape, read_samples
+from regatta_fleet.optimize.steps import Answers, Check, ModelCost, Prune, Quantize, Spec, StepResult
+from regatta_protocol.codec import MAX_INFLATED_BYTES, decode, encode
+from regatta_protocol.durable import read_bounded, write_durably
+from regatta_protocol.errors import Misuse, Rejected, Retryable
+
+__all__ = ["main"]
+
+_PR_SET_PDEATHSIG = 1  # prctl(2)
+_MAX_TUNING_SAMPLES = 512  # more change neither ranges nor refits noticeably and cost time
+
+
+def main(arguments: list[str]) -> int:
+    """Run the step; 0 when an answer was written."""
+    spec, answer, parent, memory_bytes = Path(arguments[0]), Path(arguments[1]), int(arguments[2]), int(arguments[3])
+    _tie_to(parent)
+    resource.setrlimit(resource.RLIMIT_AS, (memory_bytes, memory_bytes))
+    step = decode(Spec, read_bounded(spec, MAX_INFLATED_BYTES), MAX_INFLATED_BYTES).step
+    try:
+        result = _run(step)
+    except Rejected as err:
+        result = StepResult(family="rejected", reason=str(err))
+    except (Retryable, OSError) as err:
+        result = StepResult(family="retryable", reason=str(err))
+    except Misuse as err:
+        result = StepResult(family="misuse", reason=str(err))
+    except MemoryError:
+        reason = f"step {step.kind} of {step.model} needs over {memory_bytes >> 30} GiB: give fewer samples"
+        result = StepResult(family="rejected", reason=reason)
+    write_durably(answer, encode(result, MAX_INFLATED_BYTES))
+    return 0
+
+
+def _run(step: Check | Quantize | Prune | Answers) -> StepResult:
+    if isinstance(step, Answers):
+        return _answers(step)
+    model = read_model(Path(step.model))
+    if isinstance(step, Check):
+        return _check(step, model)
+    samples = read_samples(Path(step.samples)).x[:_MAX_TUNING_SAMPLES]
+    if isinstance(step, Quantize):
+        from regatta_fleet.optimize.quantize.static import quantize_static, quantized_layers
+
+        content = quantize_static(model, samples)
+        write_durably(Path(step.output), content, mode=0o644)
+        done, layers = quantized_layers(read_model(Path(step.output)))
+        return StepResult(notes=(f"static int8, {done} of {layers} layers, min-max ranges of {len(samples)} samples",))
+    from regatta_fleet.optimize.prune.filters import prune_filters
+    from regatta_fleet.optimize.prune.refit import refit
+
+    pruned = prune_filters(model, step.ratio)
+    layers = refit(model, pruned, samples)
+    write_model(pruned.model, Path(step.output))
+    notes = (f"{pruned.removed} filters of {len(pruned.slimmed)} groups pruned", f"{layers} layers refitted")
+    return StepResult(notes=notes, cost=_cost(pruned.model))
+
+
+def _check(step: Check, model: ModelTree) -> StepResult:
+    name = Path(step.model).name
+    check_float(model, name)
+    graph = model.subgraphs[0]
+    if step.samples is not None:
+        check_shape(read_samples(Path(step.samples)), graph.tensors[graph.inputs[0]].shape, Path(step.samples).name)
+    write_model(model, Path(step.output))
+    return StepResult(cost=_cost(model))
+
+
+def _answers(step: Answers) -> StepResult:
+    from regatta_runtimes.candidate import Candidate
+    from regatta_runtimes.session import dequantize, open_session, quantize
+
+    samples = read_samples(Path(step.samples))
+    session = open_session(Candidate("litert", "model", "xnnpack", 1), Path(step.model))
+    try:
+        place = session.inputs[0]
+        shape = tuple(max(size, 1) for size in place.shape)
+        found: list[npt.NDArray[np.float32]] = []
+        for sample in samples.x:
+            native = session.run([quantize(sample.reshape(shape), place)])[0]
+            found.append(dequantize(native, session.outputs[0])[0].astype(np.float32))
+    finally:
+        session.close()
+    with Path(step.output).open("wb") as file:
+        np.savez(file, out=np.stack(found))
+    return StepResult()
+
+
+def _cost(model: ModelTree) -> ModelCost:
+    return ModelCost(macs=count_macs(model), weights=count_weights(model))
+
+
+def _tie_to(parent: int) -> None:
+    """Have the kernel end this process when its parent ends."""
+    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:  # it ended before the call
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

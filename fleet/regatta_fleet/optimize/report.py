@@ -1,0 +1,105 @@
+"""What an optimization found, for people (Markdown) and programs (JSON). Pure."""
+
+from __future__ import annotations
+
+from pydantic import Field
+
+from regatta_protocol.measurement import Accuracy, CandidateResult, Latency
+from regatta_protocol.wire import Wire
+
+__all__ = ["OptimizeReport", "VariantReport", "markdown"]
+
+
+class VariantReport(Wire):
+    """A variant with its figures beside the float original's; refused ones say why."""
+
+    name: str
+    accepted: bool
+    reason: str | None = None  # why it was refused
+    steps: tuple[str, ...]
+    size_bytes: int
+    accuracy: Accuracy | None = None  # on the evaluation samples
+    lost: int | None = None  # answers right in float and wrong here
+    gained: int | None = None
+    p_value: float | None = None  # McNemar's exact test of lost against gained
+    snr_db: float | None = None  # of output 0 against float's
+    latency: Latency | None = None
+    macs: int | None = None
+    runs: tuple[CandidateResult, ...] = ()  # in each runtime that this machine has
+
+
+class OptimizeReport(Wire):
+    """An optimization from one float model."""
+
+    schema_version: int = 1
+    source: str
+    source_digest: str
+    bundle: str  # the folder
+    variants: tuple[VariantReport, ...] = Field(min_length=1)  # float32 first; refused ones last
+    recommended: str
+    why: str
+    tuning_samples: int
+    evaluation_samples: int
+    labelled: bool
+    max_accuracy_drop: float
+    duration_s: float
+    machine: str
+
+    def variant(self, name: str) -> VariantReport:
+        """Return an accepted variant by its name."""
+        return next(variant for variant in self.variants if variant.name == name and variant.accepted)
+
+
+def markdown(report: OptimizeReport) -> str:
+    """Return the report as a page."""
+    original = report.variants[0]
+    lines = [
+        f"# {report.source}, optimized",
+        "",
+        f"Recommended: **{report.recommended}**: {report.why}.",
+        "",
+        f"Tuned on {report.tuning_samples} samples, evaluated on {report.evaluation_samples} others"
+        f"{'' if report.labelled else ' without labels'}; latency is of one thread on {report.machine} "
+        f"({_setting(original)}). Budget: {100 * report.max_accuracy_drop:g} points of accuracy. "
+        f"It took {report.duration_s:.1f} s.",
+        "",
+        "| variant | size | of float | accuracy | lost / gained | output SNR | p50 | of float | MACs |",
+        "|---|--:|--:|--:|--:|--:|--:|--:|--:|",
+    ]
+    accepted = [variant for variant in report.variants if variant.accepted]
+    refused = [variant for variant in report.variants if not variant.accepted]
+    lines += [_row(variant, original) for variant in accepted]
+    lines += ["", "How they were made:", ""]
+    lines += [f"- {variant.name}: {'; '.join(variant.steps)}" for variant in accepted]
+    failing = [
+        f"- {variant.name} in {run.runtime}: {run.outcome}, {run.reason}"
+        for variant in accepted
+        for run in variant.runs
+        if run.reason is not None
+    ]
+    if failing:
+        lines += ["", "Not everywhere:", "", *failing]
+    if refused:
+        lines += ["", "Refused:", ""]
+        lines += [f"- {variant.name} ({'; '.join(variant.steps)}): {variant.reason}" for variant in refused]
+    return "\n".join(lines) + "\n"
+
+
+def _row(variant: VariantReport, original: VariantReport) -> str:
+    accuracy = "unknown" if variant.accuracy is None else f"{variant.accuracy.value:.4f}"
+    changed = "–" if variant.lost is None or variant is original else f"{variant.lost} / {variant.gained}"
+    noise = "–" if variant.snr_db is None or variant is original else f"{variant.snr_db:.1f} dB"
+    p50 = ratio = "unknown"
+    if variant.latency is not None:
+        p50 = f"{variant.latency.p50_us:.1f} µs"
+        if original.latency is not None and original.latency.p50_us > 0:
+            ratio = f"{variant.latency.p50_us / original.latency.p50_us:.2f}"
+    share = variant.size_bytes / original.size_bytes
+    macs = "unknown" if variant.macs is None else f"{variant.macs:,}"
+    cells = (variant.name, f"{variant.size_bytes:,}", f"{share:.2f}", accuracy, changed, noise, p50, ratio, macs)
+    return f"| {' | '.join(cells)} |"
+
+
+def _setting(original: VariantReport) -> str:
+    measured = [run for run in original.runs if run.latency is not None]
+    return f"{measured[0].runtime}, {measured[0].delegate}" if measured else "not measured"

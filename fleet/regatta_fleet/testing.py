@@ -1,0 +1,314 @@
+"""A fleet's server without devices, broker or database: the operator API in memory, for tests of its clients.
+
+`FakeFleet` answers the same endpoints with the same shapes as the server; tests/contract holds both to one suite.
+It signs nothing and sends nothing: devices appear with `add_device`, a rollout moves when a test calls `decide`.
+"""
+
+from __future__ import annotations
+
+import hmac
+import secrets
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import uvicorn
+from fastapi import Depends, FastAPI, Request, Response
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+
+from regatta_fleet import page
+from regatta_fleet.schemas import (
+    BundleDraft,
+    DeviceDetail,
+    DeviceSummary,
+    FleetEvent,
+    FleetStatus,
+    ModelSummary,
+    Problem,
+    RolloutDetail,
+    RolloutRequest,
+    RolloutState,
+    TokenRequest,
+    TokenResponse,
+    VersionDetail,
+    WaveDetail,
+    WaveState,
+)
+from regatta_protocol.ids import DeviceId, digest_of_bytes
+from regatta_protocol.manifest import MAX_FILE_BYTES, FileRef, Manifest
+
+__all__ = ["FakeFleet", "serve"]
+
+
+class _Problem(Exception):
+    def __init__(self, code: int, error: str, hint: str | None = None) -> None:
+        super().__init__(error)
+        self.code = code
+        self.problem = Problem(error=error, hint=hint)
+
+
+@dataclass
+class FakeFleet:
+    """The state behind the fake API; tests look at it and change it."""
+
+    token: str = field(default_factory=secrets.token_urlsafe)
+    devices: dict[str, DeviceDetail] = field(default_factory=dict)
+    blobs: dict[str, bytes] = field(default_factory=dict)
+    versions: dict[str, list[Manifest]] = field(default_factory=dict)
+    rollouts: dict[str, RolloutDetail] = field(default_factory=dict)
+    events: list[FleetEvent] = field(default_factory=list)
+    tokens: list[TokenRequest] = field(default_factory=list)
+    broker_up: bool = True
+
+    def add_device(self, device: DeviceDetail) -> None:
+        """Put a device, or a newer state of it, into the fleet."""
+        self.devices[device.id] = device
+
+    def say(self, kind: str, text: str, device: str | None = None) -> None:
+        """Add a line to the history."""
+        at = max(time.time(), self.events[-1].at + 1e-6 if self.events else 0.0)
+        self.events.append(FleetEvent(at=at, kind=kind, text=text, device=device))
+
+    def decide(
+        self, rollout: str, state: RolloutState, reason: str, wave: int = 1, wave_state: WaveState = WaveState.PROMOTED
+    ) -> RolloutDetail:
+        """Move a rollout on as a gate would: `wave` becomes `wave_state` with the reason."""
+        old = self.rollouts[rollout]
+        waves = tuple(
+            one.model_copy(update={"state": wave_state, "reason": reason, "succeeded": len(one.devices)})
+            if one.number == wave
+            else one
+            for one in old.waves
+        )
+        done = state not in (RolloutState.RUNNING, RolloutState.HELD)
+        self.rollouts[rollout] = old.model_copy(
+            update={
+                "state": state,
+                "reason": reason,
+                "waves": waves,
+                "finished_at": time.time() if done else None,
+            }
+        )
+        return self.rollouts[rollout]
+
+    def status(self) -> FleetStatus:
+        """Return the whole fleet."""
+        return FleetStatus(
+            fleet="harbor",
+            version="0.1.0",
+            broker="127.0.0.1:8883",
+            broker_up=self.broker_up,
+            devices=tuple(self.devices.values()),
+            models=tuple(self.model(name) for name in self.versions),
+            rollouts=tuple(self.rollouts.values()),
+            events=tuple(self.events[-100:]),
+        )
+
+    def model(self, name: str) -> ModelSummary:
+        """Return one model."""
+        serving = sum(any(m.serving and m.name == name for m in d.models) for d in self.devices.values())
+        versions = tuple(manifest.version for manifest in self._known(name))
+        return ModelSummary.model_validate({"name": name, "versions": versions, "devices_serving": serving})
+
+    def _known(self, name: str) -> list[Manifest]:
+        if name not in self.versions:
+            known = ", ".join(self.versions) or "none yet"
+            raise _Problem(404, f"there is no model {name}", f"the fleet has {known}")
+        return self.versions[name]
+
+    def device(self, device: DeviceId) -> DeviceDetail:
+        """Return one device with its races."""
+        if device not in self.devices:
+            raise _Problem(404, f"there is no device {device}", "`regatta device list` shows them all")
+        return self.devices[device]
+
+    def create_version(self, name: str, draft: BundleDraft) -> Manifest:
+        """Store the next version of a model."""
+        refs: list[FileRef] = [variant.file for variant in draft.variants]
+        refs += [ref for ref in (draft.golden, draft.evaluation, draft.labels) if ref is not None]
+        missing = [ref.digest for ref in refs if ref.digest not in self.blobs]
+        if missing:
+            raise _Problem(409, f"{len(missing)} files of the bundle are not uploaded", missing[0])
+        manifest = Manifest.model_validate(
+            {
+                **draft.model_dump(),
+                "name": name,
+                "version": len(self.versions.get(name, ())) + 1,
+                "created_at": "2026-01-01T00:00:00Z",
+            }
+        )
+        self.versions.setdefault(name, []).append(manifest)
+        self.say("model", f"{manifest.ref} was pushed")
+        return manifest
+
+    def version(self, name: str, version: int) -> VersionDetail:
+        """Return a version and what its devices made of it."""
+        known = self._known(name)
+        if not 1 <= version <= len(known):
+            raise _Problem(404, f"there is no {name}:{version}", f"the newest is {name}:{len(known)}")
+        found = tuple(
+            model
+            for device in self.devices.values()
+            for model in device.models
+            if model.name == name and model.version == version
+        )
+        return VersionDetail(manifest=known[version - 1], devices=found)
+
+    def start(self, request: RolloutRequest) -> RolloutDetail:
+        """Begin a rollout over the chosen devices, in order of their ids."""
+        self.version(request.model, request.version)
+        chosen = sorted(device.id for device in self.devices.values() if _is_chosen(device, request.to))
+        if not chosen:
+            raise _Problem(409, f"{', '.join(request.to)} names no device", "`regatta device list` shows them all")
+        waves, done = [], 0
+        for number, share in enumerate(request.waves, start=1):
+            upto = max(done + 1, round(share * len(chosen)))
+            waves.append(
+                WaveDetail(
+                    number=number,
+                    state=WaveState.OBSERVING if number == 1 else WaveState.PENDING,
+                    devices=tuple(chosen[done:upto]),
+                )
+            )
+            done = min(upto, len(chosen))
+        rollout = RolloutDetail(
+            id=f"r-{len(self.rollouts) + 1}",
+            model=request.model,
+            version=request.version,
+            state=RolloutState.RUNNING,
+            waves=tuple(wave for wave in waves if wave.devices),
+            gate=request.gate,
+            created_at=time.time(),
+        )
+        self.rollouts[rollout.id] = rollout
+        self.say("rollout", f"{rollout.id} of {request.model}:{request.version} began")
+        return rollout
+
+    def rollout(self, rollout: str) -> RolloutDetail:
+        """Return one rollout."""
+        if rollout not in self.rollouts:
+            raise _Problem(404, f"there is no rollout {rollout}", "`regatta rollout list` shows them all")
+        return self.rollouts[rollout]
+
+    def finish(self, rollout: str, state: RolloutState, reason: str) -> RolloutDetail:
+        """End or resume a rollout at the operator's word."""
+        old = self.rollout(rollout)
+        if old.state not in (RolloutState.RUNNING, RolloutState.HELD):
+            raise _Problem(409, f"rollout {rollout} is {old.state} already", "start a new one")
+        self.rollouts[rollout] = old.model_copy(update={"state": state, "reason": reason})
+        return self.rollouts[rollout]
+
+    def app(self) -> FastAPI:
+        """Return the HTTP application."""
+        app = FastAPI()
+        _add_errors(app)
+
+        def authorized(request: Request) -> None:
+            given = request.headers.get("Authorization", "").encode()
+            if not hmac.compare_digest(given, f"Bearer {self.token}".encode()):
+                raise _Problem(401, "the token is missing or wrong")
+
+        guarded = [Depends(authorized)]
+
+        def add(method: str, path: str, answer: object, **options: object) -> None:
+            app.add_api_route(
+                "/api/v1" + path,
+                answer,  # type: ignore[arg-type]  # FastAPI takes any callable
+                methods=[method],
+                dependencies=guarded,
+                **options,  # type: ignore[arg-type]  # keyword options of FastAPI's
+            )
+
+        def create_token(request: TokenRequest) -> TokenResponse:
+            self.tokens.append(request)
+            return TokenResponse(token=f"rgt-{secrets.token_hex(8)}", expires_at=time.time() + request.valid_s)
+
+        def devices() -> tuple[DeviceSummary, ...]:
+            return tuple(self.devices.values())
+
+        def revoke(device: str) -> Response:
+            self.devices[device] = self.device(DeviceId(device)).model_copy(update={"revoked": True, "up": False})
+            return Response(status_code=204)
+
+        def has_blob(digest: str) -> Response:
+            return Response(status_code=200 if digest in self.blobs else 404)
+
+        async def put_blob(digest: str, request: Request) -> Response:
+            data = bytearray()
+            async for piece in request.stream():
+                data += piece
+                if len(data) > MAX_FILE_BYTES:
+                    raise _Problem(413, "the file is too large")
+            if digest_of_bytes(bytes(data)) != digest:
+                raise _Problem(422, f"the {len(data)} bytes sent have another digest than {digest}", "send it again")
+            self.blobs[digest] = bytes(data)
+            return Response(status_code=204)
+
+        def models() -> tuple[ModelSummary, ...]:
+            return tuple(self.model(name) for name in self.versions)
+
+        def rollouts() -> tuple[RolloutDetail, ...]:
+            return tuple(self.rollouts.values())
+
+        def events(since: float | None = None) -> tuple[FleetEvent, ...]:
+            return tuple(event for event in self.events if since is None or event.at > since)
+
+        def abort(rollout: str) -> RolloutDetail:
+            return self.finish(rollout, RolloutState.ABORTED, "aborted by the operator")
+
+        def promote(rollout: str) -> RolloutDetail:
+            return self.finish(rollout, RolloutState.RUNNING, "promoted by the operator")
+
+        add("GET", "/status", self.status)
+        add("POST", "/tokens", create_token)
+        add("GET", "/devices", devices)
+        add("GET", "/devices/{device}", self.device)
+        add("DELETE", "/devices/{device}", revoke)
+        add("HEAD", "/blobs/{digest}", has_blob)
+        add("PUT", "/blobs/{digest}", put_blob)
+        add("POST", "/models/{name}/versions", self.create_version)
+        add("GET", "/models", models)
+        add("GET", "/models/{name}", self.model)
+        add("GET", "/models/{name}/versions/{version}", self.version)
+        add("POST", "/rollouts", self.start)
+        add("GET", "/rollouts", rollouts)
+        add("GET", "/rollouts/{rollout}", self.rollout)
+        add("POST", "/rollouts/{rollout}/abort", abort)
+        add("POST", "/rollouts/{rollout}/promote", promote)
+        add("GET", "/events", events)
+        app.include_router(page.router(self.status, lambda device: self.devices.get(device), self.token))
+        return app
+
+
+@contextmanager
+def serve(app: FastAPI, port: int = 0) -> Iterator[str]:
+    """Serve the application on loopback in a thread; yields its address, and returns when it has stopped."""
+    with socket.create_server(("127.0.0.1", port)) as listener:
+        server = uvicorn.Server(uvicorn.Config(app, log_level="warning", access_log=False, lifespan="off"))
+        thread = threading.Thread(target=server.run, args=([listener],), daemon=True)
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+        finally:
+            server.should_exit = True
+            thread.join(timeout=10)
+
+
+def _is_chosen(device: DeviceSummary, to: tuple[str, ...]) -> bool:
+    return not device.revoked and bool({"all", f"group:{device.group}", str(device.id)} & set(to))
+
+
+def _add_errors(app: FastAPI) -> None:
+    @app.exception_handler(_Problem)
+    def problem(request: Request, err: _Problem) -> Response:
+        return JSONResponse(err.problem.model_dump(mode="json"), status_code=err.code)
+
+    @app.exception_handler(RequestValidationError)
+    def invalid(request: Request, err: RequestValidationError) -> Response:
+        first = err.errors()[0]
+        text = f"{'.'.join(str(part) for part in first['loc'])}: {first['msg']}"
+        return JSONResponse(Problem(error=text).model_dump(mode="json"), status_code=422)

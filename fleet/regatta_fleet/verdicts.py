@@ -1,0 +1,85 @@
+"""A race and a fleet put into words: who won, why each other candidate lost, which device serves what.
+
+Pure. The command line and the page say the same, because both ask here.
+"""
+
+from __future__ import annotations
+
+from regatta_fleet import figures
+from regatta_fleet.schemas import DeviceModel, DeviceSummary, RolloutDetail, WaveState
+from regatta_protocol.measurement import CandidateResult, Outcome, RaceReport
+
+__all__ = ["candidate_verdict", "current_wave", "ordered", "progress", "shown_models", "up_since"]
+
+_WORDS = {
+    Outcome.UNAVAILABLE: "not on this board",
+    Outcome.CREATE_FAILED: "could not be set up",
+    Outcome.INVOKE_FAILED: "failed to run",
+    Outcome.CRASHED: "crashed",
+    Outcome.HUNG: "hung",
+    Outcome.OUT_OF_MEMORY: "ran out of memory",
+    Outcome.NO_OP: "its delegate took no part of the model",
+    Outcome.WRONG_OUTPUT: "wrong outputs",
+    Outcome.INACCURATE: "loses too much accuracy",
+    Outcome.DROPPED: "dropped early as clearly slower",
+}
+
+
+def candidate_verdict(result: CandidateResult, report: RaceReport) -> str:
+    """Return why the candidate won or lost, in one phrase."""
+    reason = figures.one_line(result.reason)
+    if result.id == report.placement:
+        return "placed"
+    if result.outcome != Outcome.MEASURED:
+        words = _WORDS.get(result.outcome, str(result.outcome))
+        return f"{words}: {reason}" if reason else words
+    if reason:
+        return reason
+    winner = report.placed()
+    figure = "p99_us" if report.objective == "latency_p99" else "p50_us"
+    if winner is None or winner.latency is None or result.latency is None:
+        return "not chosen"
+    ours, best = getattr(result.latency, figure), getattr(winner.latency, figure)
+    if not best or ours < best:
+        return "not chosen: the policy prefers the placed one"
+    return f"{figures.ratio(ours / best)} the placed one's {figure[:3]}"
+
+
+def ordered(report: RaceReport) -> tuple[CandidateResult, ...]:
+    """Return the candidates with the winner first, then by latency, then those that measured nothing."""
+
+    def key(result: CandidateResult) -> tuple[bool, bool, float, str]:
+        finished = result.outcome == Outcome.MEASURED
+        p50_us = result.latency.p50_us if result.latency else float("inf")
+        return result.id != report.placement, not finished, p50_us, result.id
+
+    return tuple(sorted(report.candidates, key=key))
+
+
+def shown_models(device: DeviceSummary) -> tuple[DeviceModel, ...]:
+    """Return what a fleet table shows of a device: what serves, and what is on its way or failed, newest first."""
+    newest: dict[str, int] = {}
+    for model in device.models:
+        newest[model.name] = max(newest.get(model.name, 0), model.version)
+    shown = [model for model in device.models if model.serving or model.version == newest[model.name]]
+    return tuple(sorted(shown, key=lambda model: (model.name, not model.serving, -model.version)))
+
+
+def progress(rollout: RolloutDetail) -> tuple[int, int]:
+    """Return how many devices of the rollout succeeded, and how many it is for."""
+    return sum(wave.succeeded for wave in rollout.waves), len({d for wave in rollout.waves for d in wave.devices})
+
+
+def up_since(device: DeviceSummary, now: float) -> str:
+    """Return `up`, `revoked`, `down, 3 min ago` or `never seen`."""
+    if device.revoked:
+        return "revoked"
+    if device.up:
+        return "up"
+    return "never seen" if device.last_seen is None else f"down, {figures.age(device.last_seen, now)}"
+
+
+def current_wave(rollout: RolloutDetail) -> int:
+    """Return the number of the wave that is being observed, failed, or was last promoted; 0 before the first."""
+    begun = [wave.number for wave in rollout.waves if wave.state != WaveState.PENDING]
+    return max(begun, default=0)

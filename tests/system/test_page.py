@@ -1,0 +1,98 @@
+"""The status page in a real browser: it renders, keeps itself current, and obeys its own security policy."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from regatta_fleet.schemas import FleetStatus
+from regatta_fleet.testing import FakeFleet, serve
+from sample_fleet import harbor
+
+BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+pytestmark = [
+    pytest.mark.system,
+    pytest.mark.skipif(BROWSER is None, reason="no chromium is installed: apt install chromium runs this test"),
+]
+
+TIMEOUT_S = 90.0
+HOSTILE = "<img src=x onerror=\"document.title='owned'\"><script>document.title='owned'</script>"
+
+
+class MovingFleet(FakeFleet):
+    """Its history grows with every look at it."""
+
+    looks = 0
+
+    def status(self) -> FleetStatus:
+        self.looks += 1
+        self.say("look", f"the fleet was looked at {self.looks} times {HOSTILE}")
+        return super().status()
+
+
+def dump(url: str, profile: Path, *options: str) -> tuple[str, str]:
+    """Return the document after some seconds of the page's time, and what the browser logged."""
+    assert BROWSER is not None
+    command = [
+        BROWSER,
+        "--headless",
+        "--no-sandbox",
+        "--disable-gpu",
+        "--disable-quic",
+        "--no-first-run",
+        "--disable-background-networking",
+        "--disable-component-update",
+        "--disable-sync",
+        "--enable-logging=stderr",
+        f"--user-data-dir={profile}",
+        "--virtual-time-budget=9000",
+        *options,
+        "--dump-dom",
+        url,
+    ]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT_S)
+    assert done.returncode == 0, done.stderr[-2000:]
+    return done.stdout, done.stderr
+
+
+def test_the_page_renders_and_updates_by_itself(tmp_path: Path) -> None:
+    """All devices are there; what happened after the page was loaded is there too; hostile text runs nowhere."""
+    sample = harbor()
+    fleet = MovingFleet(**vars(sample))
+    with serve(fleet.app()) as url:
+        document, log = dump(f"{url}/?token={fleet.token}", tmp_path / "profile")
+
+    for name in sample.devices:
+        assert f">{name}</a>" in document
+    assert "1.44× the placed one's p50" in document
+    assert "the fleet was looked at 1 times" in document
+    assert "the fleet was looked at 2 times" in document  # known only to a later poll
+    assert ">live</span>" in document
+    assert "<title>harbor · Regatta</title>" in document
+    assert "Refused to" not in log
+    assert "violates" not in log
+    assert "Uncaught" not in log
+
+
+def test_a_server_that_goes_away_is_said_so(tmp_path: Path) -> None:
+    """The page keeps what it has and says that it is not current."""
+    fleet = harbor()
+
+    class Ending(FakeFleet):
+        looks = 0
+
+        def status(self) -> FleetStatus:
+            self.looks += 1
+            if self.looks > 1:
+                raise RuntimeError("out of order")
+            return super().status()
+
+    ending = Ending(**vars(fleet))
+    with serve(ending.app()) as url:
+        document, _ = dump(f"{url}/?token={fleet.token}", tmp_path / "profile")
+
+    assert "the server does not answer" in document
+    assert ">quay-1</a>" in document

@@ -1,0 +1,58 @@
+"""Tables fit the terminal: columns go in their order, sentences are wrapped or put below, nothing is cut."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from regatta_fleet.cli import tables
+from regatta_fleet.cli.output import Cell, Column, Table, render
+from regatta_protocol.measurement import RaceReport
+from sample_fleet import race
+
+REASON = "signal 11 in libedgetpu.so.1 while preparing"
+RACE = tables.race(RaceReport.model_validate(race()))
+
+
+def plain(lines: list[str]) -> list[str]:
+    import click
+
+    return [click.unstyle(line) for line in lines]
+
+
+def test_without_a_terminal_each_row_is_one_line() -> None:
+    """Scripts get every column, unwrapped."""
+    lines, left_out = render(RACE, None)
+
+    assert len(lines) == 1 + len(RACE.rows)
+    assert not left_out
+    assert any(REASON in line for line in lines)
+
+
+def test_columns_are_aligned() -> None:
+    """Figures end in one column, names begin in one."""
+    table = Table((Column("NAME"), Column("P50", right=True)), (("a", "1.25 ms"), (Cell("bcd", "good"), "9 µs")))
+
+    assert plain(render(table, None)[0]) == ["NAME      P50", "a     1.25 ms", "bcd      9 µs"]
+
+
+@pytest.mark.parametrize(("width", "gone"), [(150, []), (104, ["MEMORY"]), (80, ["MEMORY", "FIRST", "ENERGY"])])
+def test_the_least_important_columns_go_first(width: int, gone: list[str]) -> None:
+    """What is left out is named, and the candidates with their reasons stay."""
+    lines, left_out = render(RACE, width)
+
+    assert left_out == gone
+    assert all(len(line) <= width for line in plain(lines))
+    text = " ".join(" ".join(plain(lines)).split())
+    assert "litert/int8-pruned/xnnpack/t2" in text
+    assert "libedgetpu.so.1" in text
+
+
+@given(st.integers(min_value=20, max_value=200))
+def test_no_word_is_lost_at_any_width(width: int) -> None:
+    """Sentences are wrapped or stand below their row, whole."""
+    lines, _ = render(RACE, width)
+
+    words = " ".join(plain(lines)).split()
+    assert {"libedgetpu.so.1", "reference,", "placed"} <= set(words)
