@@ -160,7 +160,7 @@ def follow(client: FleetClient, first: RolloutDetail, timeout_s: float) -> Itera
 def _wait(client: FleetClient, first: RolloutDetail, timeout_s: float, as_json: bool) -> int:
     detail, said = first, None
     for detail in follow(client, first, timeout_s):
-        lines = _lines(detail)
+        lines = story(detail)
         if not as_json:
             for text, style in lines if said is None else [line for line in lines if line not in said]:
                 output.line(text, style)
@@ -170,7 +170,7 @@ def _wait(client: FleetClient, first: RolloutDetail, timeout_s: float, as_json: 
     return _EXIT[detail.state]
 
 
-def _lines(detail: RolloutDetail) -> list[tuple[str, output.Style]]:
+def story(detail: RolloutDetail) -> list[tuple[str, output.Style]]:
     """Return the rollout's story as lines; those that a former call did not hold are new."""
     lines: list[tuple[str, output.Style]] = [
         (f"rollout {detail.id}: {detail.model}:{detail.version} in {len(detail.waves)} waves", "")
