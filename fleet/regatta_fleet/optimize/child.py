@@ -68,7 +68,7 @@ def _run(step: Check | Quantize | Prune | Answers) -> StepResult:
     from regatta_fleet.optimize.prune.filters import prune_filters
     from regatta_fleet.optimize.prune.refit import refit
 
-    pruned = prune_filters(model, step.ratio)
+    pruned = prune_filters(model, step.ratio, "reconstruction", samples)
     layers = refit(model, pruned, samples)
     write_model(pruned.model, Path(step.output))
     notes = (f"{pruned.removed} filters of {len(pruned.slimmed)} groups pruned", f"{layers} layers refitted")
