@@ -6,7 +6,6 @@ judged by the answers that they lose and gain, with McNemar's exact test beside 
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -44,7 +43,10 @@ class Comparison:
         if self.gained is None or self.lost is None:
             return None
         changed, fewer = self.gained + self.lost, min(self.gained, self.lost)
-        tail = sum(math.comb(changed, k) for k in range(fewer + 1))
+        term = tail = 1  # binomial coefficients one from the other, in whole numbers
+        for k in range(fewer):
+            term = term * (changed - k) // (k + 1)
+            tail += term
         return min(1.0, float(2 * tail / (1 << changed)))
 
 
