@@ -202,7 +202,7 @@ def _pruned(work: _Work, normal: Path) -> list[_Trial]:
     held_back = work.tuning.chosen(rest)
     write_samples(work.path("held-back.npz"), held_back)
     trials: list[_Trial] = []
-    left = PRUNING_SHARES
+    left: tuple[float, ...] = PRUNING_SHARES
     while left:
         work.progress(f"pruning up to {100 * left[0]:g} % of the filters", 0.55 - 0.3 * len(left) / len(PRUNING_SHARES))
         path = work.path(f"pruned-{len(left)}.tflite")

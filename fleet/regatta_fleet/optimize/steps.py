@@ -24,6 +24,8 @@ from regatta_protocol.wire import Wire
 __all__ = ["Answers", "Attempt", "Check", "ModelCost", "Prune", "Quantize", "Spec", "StepResult", "run_step"]
 
 _MAX_LOG_BYTES = 4096
+# The least-squares problems here are many and small: threads of OpenBLAS that wait for each other double the time.
+_ONE_THREAD = {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
 _MEMORY_BYTES = 8 * 1024**3  # address space of a child; MobileNetV2's calibration takes 1.5 GB of it
 
 
@@ -117,7 +119,12 @@ def run_step(step: Check | Quantize | Prune | Answers, *, timeout_s: float = 120
         command += [str(os.getpid()), str(_MEMORY_BYTES)]
         with log.open("wb") as out:
             child = subprocess.Popen(
-                command, stdin=subprocess.DEVNULL, stdout=out, stderr=subprocess.STDOUT, start_new_session=True
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=out,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+                env={**_ONE_THREAD, **os.environ},
             )
             try:
                 code = child.wait(timeout_s)

@@ -29,6 +29,7 @@ def test_digits_become_three_variants(tmp_path: Path) -> None:
     )
 
     original, int8, pruned = (report.variant(name) for name in ("float32", "int8", "int8-pruned"))
+    assert original.size_bytes and int8.size_bytes and pruned.size_bytes
     assert int8.size_bytes < 0.35 * original.size_bytes
     assert pruned.size_bytes < 0.5 * int8.size_bytes
     for variant in (original, int8, pruned):
@@ -54,6 +55,7 @@ def test_keyword_spotting_loses_little_in_int8(tmp_path: Path) -> None:
     assert original.accuracy is not None and original.accuracy.value > 0.9
     assert int8.lost is not None and int8.gained is not None
     assert int8.lost - int8.gained <= 3  # of 250: 1.2 points
+    assert int8.size_bytes and original.size_bytes
     assert int8.size_bytes < 0.53 * original.size_bytes
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 
@@ -33,13 +35,13 @@ def _int8_outputs(content: bytes, samples: Floats) -> Floats:
         interpreter.set_tensor(source["index"], native.reshape(source["shape"]))
         interpreter.invoke()
         found.append((interpreter.get_tensor(output["index"])[0].astype(np.float32) - out_zero) * out_scale)
-    return np.stack(found).astype(np.float32)
+    outputs: Floats = np.stack(found).astype(np.float32)
+    return outputs
 
 
-@pytest.mark.parametrize(
-    "model", [plain_chain(), depthwise_chain(), residual()], ids=["plain", "depthwise", "residual"]
-)
-def test_int8_stays_near_float(model: ModelTree) -> None:
+@pytest.mark.parametrize("build", [plain_chain, depthwise_chain, residual])
+def test_int8_stays_near_float(build: Callable[[], ModelTree]) -> None:
+    model = build()
     shape = tuple(int(size) for size in model.subgraphs[0].tensors[0].shape[1:])
     samples = normal(60, *shape, seed=3, scale=1.0)
 
