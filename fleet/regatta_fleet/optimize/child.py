@@ -27,7 +27,7 @@ from regatta_protocol.errors import Misuse, Rejected, Retryable
 __all__ = ["main"]
 
 _PR_SET_PDEATHSIG = 1  # prctl(2)
-_MAX_TUNING_SAMPLES = 512  # more change neither ranges nor refits noticeably and cost time
+_MAX_TUNING_SAMPLES = 512  # bounds the time; ranges and refits settle long before
 
 
 def main(arguments: list[str]) -> int:
