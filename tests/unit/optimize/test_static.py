@@ -65,7 +65,7 @@ def test_old_files_are_quantized_after_all() -> None:
 def test_a_tensor_of_zero_range_is_fine() -> None:
     """A layer whose weights are all zero has no range; the file still runs, with finite answers.
 
-    It is not accurate: ai-edge-quantizer's scale of 8e-12 cannot hold the bias. Comparing with float is what refuses it.
+    It is not accurate: ai-edge-quantizer's scale of 8e-12 cannot hold the bias. Comparing with float refuses it.
     """
     model = plain_chain()
     tensor = model.subgraphs[0].tensors[model.subgraphs[0].operators[0].inputs[1]]
