@@ -49,6 +49,7 @@ __all__ = [
     "Bundle",
     "BundleSource",
     "bundle_from_model",
+    "check_place",
     "file_ref",
     "golden_count",
     "guess_image",
@@ -137,7 +138,7 @@ def write_bundle(
         BadDigest: when a file is not what the draft promises.
         OSError: when it cannot be written; `folder` is then as it was.
     """
-    _check_place(folder, replace)
+    check_place(folder, replace)
     folder.parent.mkdir(parents=True, exist_ok=True)
     with _building(folder) as building:
         (building / "files").mkdir()
@@ -179,7 +180,7 @@ def bundle_from_model(
         Rejected: when the model is no TFLite file, is cut off, or has an operator that no runtime here supports; when
             labels do not fit its output, or the evaluation set its input.
     """
-    _check_place(output, replace)
+    check_place(output, replace)
     progress(f"inspecting {model.name}", 0.0)
     models = _inspect((model, *source.variants))
     facts = next(iter(models.values()))[1]
@@ -350,7 +351,12 @@ def _verify(path: Path, ref: FileRef) -> None:
         raise BadDigest(f"{path} has the digest {found} instead of its name's: make the bundle again")
 
 
-def _check_place(folder: Path, replace: bool) -> None:
+def check_place(folder: Path, replace: bool) -> None:
+    """Refuse a folder that a bundle may not take, before any work is done for it.
+
+    Raises:
+        Rejected: when something is there, and it is no bundle that may be replaced.
+    """
     if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
         return
     if not replace:

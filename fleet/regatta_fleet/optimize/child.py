@@ -17,9 +17,9 @@ import numpy as np
 import numpy.typing as npt
 
 from regatta_fleet.optimize.cost import count_macs, count_weights
-from regatta_fleet.optimize.model_file import ModelTree, check_float, read_model, write_model
+from regatta_fleet.optimize.model_file import ModelTree, check_float, model_bytes, read_model, write_model
 from regatta_fleet.optimize.samples import check_shape, read_samples
-from regatta_fleet.optimize.steps import Answers, Check, ModelCost, Prune, Quantize, Spec, StepResult
+from regatta_fleet.optimize.steps import Answers, Attempt, Check, ModelCost, Prune, Quantize, Spec, StepResult
 from regatta_protocol.codec import MAX_INFLATED_BYTES, decode, encode
 from regatta_protocol.durable import read_bounded, write_durably
 from regatta_protocol.errors import Misuse, Rejected, Retryable
@@ -27,7 +27,7 @@ from regatta_protocol.errors import Misuse, Rejected, Retryable
 __all__ = ["main"]
 
 _PR_SET_PDEATHSIG = 1  # prctl(2)
-_MAX_TUNING_SAMPLES = 512  # more change neither ranges nor refits noticeably and cost time
+_MAX_TUNING_SAMPLES = 512  # bounds the time; ranges and refits settle long before
 
 
 def main(arguments: list[str]) -> int:
@@ -65,14 +65,32 @@ def _run(step: Check | Quantize | Prune | Answers) -> StepResult:
         write_durably(Path(step.output), content, mode=0o644)
         done, layers = quantized_layers(read_model(Path(step.output)))
         return StepResult(notes=(f"static int8, {done} of {layers} layers, min-max ranges of {len(samples)} samples",))
+    return _prune(step, model, samples)
+
+
+def _prune(step: Prune, model: ModelTree, samples: npt.NDArray[np.float32]) -> StepResult:
+    from regatta_fleet.optimize.activations import record
+    from regatta_fleet.optimize.compare import compare, refusal
     from regatta_fleet.optimize.prune.filters import prune_filters
     from regatta_fleet.optimize.prune.refit import refit
 
-    pruned = prune_filters(model, step.ratio)
-    layers = refit(model, pruned, samples)
-    write_model(pruned.model, Path(step.output))
-    notes = (f"{pruned.removed} filters of {len(pruned.slimmed)} groups pruned", f"{layers} layers refitted")
-    return StepResult(notes=notes, cost=_cost(pruned.model))
+    held_back = read_samples(Path(step.held_back))
+    output = int(model.subgraphs[0].outputs[0])
+    wanted = record(model_bytes(model), held_back.x, [output])[output]
+    attempts = []
+    for share in step.shares:
+        pruned = prune_filters(model, share, "reconstruction", samples)
+        layers = refit(model, pruned, samples)
+        content = model_bytes(pruned.model)
+        found = record(content, held_back.x, [output])[output]
+        reason = refusal(compare(found, wanted, held_back.y), step.max_drop)
+        notes = (f"{pruned.removed} filters of {len(pruned.slimmed)} groups pruned", f"{layers} layers refitted")
+        cost = _cost(pruned.model)
+        attempts.append(Attempt(share=share, notes=notes, size_bytes=len(content), cost=cost, reason=reason))
+        if reason is None:
+            write_durably(Path(step.output), content, mode=0o644)
+            break
+    return StepResult(attempts=tuple(attempts))
 
 
 def _check(step: Check, model: ModelTree) -> StepResult:

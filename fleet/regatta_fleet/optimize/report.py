@@ -17,7 +17,7 @@ class VariantReport(Wire):
     accepted: bool
     reason: str | None = None  # why it was refused
     steps: tuple[str, ...]
-    size_bytes: int
+    size_bytes: int | None = None  # None for one that was refused before it was quantized
     accuracy: Accuracy | None = None  # on the evaluation samples
     lost: int | None = None  # answers right in float and wrong here
     gained: int | None = None
@@ -94,9 +94,11 @@ def _row(variant: VariantReport, original: VariantReport) -> str:
         p50 = f"{variant.latency.p50_us:.1f} µs"
         if original.latency is not None and original.latency.p50_us > 0:
             ratio = f"{variant.latency.p50_us / original.latency.p50_us:.2f}"
-    share = variant.size_bytes / original.size_bytes
+    size = share = "unknown"
+    if variant.size_bytes is not None and original.size_bytes:
+        size, share = f"{variant.size_bytes:,}", f"{variant.size_bytes / original.size_bytes:.2f}"
     macs = "unknown" if variant.macs is None else f"{variant.macs:,}"
-    cells = (variant.name, f"{variant.size_bytes:,}", f"{share:.2f}", accuracy, changed, noise, p50, ratio, macs)
+    cells = (variant.name, size, share, accuracy, changed, noise, p50, ratio, macs)
     return f"| {' | '.join(cells)} |"
 
 

@@ -1,8 +1,9 @@
-"""Filter pruning of a float .tflite without training: the filters with the smallest norms go, with all they touch.
+"""Filter pruning of a float .tflite without training: the least important filters go, with all that they touch.
 
-Ranking: per group of coupled channels (`coupling`), the norm of each filter, divided by the mean of its layer so that
-layers weigh alike, summed over the layers that produce the group (Li et al. 2017 for L1; He et al. 2018 for L2).
-The layers that follow are refitted by least squares on samples (`refit`).
+Importance is judged per group of coupled channels (`coupling`). By norm: of each filter, divided by the mean of its
+layer so that layers weigh alike, summed over the layers that produce the group (Li et al. 2017 for L1, He et al. 2018
+for L2). By reconstruction, given samples: by what the following layers lose (`reconstruction`), which keeps far more
+accuracy. The following layers are then refitted by least squares on samples (`refit`).
 """
 
 from __future__ import annotations
@@ -17,11 +18,13 @@ import numpy.typing as npt
 
 from regatta_fleet.optimize.model_file import ModelTree, constant, set_constant
 from regatta_fleet.optimize.prune.coupling import Consumer, Group, channel_groups
-from regatta_protocol.errors import Rejected
+from regatta_fleet.optimize.prune.reconstruction import Activations, record_inputs, removal_order
+from regatta_protocol.errors import Misuse, Rejected
 
-__all__ = ["Criterion", "PrunedModel", "Slimmed", "prune_filters", "rank_channels"]
+__all__ = ["Criterion", "PrunedModel", "Slimmed", "filter_norms", "prune_filters"]
 
-Criterion = Literal["l1", "l2"]
+Criterion = Literal["l1", "l2", "reconstruction"]
+Floats = npt.NDArray[np.float32]
 
 
 @dataclass(frozen=True)
@@ -47,8 +50,8 @@ class PrunedModel:
         return sum(group.size - len(group.kept) for group in self.slimmed)
 
 
-def rank_channels(model: ModelTree, group: Group, criterion: Criterion) -> npt.NDArray[np.float64]:
-    """Return the importance of each channel of the group, float64 [size] >= 0; greater matters more."""
+def filter_norms(model: ModelTree, group: Group, criterion: Literal["l1", "l2"]) -> npt.NDArray[np.float64]:
+    """Return the importance of each channel of the group by its filters' norms, float64 [size] >= 0."""
     total = np.zeros(group.size)
     for member in group.filters:
         weights = constant(model, model.subgraphs[0].tensors[member.tensor])
@@ -60,11 +63,14 @@ def rank_channels(model: ModelTree, group: Group, criterion: Criterion) -> npt.N
     return total
 
 
-def prune_filters(model: ModelTree, ratio: float, criterion: Criterion = "l2") -> PrunedModel:
+def prune_filters(
+    model: ModelTree, ratio: float, criterion: Criterion = "l2", samples: Floats | None = None
+) -> PrunedModel:
     """Return the model without the least important `ratio` of every group's filters; `model` stays as it is.
 
     Args:
         ratio: in (0, 1). At least one filter of each group is kept.
+        samples: real values [n, …] for input 0, which `reconstruction` needs.
 
     Raises:
         Rejected: when the ratio is out of range, or nothing can be pruned; the text says what stands in the way.
@@ -72,21 +78,27 @@ def prune_filters(model: ModelTree, ratio: float, criterion: Criterion = "l2") -
     if not 0 < ratio < 1:
         raise Rejected(f"cannot prune a share of {ratio}: give one above 0 and below 1")
     groups = channel_groups(model)
-    chosen = [group for group in groups if group.fixed is None and group.filters]
+    counts = [(group, min(group.size - 1, int(group.size * ratio))) for group in groups if group.fixed is None]
+    chosen = [(group, count) for group, count in counts if group.filters and count > 0]
+    if not chosen:
+        raise Rejected(f"nothing to prune at a share of {ratio}: {_obstacles(groups)}")
+    activations: Activations | None = None
+    if criterion == "reconstruction":
+        if samples is None:
+            raise Misuse("pruning by reconstruction needs samples")
+        activations = record_inputs(model, [group for group, _ in chosen], samples)
     pruned = copy.deepcopy(model)
     slimmed = []
-    for group in chosen:
-        count = min(group.size - 1, int(group.size * ratio))
-        if count < 1:
-            continue
-        order = np.argsort(rank_channels(model, group, criterion), kind="stable")
-        kept = np.sort(order[count:]).astype(np.int64)
+    for group, count in chosen:
+        if activations is not None and group.consumers:
+            gone = removal_order(model, group, count, activations)
+        else:
+            norms = filter_norms(model, group, "l1" if criterion == "l1" else "l2")
+            gone = np.argsort(norms, kind="stable")[:count]
+        kept = np.setdiff1d(np.arange(group.size), gone)
         _slice_group(pruned, group, kept)
-        slimmed.append(
-            Slimmed(group.size, kept, tuple(group.consumers), tuple(member.tensor for member in group.filters))
-        )
-    if not slimmed:
-        raise Rejected(f"nothing to prune at a share of {ratio}: {_obstacles(groups)}")
+        filters = tuple(member.tensor for member in group.filters)
+        slimmed.append(Slimmed(group.size, kept, tuple(group.consumers), filters))
     return PrunedModel(pruned, tuple(slimmed))
 
 

@@ -14,16 +14,14 @@ import numpy as np
 import numpy.typing as npt
 
 from regatta_fleet.optimize.activations import record
-from regatta_fleet.optimize.model_file import ModelTree, constant, model_bytes, operator_name, schema, set_constant
+from regatta_fleet.optimize.model_file import ModelTree, constant, model_bytes, operator_name, set_constant
 from regatta_fleet.optimize.prune.filters import PrunedModel
+from regatta_fleet.optimize.prune.patches import layer_patches, some_rows
+from regatta_fleet.optimize.prune.reconstruction import RIDGE
 
-__all__ = ["patches", "refit"]
+__all__ = ["refit"]
 
 Floats = npt.NDArray[np.float32]
-
-_RIDGE = 1e-3  # of the mean square of the features; 1e-4 to 1e-2 give the same accuracy on KWS and digits
-_MAX_ROWS = 16_384  # rows of a least-squares problem: 7 for each unknown of a 3 × 3 × 256 layer
-_ROWS_SEED = 0
 
 
 def refit(original: ModelTree, pruned: PrunedModel, samples: Floats) -> int:
@@ -42,33 +40,6 @@ def refit(original: ModelTree, pruned: PrunedModel, samples: Floats) -> int:
     return len(places)
 
 
-def patches(x: Floats, operator: Any, kind: str, kernel: tuple[int, int]) -> Floats:  # noqa: ANN401  # OperatorT
-    """Return what each output of the layer sees, float32 [outputs, kh·kw·c]; for FULLY_CONNECTED, its rows.
-
-    Args:
-        x: activations [n, h, w, c], or anything of shape [n, …] for FULLY_CONNECTED.
-
-    Padding SAME as in TFLite: the odd row or column goes to the end.
-    """
-    if kind == "FULLY_CONNECTED":
-        return x.reshape(len(x), -1)
-    options = operator.builtinOptions
-    stride, dilation = (options.strideH, options.strideW), (options.dilationHFactor, options.dilationWFactor)
-    padding = [(0, 0)]
-    for axis in (0, 1):
-        size, reach = x.shape[1 + axis], (kernel[axis] - 1) * dilation[axis] + 1
-        total = 0
-        if options.padding == schema.Padding.SAME:
-            total = max((-(-size // stride[axis]) - 1) * stride[axis] + reach - size, 0)
-        padding.append((total // 2, total - total // 2))
-    padded = np.pad(x, [*padding, (0, 0)])
-    rows = np.lib.stride_tricks.sliding_window_view(padded, (kernel[0] - 1) * dilation[0] + 1, 1)
-    windows = np.lib.stride_tricks.sliding_window_view(rows, (kernel[1] - 1) * dilation[1] + 1, 2)
-    seen = windows[:, :: stride[0], :: stride[1], :, :: dilation[0], :: dilation[1]]
-    found: Floats = seen.transpose(0, 1, 2, 4, 5, 3).reshape(-1, kernel[0] * kernel[1] * x.shape[3])
-    return found
-
-
 def _refit_layer(
     original: ModelTree, model: ModelTree, place: int, wanted: Floats, given: Floats, rows: npt.NDArray[np.int64] | None
 ) -> None:
@@ -79,10 +50,9 @@ def _refit_layer(
     if rows is not None:
         old_weights, old_bias = old_weights[rows], old_bias[rows]
     kernel = (old_weights.shape[1], old_weights.shape[2]) if kind == "CONV_2D" else (1, 1)
-    before, after = patches(wanted, operator, kind, kernel), patches(given, operator, kind, kernel)
-    if len(before) > _MAX_ROWS:
-        chosen = np.sort(np.random.RandomState(_ROWS_SEED).choice(len(before), _MAX_ROWS, replace=False))
-        before, after = before[chosen], after[chosen]
+    before, after = layer_patches(wanted, operator, kind, kernel), layer_patches(given, operator, kind, kernel)
+    rows_used = some_rows(len(before))
+    before, after = before[rows_used], after[rows_used]
     target = before.astype(np.float64) @ old_weights.reshape(len(old_weights), -1).T + old_bias
     flat = weights.reshape(len(weights), -1).astype(np.float64)
     features = np.column_stack([after.astype(np.float64), np.ones(len(after))])
@@ -91,7 +61,7 @@ def _refit_layer(
     scale = float(np.trace(gram)) / len(gram)
     if scale <= 0 or not np.isfinite(error).all():
         return
-    change = np.linalg.solve(gram + _RIDGE * scale * np.eye(len(gram)), features.T @ error).T
+    change = np.linalg.solve(gram + RIDGE * scale * np.eye(len(gram)), features.T @ error).T
     graph = model.subgraphs[0]
     layer = graph.operators[place]
     fitted = (flat + change[:, :-1]).reshape(weights.shape).astype(np.float32)
