@@ -34,6 +34,7 @@ from regatta_fleet.sender import Sender
 from regatta_fleet.settings import Settings
 from regatta_fleet.views import Views
 from regatta_protocol import __version__
+from regatta_protocol.durable import write_durably
 from regatta_protocol.mqtt import MqttBus, MqttConfig
 from regatta_protocol.topics import SERVER_FILTERS
 from regatta_provisioning.assignments import AssignmentKey
@@ -171,7 +172,7 @@ def _broker(settings: Settings, home: Home, fleet: FleetFile, authority: Authori
     client_key, client_certificate = authority.issue_client(SERVER_NAME)
     ca_path = home.broker / "ca.pem"
     home.broker.mkdir(mode=0o700, exist_ok=True)
-    ca_path.write_text(authority.ca_pem)  # public, and made anew at every start
+    write_durably(ca_path, authority.ca_pem.encode(), 0o644)
     broker = None
     host, port = _reachable(settings.host), fleet.broker_port
     if settings.external_broker is not None:

@@ -22,7 +22,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from fleet_parts import make_variant, reference
+from fleet_parts import DIGITS, make_variant, reference
 from mosquitto import connected, require_mosquitto
 from regatta_fleet.home import ServerInfo, read_server_info
 from regatta_fleet.schemas import BundleDraft
@@ -254,7 +254,7 @@ def test_a_device_enrols_and_gets_what_it_is_assigned(server: Server, tmp_path: 
             inbox, lambda each: each.topic.endswith("/dn/desired") and bool(device.assignment(each).models)
         )
         assignment = device.assignment(message)
-        assert assignment.models["digits"].rollout == rollout["id"]
+        assert assignment.models[DIGITS].rollout == rollout["id"]
 
         target = target_path(manifest.ref)
         request = Request(id="1", method="metadata", params={"target": target, "root_version": 1})
@@ -265,7 +265,7 @@ def test_a_device_enrols_and_gets_what_it_is_assigned(server: Server, tmp_path: 
 
         get = Get(transfer=7, digest=manifest.variants[0].file.digest, chunk_bytes=16_384, ranges=((0, 5),))
         bus.publish(up(device.id, Up.GET), encode(get))
-        chunks = {}
+        chunks: dict[int, bytes] = {}
         while len(chunks) < 5:
             chunk = unpack_chunk(_await(inbox, lambda each: "/dn/chunk/7" in each.topic).payload)
             chunks[chunk.index] = chunk.payload
