@@ -28,6 +28,7 @@ from regatta_fleet.database.engine import Database, open_database, sqlite_url
 from regatta_fleet.enrolling import Enroller, FleetFacts
 from regatta_fleet.home import FleetFile, Home, ServerInfo, listen, server_info
 from regatta_fleet.ingest import Ingest
+from regatta_fleet.pump import ChunkPump
 from regatta_fleet.registry import Registry
 from regatta_fleet.revocation import RevokingAuthority
 from regatta_fleet.sender import Sender
@@ -126,8 +127,8 @@ def _start(
     registry.complete(time.time())
     inbox: Inbox = queue.Queue(INBOX_LENGTH)
     bus = MqttBus(link, inbox)
-    sender = Sender(bus, home.blobs)
-    controller = Controller(fleet.fleet, database, bus, inbox, Ingest(database), key, metadata, sender)
+    pump = ChunkPump(bus, Sender(blobs.open))
+    controller = Controller(fleet.fleet, database, bus, inbox, Ingest(database), key, metadata, pump)
     facts = FleetFacts(
         fleet=fleet.fleet,
         device_url=info.device_url,
@@ -147,8 +148,8 @@ def _start(
         f"{info.broker_host}:{info.broker_port}",
         lambda: controller.connected,
     )
-    sender.start()
-    stack.callback(sender.stop)
+    pump.start()
+    stack.callback(pump.stop)
     controller.start()
     stack.callback(controller.stop)
     bus.start()

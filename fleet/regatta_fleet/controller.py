@@ -59,7 +59,7 @@ class Signer(Protocol):
 
 
 class ChunkSender(Protocol):
-    """Who answers requests for chunks (sender.py)."""
+    """Who answers requests for chunks (pump.py)."""
 
     def take(self, device: DeviceId, get: Get) -> None:
         """Begin to send what `get` asks for. Returns at once."""

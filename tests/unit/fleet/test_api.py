@@ -22,6 +22,7 @@ from regatta_fleet.controller import Controller, Inbox
 from regatta_fleet.database.engine import open_database, sqlite_url
 from regatta_fleet.enrolling import Enroller, FleetFacts
 from regatta_fleet.ingest import Ingest
+from regatta_fleet.pump import ChunkPump
 from regatta_fleet.registry import Registry
 from regatta_fleet.revocation import RevokingAuthority
 from regatta_fleet.schemas import BundleDraft, Problem, RolloutDetail, VersionDetail
@@ -94,9 +95,9 @@ def fleet(tmp_path: Path) -> Iterator[Fleet]:
     inbox: Inbox = queue.Queue(1000)
     broker = MemoryBroker()
     bus = MemoryBus(broker, "regatta-server", inbox, filters=SERVER_FILTERS)
-    sender = Sender(bus, blobs.folder)
+    pump = ChunkPump(bus, Sender(blobs.open))
     controller = Controller(
-        "fleet-1", database, bus, inbox, Ingest(database), key, metadata, sender, clock=lambda: clock[0]
+        "fleet-1", database, bus, inbox, Ingest(database), key, metadata, pump, clock=lambda: clock[0]
     )
     revoking = RevokingAuthority(authority, tmp_path / "crl.pem", lambda: reloads.append(1))
     facts = FleetFacts(
