@@ -26,7 +26,7 @@ from regatta_fleet.broker import SERVER_NAME, Broker, BrokerConfig
 from regatta_fleet.controller import INBOX_LENGTH, Controller, Inbox
 from regatta_fleet.database.engine import Database, open_database, sqlite_url
 from regatta_fleet.enrolling import Enroller, FleetFacts
-from regatta_fleet.home import FleetFile, Home, ServerInfo, listen, server_info
+from regatta_fleet.home import FleetFile, Home, ServerInfo, listen, server_info, wait_until_free
 from regatta_fleet.ingest import Ingest
 from regatta_fleet.pump import ChunkPump
 from regatta_fleet.registry import Registry
@@ -94,6 +94,7 @@ def running(settings: Settings) -> Iterator[Running]:
         revoking = RevokingAuthority(authority, _crl_path(home), broker.reload if broker is not None else _nothing)
         revoking.write()
         if broker is not None:
+            wait_until_free(settings.host, link.port, "broker")
             broker.start()
             stack.callback(broker.stop)
         info = server_info(fleet, link.host if broker is None else fleet.advertise, link.port, __version__)

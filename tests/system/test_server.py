@@ -71,8 +71,8 @@ class Server:
         self.home = home
         self.process: subprocess.Popen[str] | None = None
 
-    def start(self) -> ServerInfo:
-        """Start it and return when it says ready."""
+    def launch(self) -> subprocess.Popen[str]:
+        """Start it and return at once."""
         environment = os.environ | {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
         with (self.home.parent / "server.log").open("a") as log:
             self.process = subprocess.Popen(
@@ -82,8 +82,13 @@ class Server:
                 env=environment,
                 text=True,
             )
-        assert self.process.stdout is not None
-        line = self.process.stdout.readline()
+        return self.process
+
+    def start(self) -> ServerInfo:
+        """Start it and return when it says ready."""
+        process = self.launch()
+        assert process.stdout is not None
+        line = process.stdout.readline()
         assert line == "ready\n", (self.home.parent / "server.log").read_text()[-3000:]
         info = read_server_info(self.home)
         assert info is not None
@@ -308,6 +313,37 @@ def test_a_killed_server_comes_back_to_the_same_place(server: Server, tmp_path: 
     assert after.model_copy(update={"pid": before.pid}) == before
     assert server.end(signal.SIGTERM) == 0
     assert not (server.home / "server.json").exists()
+
+
+def test_a_first_start_that_is_killed_anywhere_is_finished_by_the_next(tmp_path: Path) -> None:
+    """Whatever was half made when it died: the fleet gets one id and its keys, and keeps them."""
+    require_mosquitto()
+    server = Server(tmp_path / "home")
+    fleets = set()
+    for half in (
+        "fleet.json",
+        "authority/ca-key.pem",
+        "authority/ca.pem",
+        "fleet.sqlite",
+        "broker/crl.pem",
+        "broker/mosquitto.conf",
+        "metadata/keys",
+        "keys/assignment.pem",
+        "metadata/metadata/timestamp.json",
+        "server.json",
+    ):
+        process = server.launch()
+        while not (server.home / half).exists() and process.poll() is None:
+            time.sleep(0.001)  # a kill needs no better moment
+        assert server.end(signal.SIGKILL) == -signal.SIGKILL, (tmp_path / "server.log").read_text()[-2000:]
+        fleets.add(json.loads((server.home / "fleet.json").read_text())["fleet"])
+    fleets.add(server.start().fleet)
+    ca = (server.home / "authority/ca.pem").read_bytes()
+    assert server.call("GET", "/api/v1/status")["fleet"] in fleets
+    assert server.end(signal.SIGTERM) == 0
+
+    assert len(fleets) == 1
+    assert (server.home / "authority/ca.pem").read_bytes() == ca
 
 
 def test_a_killed_broker_comes_back_and_nothing_is_forgotten(server: Server, tmp_path: Path) -> None:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import os
 import socket
 import stat
+import threading
 from pathlib import Path
 
 import pytest
 from pydantic import ValidationError
 
-from regatta_fleet.home import Home, listen, read_server_info, server_info
+from regatta_fleet.home import Home, listen, read_server_info, server_info, wait_until_free
 from regatta_fleet.notify import notify, watchdog_period_s
 from regatta_fleet.settings import Settings, default_home
 from regatta_protocol.errors import Misuse
@@ -146,3 +147,15 @@ def test_words_to_systemd(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
             monkeypatch.setenv("NOTIFY_SOCKET", address)
             notify("READY=1")
             assert listener.recv(100) == b"READY=1"
+
+
+def test_a_port_that_becomes_free_is_waited_for() -> None:
+    """A killed server's broker ends a moment later; another program does not, and is told."""
+    taken = listen("127.0.0.1", 0, "broker")
+    port = taken.getsockname()[1]
+    with pytest.raises(Misuse, match="is taken"):
+        wait_until_free("127.0.0.1", port, "broker", timeout_s=0.0)
+    release = threading.Timer(0.1, taken.close)
+    release.start()
+    wait_until_free("127.0.0.1", port, "broker", timeout_s=10.0)
+    release.join()
