@@ -13,6 +13,7 @@ import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
 from regatta_protocol.durable import rename_durably, sync_folder
 from regatta_protocol.errors import BadDigest, Rejected, StorageFull, TooLarge
@@ -94,6 +95,14 @@ class BlobStore:
             return self.path(digest).stat().st_size
         except FileNotFoundError:
             return None
+
+    def open(self, digest: Digest) -> BinaryIO:
+        """Return the blob, opened for reading.
+
+        Raises:
+            FileNotFoundError: when it is not here.
+        """
+        return self.path(digest).open("rb")
 
     @contextmanager
     def receive(self, digest: Digest) -> Iterator[Upload]:

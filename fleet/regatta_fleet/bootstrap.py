@@ -26,14 +26,16 @@ from regatta_fleet.broker import SERVER_NAME, Broker, BrokerConfig
 from regatta_fleet.controller import INBOX_LENGTH, Controller, Inbox
 from regatta_fleet.database.engine import Database, open_database, sqlite_url
 from regatta_fleet.enrolling import Enroller, FleetFacts
-from regatta_fleet.home import FleetFile, Home, ServerInfo, listen, server_info
+from regatta_fleet.home import FleetFile, Home, ServerInfo, listen, server_info, wait_until_free
 from regatta_fleet.ingest import Ingest
+from regatta_fleet.pump import ChunkPump
 from regatta_fleet.registry import Registry
 from regatta_fleet.revocation import RevokingAuthority
 from regatta_fleet.sender import Sender
 from regatta_fleet.settings import Settings
 from regatta_fleet.views import Views
 from regatta_protocol import __version__
+from regatta_protocol.durable import write_durably
 from regatta_protocol.mqtt import MqttBus, MqttConfig
 from regatta_protocol.topics import SERVER_FILTERS
 from regatta_provisioning.assignments import AssignmentKey
@@ -92,6 +94,7 @@ def running(settings: Settings) -> Iterator[Running]:
         revoking = RevokingAuthority(authority, _crl_path(home), broker.reload if broker is not None else _nothing)
         revoking.write()
         if broker is not None:
+            wait_until_free(settings.host, link.port, "broker")
             broker.start()
             stack.callback(broker.stop)
         info = server_info(fleet, link.host if broker is None else fleet.advertise, link.port, __version__)
@@ -125,8 +128,8 @@ def _start(
     registry.complete(time.time())
     inbox: Inbox = queue.Queue(INBOX_LENGTH)
     bus = MqttBus(link, inbox)
-    sender = Sender(bus, home.blobs)
-    controller = Controller(fleet.fleet, database, bus, inbox, Ingest(database), key, metadata, sender)
+    pump = ChunkPump(bus, Sender(blobs.open))
+    controller = Controller(fleet.fleet, database, bus, inbox, Ingest(database), key, metadata, pump)
     facts = FleetFacts(
         fleet=fleet.fleet,
         device_url=info.device_url,
@@ -146,8 +149,8 @@ def _start(
         f"{info.broker_host}:{info.broker_port}",
         lambda: controller.connected,
     )
-    sender.start()
-    stack.callback(sender.stop)
+    pump.start()
+    stack.callback(pump.stop)
     controller.start()
     stack.callback(controller.stop)
     bus.start()
@@ -171,7 +174,7 @@ def _broker(settings: Settings, home: Home, fleet: FleetFile, authority: Authori
     client_key, client_certificate = authority.issue_client(SERVER_NAME)
     ca_path = home.broker / "ca.pem"
     home.broker.mkdir(mode=0o700, exist_ok=True)
-    ca_path.write_text(authority.ca_pem)  # public, and made anew at every start
+    write_durably(ca_path, authority.ca_pem.encode(), 0o644)
     broker = None
     host, port = _reachable(settings.host), fleet.broker_port
     if settings.external_broker is not None:

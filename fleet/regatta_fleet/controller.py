@@ -6,11 +6,12 @@ that this thread carries out, so decisions never race.
 
 What a device shall run is in the database before it is published; it is published again after each connection to
 the broker, retained and under its generation, so neither side can miss it for good. `_unsaid` holds who must still
-be told; it is filled with every device at each connection.
+be told; every device is in it after each connection.
 """
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import queue
 import threading
@@ -45,6 +46,8 @@ _DAY_S = 86_400.0
 _STORE_RETRIES = 5
 _STORE_RETRY_S = 0.2
 
+_TOO_MUCH = "the server has too much to do at the moment: try again"
+
 T = TypeVar("T")
 
 
@@ -56,7 +59,7 @@ class Signer(Protocol):
 
 
 class ChunkSender(Protocol):
-    """Who answers requests for chunks (sender.py)."""
+    """Who answers requests for chunks (pump.py)."""
 
     def take(self, device: DeviceId, get: Get) -> None:
         """Begin to send what `get` asks for. Returns at once."""
@@ -112,7 +115,9 @@ class Controller:
         self._stopping = threading.Event()
         self._thread: threading.Thread | None = None
         self._unsaid: set[DeviceId] = set()
+        self._say_all = False
         self._look_again = True  # facts came in that may move a rollout
+        self._looked_at_s = 0.0
         self._next_refresh_s = 0.0
         self._next_cleaning_s = 0.0
         self.connected = False
@@ -126,6 +131,8 @@ class Controller:
     def stop(self) -> None:
         """End the thread once what is in the inbox is taken."""
         self._stopping.set()
+        with contextlib.suppress(queue.Full):  # then it is awake anyway
+            self._inbox.put_nowait(Call(lambda: None, Future()))
         if self._thread is not None:
             self._thread.join(10)
 
@@ -133,16 +140,16 @@ class Controller:
         """Return what `action` returns, carried out on the controller's thread.
 
         Raises:
-            Busy: when it is not begun in time; it is not carried out then.
+            Busy: when it is not begun in time (it is not carried out then), or not done in time.
         """
         result: Future[T] = Future()
         self._post(Call(action, result), timeout_s)
         try:
             return result.result(timeout_s)
         except TimeoutError:
-            if result.cancel():
-                raise Busy("the server has too much to do at the moment: try again") from None
-            return result.result(timeout_s)
+            begun = not result.cancel()
+            what = "the server still works on it: look whether it was done" if begun else _TOO_MUCH
+            raise Busy(what) from None
 
     def tell(self, changed: set[DeviceId]) -> None:
         """Publish anew what these devices shall run. On the controller's thread only."""
@@ -164,7 +171,9 @@ class Controller:
             self._take(self._inbox.get(timeout=timeout_s))
         except queue.Empty:
             self._look_again = True  # time has passed
-        if self._inbox.empty() or self._look_again:
+        # Under load rollouts are looked at once a tick, not after each of thousands of reports.
+        if self._inbox.empty() or time.monotonic() - self._looked_at_s > _TICK_S:
+            self._looked_at_s = time.monotonic()
             self._advance()
             self._say()
             self._keep_house()
@@ -196,13 +205,17 @@ class Controller:
 
     def _take_connected(self) -> None:
         self.connected = True
+        self._say_all = True
         logger.info("event=broker_connected")
+        # Who is up says so by its retained message, which follows.
+        self._patiently("presence", self._forget_presence)
+
+    def _forget_presence(self) -> None:
         with self._database.write() as tx:
-            devices.mark_all_down(tx)  # who is up says so by its retained message, which follows
-            self._unsaid |= {member.device for member in devices.list_members(tx)}
+            devices.mark_all_down(tx)
 
     def _take_message(self, message: Message) -> None:
-        taken = self._ingest_patiently(message)
+        taken = self._patiently(message.topic, lambda: self._ingest.take(message, self._clock()))
         if isinstance(taken, Stored):
             self._look_again = True
         elif isinstance(taken, Wanted):
@@ -210,14 +223,15 @@ class Controller:
         elif isinstance(taken, Asked):
             self._answer(taken.device, taken.request)
 
-    def _ingest_patiently(self, message: Message) -> Stored | Asked | Wanted | None:
+    def _patiently(self, what: str, action: Callable[[], T]) -> T | None:
+        """Return what `action` returns, tried again while the database does not answer; None when it never does."""
         for attempt in range(_STORE_RETRIES):
             try:
-                return self._ingest.take(message, self._clock())
+                return action()
             except Retryable as err:
-                logger.warning("event=message_waits topic=%s attempt=%d reason=%s", message.topic, attempt, err)
+                logger.warning("event=store_waits what=%s attempt=%d reason=%s", what, attempt, err)
                 self._stopping.wait(_STORE_RETRY_S * 2**attempt)
-        logger.error("event=message_lost topic=%s", message.topic)
+        logger.error("event=store_gave_up what=%s", what)
         return None
 
     def _answer(self, device: DeviceId, request: Request) -> None:
@@ -239,7 +253,7 @@ class Controller:
         try:
             self._inbox.put(call, timeout=timeout_s)
         except queue.Full:
-            raise Busy("the server has too much to do at the moment: try again") from None
+            raise Busy(_TOO_MUCH) from None
 
     def _take_change(self, device: DeviceId) -> None:
         self._ingest.forget(device)
@@ -248,17 +262,21 @@ class Controller:
     def _advance(self) -> None:
         if not self._look_again:
             return
-        self._look_again = False
         now = self._clock()
         with self._database.read() as tx:
-            if not rolling.may_advance(tx, now):
-                return
-        with self._database.write() as tx:
-            changed = rolling.advance_all(tx, now)
-        self._unsaid |= changed
+            moves = rolling.may_advance(tx, now)
+        if moves:
+            with self._database.write() as tx:
+                changed = rolling.advance_all(tx, now)
+            self._unsaid |= changed
+        self._look_again = False
 
     def _say(self) -> None:
         """Publish what is unsaid, as far as the bus takes it."""
+        if self._say_all:
+            with self._database.read() as tx:
+                self._unsaid |= {member.device for member in devices.list_members(tx)}
+            self._say_all = False
         while self._unsaid and self.connected:
             device = next(iter(self._unsaid))
             try:

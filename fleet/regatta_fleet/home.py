@@ -21,6 +21,7 @@ import os
 import random
 import secrets
 import socket
+import time
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -33,12 +34,14 @@ from regatta_protocol.durable import read_bounded, remove_durably, sync_folder, 
 from regatta_protocol.errors import Misuse, Rejected
 from regatta_protocol.wire import Wire
 
-__all__ = ["FleetFile", "Home", "ServerInfo", "listen", "read_server_info", "server_info"]
+__all__ = ["FleetFile", "Home", "ServerInfo", "listen", "read_server_info", "server_info", "wait_until_free"]
 
 _MAX_FILE_BYTES = 64 * 1024
 _PORT_FIRST, _PORT_LAST = 20_000, 32_000  # below Linux's range for outgoing connections, which would take it at times
 _PORT_TRIES = 100
 _BACKLOG = 128
+_ORPHAN_S = 10.0  # for a broker to write its database to a slow disk
+_POLL_S = 0.05
 
 
 class FleetFile(Wire):
@@ -195,6 +198,24 @@ def listen(host: str, port: int, what: str) -> socket.socket:
             ) from err
         raise Misuse(f"the {what} cannot listen on {host}:{port}: {err.strerror}") from err
     return listener
+
+
+def wait_until_free(host: str, port: int, what: str, timeout_s: float = _ORPHAN_S) -> None:
+    """Return when the port can be listened on: a killed server's broker needs a moment to save and end.
+
+    Raises:
+        Misuse: when it is still taken after `timeout_s`.
+    """
+    deadline_s = time.monotonic() + timeout_s
+    while True:
+        try:
+            listen(host, port, what).close()
+        except Misuse:
+            if time.monotonic() > deadline_s:
+                raise
+            time.sleep(_POLL_S)
+        else:
+            return
 
 
 def _merge(settings: Settings, kept: FleetFile | None) -> FleetFile:

@@ -72,14 +72,11 @@ def start_rollout(tx: Connection, identifier: str, request: RolloutRequest, now:
 
 def note_reported(tx: Connection, reported: Reported) -> None:
     """Store what a device's report says of the waves that it is in."""
-    for row in rollouts.list_rollouts(tx, only_open=True):
-        trial = _observed(row.rollout, reported.device)
-        if trial is None:
-            continue
+    for identifier, ref, trial in rollouts.list_observed(tx, reported.device):
         for report in reported.models:
-            outcome = core.outcome_of(report, row.rollout.id, row.rollout.ref)
+            outcome = core.outcome_of(report, identifier, ref)
             if outcome is not None:
-                rollouts.save_trial(tx, row.rollout.id, _judged(trial, outcome, report))
+                rollouts.save_trial(tx, identifier, _judged(trial, outcome, report))
 
 
 def note_revoked(tx: Connection, device: DeviceId) -> None:
@@ -235,13 +232,6 @@ def _registry_baseline(tx: Connection, ref: ModelRef) -> Baseline | None:
         if found is not None:
             accuracy = models.fleet_accuracy(found.manifest)
             return None if accuracy is None else Baseline(version, accuracy, None, "manifest")
-    return None
-
-
-def _observed(rollout: core.Rollout, device: DeviceId) -> Trial | None:
-    for wave in rollout.waves:
-        if wave.state in (WaveState.OBSERVING, WaveState.FAILED):
-            return next((trial for trial in wave.trials if trial.device == device), None)
     return None
 
 

@@ -1,93 +1,90 @@
-"""Answers devices' requests for chunks (Get) from the blob folder, on a thread of its own.
+"""Answering a device's `Get` with chunks of a blob: how much, of what, and where to. Publishing is the caller's.
 
-A bounded line of requests; one over it is dropped, and the device asks again. Chunks go out with QoS 0; when the bus
-takes no more for now, the thread waits a little, and gives the rest of a request up after a while.
+Every limit is here, because a device may ask for anything: at most `max_chunks` per Get (it asks for the rest
+itself), only ranges within the blob, each chunk once. A Get that cannot be answered gets a Response with the id
+`get-{transfer}`. The file is read chunk by chunk as the caller takes them, so nothing is held for a slow link.
 """
 
 from __future__ import annotations
 
-import contextlib
-import logging
-import queue
-import threading
-from pathlib import Path
+import os
+from collections.abc import Callable, Iterator
+from typing import BinaryIO, Literal, NamedTuple
 
-from regatta_protocol.bus import Bus
+from regatta_protocol import topics
 from regatta_protocol.chunk import Chunk, chunk_count, pack_chunk
 from regatta_protocol.codec import encode_zlib
-from regatta_protocol.errors import Retryable
-from regatta_protocol.ids import DeviceId
+from regatta_protocol.errors import Rejected, Retryable
+from regatta_protocol.ids import DeviceId, Digest
 from regatta_protocol.messages import Get, Response
-from regatta_protocol.topics import chunk, response
 
-__all__ = ["Sender"]
+__all__ = ["MAX_CHUNKS_PER_GET", "Outbound", "Sender"]
 
-logger = logging.getLogger(__name__)
+MAX_CHUNKS_PER_GET = 512  # twice the widest window of an agent
 
-_LINE = 256
-_PATIENCE_S = 10.0
-_PAUSE_S = 0.02
+
+class Outbound(NamedTuple):
+    """A message to publish."""
+
+    topic: str
+    payload: bytes
+
+    @property
+    def qos(self) -> Literal[0, 1]:
+        """0 for chunks, 1 for an answer that says why there are none."""
+        return 0 if "/dn/chunk/" in self.topic else 1
 
 
 class Sender:
-    """One life: `start`, `stop`."""
+    """Reads blobs through `open_blob` and cuts them up."""
 
-    def __init__(self, bus: Bus, folder: Path) -> None:
-        self._bus = bus
-        self._folder = folder
-        self._line: queue.Queue[tuple[DeviceId, Get] | None] = queue.Queue(_LINE)
-        self._stopping = threading.Event()
-        self._thread = threading.Thread(target=self._main, name="sender", daemon=True)
+    def __init__(self, open_blob: Callable[[Digest], BinaryIO], max_chunks: int = MAX_CHUNKS_PER_GET) -> None:
+        """
+        Args:
+            open_blob: returns the blob opened for reading and seeking; raises Rejected (or FileNotFoundError) when
+                there is none of this digest, and Retryable (or another OSError) when it cannot be read now.
+        """
+        self._open_blob = open_blob
+        self._max_chunks = max_chunks
 
-    def start(self) -> None:
-        """Begin."""
-        self._thread.start()
-
-    def stop(self) -> None:
-        """End the thread; requests in the line are dropped."""
-        self._stopping.set()
-        with contextlib.suppress(queue.Full):
-            self._line.put_nowait(None)
-        self._thread.join(5)
-
-    def take(self, device: DeviceId, get: Get) -> None:
-        """Begin to send what `get` asks for. Returns at once."""
+    def answer(self, device: DeviceId, get: Get) -> Iterator[Outbound]:
+        """Yield what to publish: the chunks asked for, each once and in order of asking, or one refusal."""
         try:
-            self._line.put_nowait((device, get))
-        except queue.Full:
-            logger.info("event=get_dropped device=%s", device)
-
-    def published(self, token: int) -> None:
-        """A message has left."""
-
-    def _main(self) -> None:
-        while not self._stopping.is_set():
-            item = self._line.get()
-            if item is not None:
-                self._send(*item)
-
-    def _send(self, device: DeviceId, get: Get) -> None:
-        path = self._folder / get.digest
-        try:
-            with path.open("rb") as file:
-                count = chunk_count(path.stat().st_size, get.chunk_bytes)
-                for start, stop in get.ranges:
-                    for index in range(start, min(stop, count)):
-                        file.seek(index * get.chunk_bytes)
-                        data = pack_chunk(Chunk(get.transfer, index, file.read(get.chunk_bytes)))
-                        if not self._publish(chunk(device, get.transfer), data, qos=0):
-                            return
+            with self._open_blob(get.digest) as file:
+                size_bytes = file.seek(0, os.SEEK_END)
+                for index in self._indices(get, chunk_count(size_bytes, get.chunk_bytes)):
+                    file.seek(index * get.chunk_bytes)
+                    payload = file.read(get.chunk_bytes)
+                    chunk = pack_chunk(Chunk(get.transfer, index, payload))
+                    yield Outbound(topics.chunk(device, get.transfer), chunk)
         except FileNotFoundError:
-            answer = Response(id=f"get-{get.transfer}", error=f"there is no file {get.digest}")
-            self._publish(response(device), encode_zlib(answer), qos=1)
+            yield _refusal(device, get, f"there is no blob {get.digest}", retryable=False)
+        except Rejected as err:
+            yield _refusal(device, get, str(err), retryable=False)
+        except (Retryable, OSError) as err:
+            yield _refusal(device, get, f"blob {get.digest} cannot be read at the moment: {err}", retryable=True)
 
-    def _publish(self, topic: str, data: bytes, qos: int) -> bool:
-        waited_s = 0.0
-        while waited_s < _PATIENCE_S and not self._stopping.is_set():
-            try:
-                self._bus.publish(topic, data, qos=1 if qos else 0)
-                return True
-            except Retryable:
-                self._stopping.wait(_PAUSE_S)
-                waited_s += _PAUSE_S
-        return False
+    def _indices(self, get: Get, count: int) -> Iterator[int]:
+        """Yield the chunks to send.
+
+        Raises:
+            Rejected: when a range is empty or not within the blob.
+        """
+        for start, stop in get.ranges:
+            if not 0 <= start < stop <= count:
+                raise Rejected(
+                    f"range {start}..{stop} is not within the {count} chunks of {get.chunk_bytes} bytes of {get.digest}"
+                )
+        sent: set[int] = set()
+        for start, stop in get.ranges:
+            for index in range(start, min(stop, start + self._max_chunks)):
+                if len(sent) >= self._max_chunks:
+                    return
+                if index not in sent:
+                    sent.add(index)
+                    yield index
+
+
+def _refusal(device: DeviceId, get: Get, reason: str, *, retryable: bool) -> Outbound:
+    response = Response(id=f"get-{get.transfer}", error=reason, retryable=retryable)
+    return Outbound(topics.response(device), encode_zlib(response))

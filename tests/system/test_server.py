@@ -22,7 +22,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from fleet_parts import make_variant, reference
+from fleet_parts import DIGITS, make_variant, reference
 from mosquitto import connected, require_mosquitto
 from regatta_fleet.home import ServerInfo, read_server_info
 from regatta_fleet.schemas import BundleDraft
@@ -71,8 +71,8 @@ class Server:
         self.home = home
         self.process: subprocess.Popen[str] | None = None
 
-    def start(self) -> ServerInfo:
-        """Start it and return when it says ready."""
+    def launch(self) -> subprocess.Popen[str]:
+        """Start it and return at once."""
         environment = os.environ | {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
         with (self.home.parent / "server.log").open("a") as log:
             self.process = subprocess.Popen(
@@ -82,8 +82,13 @@ class Server:
                 env=environment,
                 text=True,
             )
-        assert self.process.stdout is not None
-        line = self.process.stdout.readline()
+        return self.process
+
+    def start(self) -> ServerInfo:
+        """Start it and return when it says ready."""
+        process = self.launch()
+        assert process.stdout is not None
+        line = process.stdout.readline()
         assert line == "ready\n", (self.home.parent / "server.log").read_text()[-3000:]
         info = read_server_info(self.home)
         assert info is not None
@@ -254,7 +259,7 @@ def test_a_device_enrols_and_gets_what_it_is_assigned(server: Server, tmp_path: 
             inbox, lambda each: each.topic.endswith("/dn/desired") and bool(device.assignment(each).models)
         )
         assignment = device.assignment(message)
-        assert assignment.models["digits"].rollout == rollout["id"]
+        assert assignment.models[DIGITS].rollout == rollout["id"]
 
         target = target_path(manifest.ref)
         request = Request(id="1", method="metadata", params={"target": target, "root_version": 1})
@@ -265,7 +270,7 @@ def test_a_device_enrols_and_gets_what_it_is_assigned(server: Server, tmp_path: 
 
         get = Get(transfer=7, digest=manifest.variants[0].file.digest, chunk_bytes=16_384, ranges=((0, 5),))
         bus.publish(up(device.id, Up.GET), encode(get))
-        chunks = {}
+        chunks: dict[int, bytes] = {}
         while len(chunks) < 5:
             chunk = unpack_chunk(_await(inbox, lambda each: "/dn/chunk/7" in each.topic).payload)
             chunks[chunk.index] = chunk.payload
@@ -308,6 +313,37 @@ def test_a_killed_server_comes_back_to_the_same_place(server: Server, tmp_path: 
     assert after.model_copy(update={"pid": before.pid}) == before
     assert server.end(signal.SIGTERM) == 0
     assert not (server.home / "server.json").exists()
+
+
+def test_a_first_start_that_is_killed_anywhere_is_finished_by_the_next(tmp_path: Path) -> None:
+    """Whatever was half made when it died: the fleet gets one id and its keys, and keeps them."""
+    require_mosquitto()
+    server = Server(tmp_path / "home")
+    fleets = set()
+    for half in (
+        "fleet.json",
+        "authority/ca-key.pem",
+        "authority/ca.pem",
+        "fleet.sqlite",
+        "broker/crl.pem",
+        "broker/mosquitto.conf",
+        "metadata/keys",
+        "keys/assignment.pem",
+        "metadata/metadata/timestamp.json",
+        "server.json",
+    ):
+        process = server.launch()
+        while not (server.home / half).exists() and process.poll() is None:
+            time.sleep(0.001)  # a kill needs no better moment
+        assert server.end(signal.SIGKILL) == -signal.SIGKILL, (tmp_path / "server.log").read_text()[-2000:]
+        fleets.add(json.loads((server.home / "fleet.json").read_text())["fleet"])
+    fleets.add(server.start().fleet)
+    ca = (server.home / "authority/ca.pem").read_bytes()
+    assert server.call("GET", "/api/v1/status")["fleet"] in fleets
+    assert server.end(signal.SIGTERM) == 0
+
+    assert len(fleets) == 1
+    assert (server.home / "authority/ca.pem").read_bytes() == ca
 
 
 def test_a_killed_broker_comes_back_and_nothing_is_forgotten(server: Server, tmp_path: Path) -> None:

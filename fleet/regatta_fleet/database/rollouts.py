@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
-from sqlalchemy import Connection, insert, select, update
+from sqlalchemy import Connection, Row, insert, select, update
 
 from regatta_fleet.core.gates import Baseline, Outcome, Trial
 from regatta_fleet.core.rollout import Rollout, Wave
@@ -19,6 +20,7 @@ __all__ = [
     "add_rollout",
     "find_open",
     "get_rollout",
+    "list_observed",
     "list_rollouts",
     "previous_versions",
     "save_rollout",
@@ -76,14 +78,7 @@ def get_rollout(tx: Connection, rollout: str) -> RolloutRow | None:
     trials: dict[int, list[Trial]] = {}
     members = select(rollout_devices).where(rollout_devices.c.rollout == rollout).order_by(rollout_devices.c.device)
     for each in tx.execute(members):
-        baseline = None
-        if each.baseline_version is not None:
-            baseline = Baseline(
-                each.baseline_version, each.baseline_accuracy, each.baseline_p99_us, each.baseline_source
-            )
-        trials.setdefault(each.wave, []).append(
-            Trial(each.device, Outcome(each.outcome), each.reason, each.accuracy, each.p99_us, baseline)
-        )
+        trials.setdefault(each.wave, []).append(_trial(each))
     waves = tuple(
         Wave(each.number, WaveState(each.state), tuple(trials.get(each.number, ())), each.started_at, each.reason)
         for each in tx.execute(
@@ -112,6 +107,25 @@ def list_rollouts(tx: Connection, *, only_open: bool = False, limit: int = 100) 
         query = query.where(rollouts.c.state.in_([str(state) for state in OPEN_STATES]))
     found = [get_rollout(tx, identifier) for identifier in tx.execute(query).scalars().all()]
     return tuple(row for row in found if row is not None)
+
+
+def list_observed(tx: Connection, device: DeviceId) -> tuple[tuple[str, ModelRef, Trial], ...]:
+    """Return the device's part in the waves under observation (or held after a failure): rollout, version, trial."""
+    states = [str(WaveState.OBSERVING), str(WaveState.FAILED)]
+    query = (
+        select(rollout_devices, rollouts.c.model, rollouts.c.version)
+        .join(rollouts, rollouts.c.id == rollout_devices.c.rollout)
+        .join(
+            rollout_waves,
+            (rollout_waves.c.rollout == rollout_devices.c.rollout) & (rollout_waves.c.number == rollout_devices.c.wave),
+        )
+        .where(
+            rollout_devices.c.device == device,
+            rollouts.c.state.in_([str(state) for state in OPEN_STATES]),
+            rollout_waves.c.state.in_(states),
+        )
+    )
+    return tuple((row.rollout, ModelRef(row.model, row.version), _trial(row)) for row in tx.execute(query))
 
 
 def find_open(tx: Connection, model: ModelName) -> str | None:
@@ -169,3 +183,10 @@ def previous_versions(tx: Connection, rollout: str, devices: Sequence[DeviceId])
     )
     wanted = set(devices)
     return {row.device: row.previous_version for row in tx.execute(query) if row.device in wanted}
+
+
+def _trial(row: Row[Any]) -> Trial:
+    baseline = None
+    if row.baseline_version is not None:
+        baseline = Baseline(row.baseline_version, row.baseline_accuracy, row.baseline_p99_us, row.baseline_source)
+    return Trial(row.device, Outcome(row.outcome), row.reason, row.accuracy, row.p99_us, baseline)
