@@ -1,0 +1,84 @@
+"""What a serving worker says on its standard output: one JSON object a line. Imports no numpy.
+
+A worker says `ready` once, then `window` every `window_s` (also when nobody asked: a worker that falls silent hangs)
+and once more when it has drained; or `failed` and ends.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, RootModel
+
+from regatta_protocol.codec import decode
+from regatta_protocol.errors import RegattaError, Rejected, Retryable
+from regatta_protocol.messages import ServingWindow
+from regatta_protocol.wire import Wire
+
+__all__ = ["MAX_EVENT_BYTES", "Failed", "Family", "Ready", "SelfTest", "WindowClosed", "family_of", "parse_event"]
+
+MAX_EVENT_BYTES = 65_536  # a window with every bucket of its sketch is about 25 KB
+
+Family = Literal["retryable", "rejected", "misuse"]
+
+
+class SelfTest(Wire):
+    """How the placed candidate did on the golden samples of its bundle."""
+
+    samples: int = Field(ge=0)  # 0: there were none for this variant
+    snr_db: float | None = None  # of all outputs against the reference kernels; None when equal or untested
+    top1_agreement: float | None = Field(default=None, ge=0, le=1)  # of the first output's largest element
+    passed: bool
+    reason: str
+
+
+class Ready(Wire):
+    """The worker answers on its socket."""
+
+    event: Literal["ready"] = "ready"
+    load_us: float = Field(ge=0)  # from the process's first line to the end of the first inference
+    self_test: SelfTest
+    tcp: str | None = None  # the address bound, when one was asked for
+
+
+class WindowClosed(ServingWindow):
+    """A window has ended."""
+
+    event: Literal["window"] = "window"
+
+    def window(self) -> ServingWindow:
+        """Return the telemetry item without the event's name."""
+        return ServingWindow.model_validate(self.model_dump(exclude={"event"}))
+
+
+class Failed(Wire):
+    """The worker cannot serve and ends."""
+
+    event: Literal["failed"] = "failed"
+    reason: str
+    family: Family
+
+
+WorkerEvent = Ready | WindowClosed | Failed
+
+
+class _Line(RootModel[Annotated[WorkerEvent, Field(discriminator="event")]]):
+    pass
+
+
+def parse_event(line: bytes) -> WorkerEvent:
+    """Return the event on one line of a worker's standard output.
+
+    Raises:
+        Rejected: when it is none.
+    """
+    return decode(_Line, line, MAX_EVENT_BYTES).root
+
+
+def family_of(error: RegattaError) -> Family:
+    """Return which of the error families `error` belongs to."""
+    if isinstance(error, Retryable):
+        return "retryable"
+    if isinstance(error, Rejected):
+        return "rejected"
+    return "misuse"

@@ -1,0 +1,63 @@
+"""What a serving worker is told at its start. Imports no numpy, so that the control process may write it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pydantic import Field
+
+from regatta_protocol.errors import Misuse
+from regatta_protocol.ids import ModelNameField
+from regatta_protocol.wire import Wire
+
+__all__ = ["MAX_SOCKET_PATH_BYTES", "MAX_SPEC_BYTES", "ServeLimits", "ServeSpec", "check_socket_path"]
+
+MAX_SPEC_BYTES = 65_536
+MAX_SOCKET_PATH_BYTES = 107  # sun_path of unix(7) is 108 bytes with its closing zero
+
+
+class ServeLimits(Wire):
+    """The bounds of one worker."""
+
+    queue_length: int = Field(default=32, ge=1, le=4096)  # requests waiting or running; more are answered 429
+    connections: int = Field(default=256, ge=1, le=20_000)
+    header_bytes: int = Field(default=16_384, ge=1024)
+    body_bytes: int | None = Field(default=None, ge=1024)  # None: from the size of the model's inputs
+    header_timeout_s: float = Field(default=10.0, gt=0)  # from a request's first byte to the end of its headers
+    body_timeout_s: float = Field(default=30.0, gt=0)  # and to the end of its body
+    write_timeout_s: float = Field(default=30.0, gt=0)  # for a client that does not read its answer
+    idle_timeout_s: float = Field(default=300.0, gt=0)
+    drain_quiet_s: float = Field(default=0.3, ge=0)  # the drain ends when nobody has asked for so long
+    drain_s: float = Field(default=10.0, gt=0)  # and at the latest after this
+    hang_s: float = Field(default=30.0, gt=0)  # a single inference that takes longer ends the worker
+    self_test_s: float = Field(default=60.0, gt=0)  # loading and self-test; a GPU's first inference takes seconds
+
+
+class ServeSpec(Wire):
+    """One worker: which candidate of which version, and where it listens."""
+
+    model: ModelNameField
+    version: int = Field(ge=1)
+    candidate_id: str  # runtime/variant/delegate/tN
+    variant_path: Path
+    manifest_path: Path | None = None
+    labels_path: Path | None = None
+    golden_path: Path | None = None
+    socket_path: Path
+    tcp: str | None = None  # HOST:PORT on loopback; port 0 takes a free one, told in the ready event
+    window_s: float = Field(default=5.0, gt=0, le=3600)
+    limits: ServeLimits = ServeLimits()
+
+
+def check_socket_path(path: Path) -> None:
+    """Do nothing when a socket can be bound at `path`.
+
+    Raises:
+        Misuse: when it is longer than unix(7) allows.
+    """
+    length = len(bytes(path))
+    if length > MAX_SOCKET_PATH_BYTES:
+        raise Misuse(
+            f"the socket path {path} has {length} bytes and a unix socket takes at most {MAX_SOCKET_PATH_BYTES}: "
+            "set a shorter run folder with --run-dir or REGATTA_RUN_DIR"
+        )
