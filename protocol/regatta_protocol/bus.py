@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
-__all__ = ["Bus", "Connected", "Disconnected", "Event", "Message", "Published", "Will"]
+__all__ = ["Bus", "Connected", "Disconnected", "Event", "Inbox", "Message", "Published", "Will"]
 
 
 @dataclass(frozen=True)
@@ -49,8 +49,25 @@ class Published:
 Event = Connected | Disconnected | Message | Published
 
 
+class Inbox(Protocol):
+    """Where a bus puts its events: a bounded `queue.Queue`, of these events or of wider ones."""
+
+    def put(self, item: Event, block: bool = ..., timeout: float | None = ...) -> None:
+        """Add an event.
+
+        Raises:
+            queue.Full: when there is no room (within `timeout` seconds when it blocks).
+        """
+
+
 class Bus(Protocol):
-    """A connection to the broker that keeps itself up."""
+    """A connection to the broker that keeps itself up.
+
+    - `Connected` comes before the messages and acknowledgements of its connection, and with all filters subscribed.
+    - Each QoS 1 message that was taken is sent until the broker acknowledges it, also over a new connection (so it
+      may arrive twice); a QoS 0 message is lost with its connection, and then its token never comes back.
+    - An event is put only while there is room: QoS 0 messages are dropped and counted when there is none.
+    """
 
     def start(self) -> None:
         """Begin connecting, and go on for ever (full jitter between tries). Returns at once."""
