@@ -20,6 +20,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
+
 from regatta_fleet.broker import Broker, BrokerConfig, find_mosquitto
 from regatta_protocol.bus import Connected, Event, Will
 from regatta_protocol.errors import Misuse

@@ -17,7 +17,7 @@ from regatta_protocol.manifest import Policy
 from regatta_protocol.measurement import CandidateResult, Outcome, RaceReport
 from regatta_protocol.messages import Assignment, InstallState, SignedAssignment
 
-__all__ = ["authorized", "failed", "raced", "recovered", "take_up", "worker_died"]
+__all__ = ["authorized", "failed", "manifest_stored", "raced", "recovered", "take_up", "worker_died"]
 
 _S = InstallState
 _LONG_LIFE_S = 300.0  # a worker that lived that long died for the first time
@@ -41,15 +41,21 @@ def authorized(
     record: AgentRecord, ref: ModelRef, digest: Digest, size_bytes: int, role_versions: dict[str, int]
 ) -> AgentRecord:
     """Return the record with the manifest's digest from the signed metadata, and a risen high-water mark."""
-    risen = {
-        role: max(version, record.role_versions.get(role, 0))
-        for role, version in {**record.role_versions, **role_versions}.items()
-    }
-    record = record.model_copy(update={"role_versions": risen})
+    raised = {**record.role_versions}
+    for role, version in role_versions.items():
+        raised[role] = max(version, raised.get(role, 0))
+    record = record.model_copy(update={"role_versions": raised})
     install = record.find(ref)
     if install is None or install.state is not _S.ASSIGNED:
         return record
     return record.advanced(ref, Event.AUTHORIZED, manifest_digest=digest, manifest_bytes=size_bytes)
+
+
+def manifest_stored(record: AgentRecord, ref: ModelRef) -> AgentRecord:
+    """Return the record with the manifest on disk."""
+    install = record.find(ref)
+    known = install is not None and install.state is _S.AUTHORIZED
+    return record.advanced(ref, Event.MANIFEST_STORED) if known else record
 
 
 def raced(record: AgentRecord, report: RaceReport, ref: ModelRef, policy: Policy) -> AgentRecord:

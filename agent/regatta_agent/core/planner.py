@@ -125,7 +125,8 @@ def _pursue(record: AgentRecord, facts: Facts, limits: Limits, install: Install)
     if (step := _skip(facts, install)) is not None:
         return [step]
     if (obstacle := _obstacle(facts, limits, install, kind)) is not None:
-        return _because(install, obstacle)
+        told = (install.reason or "").partition(",")[0] == obstacle.partition(",")[0]
+        return [] if told else _because(install, obstacle)  # free space changes all the time; that is no news
     return _because(install, None) or [Begin(install.ref, kind)]
 
 
