@@ -283,6 +283,9 @@ class Rig:
                 return int(spec["version"])
         return None
 
+    def serves(self) -> bool:
+        return self.serving() is not None
+
     def committed(self, version: int) -> Callable[[], bool]:
         return lambda: self.state(version) == "committed" and self.serving() == version
 

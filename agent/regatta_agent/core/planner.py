@@ -236,6 +236,8 @@ def _switch(record: AgentRecord, facts: Facts) -> list[Step]:
 
 def _collect(record: AgentRecord, facts: Facts, limits: Limits) -> list[Step]:
     """Keep what is in progress, what serves, and the last versions that served before; delete the rest."""
+    if record.assignment is None:
+        return []  # a lost record is rebuilt from the fleet, and what lies on disk need not be fetched again
     keep = {install.ref for install in record.all() if install.state in IN_PROGRESS or install.state is _S.COMMITTED}
     for name, installs in record.installs.items():
         if record.desired_version(name) is not None:
