@@ -1,0 +1,206 @@
+"""An infer request of the Open Inference Protocol v2, from the bytes of its body; and the answer's bytes. Pure.
+
+The body is JSON, or (binary tensor data extension) JSON of `Inference-Header-Content-Length` bytes and then the
+tensors whose parameters have `binary_data_size`, in the order of the inputs, with nothing left over. A header length
+of 0 is the extension's raw form: the whole body is the one input of the model, and all outputs come back binary.
+
+What tensors mean to a model is interface.py's; how bytes arrive is http.py's.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from regatta_agent.serving.tensors import (
+    Array,
+    datatype_of,
+    decode_binary,
+    decode_json,
+    encode_binary,
+    encode_json,
+)
+from regatta_protocol.codec import decode
+from regatta_protocol.errors import Rejected
+
+__all__ = ["InferRequest", "NamedTensor", "WantedOutput", "parse_infer", "render_infer"]
+
+MAX_TENSORS = 256  # TFLite models with more inputs or outputs are not known to us
+MAX_CLASSES = 1000
+
+
+@dataclass(frozen=True)
+class NamedTensor:
+    name: str
+    datatype: str
+    array: Array
+
+
+@dataclass(frozen=True)
+class WantedOutput:
+    """An output that the request names. `classes` > 0 asks for the top classes in place of the tensor."""
+
+    name: str
+    binary: bool
+    classes: int = 0
+
+
+@dataclass(frozen=True)
+class InferRequest:
+    """A checked request, not yet held against a model.
+
+    `raw` is the whole body when it came in the extension's raw form (inputs is empty then). `outputs` empty: all.
+    """
+
+    id: str | None
+    inputs: tuple[NamedTensor, ...]
+    outputs: tuple[WantedOutput, ...]
+    binary_default: bool
+    raw: memoryview | None = None
+
+
+class _Tensor(BaseModel):
+    model_config = ConfigDict(extra="ignore")
+
+    name: str = Field(max_length=512)
+    shape: list[int] = Field(max_length=32)
+    datatype: str = Field(max_length=32)
+    parameters: dict[str, Any] = Field(default_factory=dict, max_length=64)
+    data: list[Any] | None = None
+
+
+class _Output(BaseModel):
+    model_config = ConfigDict(extra="ignore")
+
+    name: str = Field(max_length=512)
+    parameters: dict[str, Any] = Field(default_factory=dict, max_length=64)
+
+
+class _Request(BaseModel):
+    model_config = ConfigDict(extra="ignore")
+
+    id: str | None = Field(default=None, max_length=256)
+    parameters: dict[str, Any] = Field(default_factory=dict, max_length=64)
+    inputs: list[_Tensor] = Field(min_length=1, max_length=MAX_TENSORS)
+    outputs: list[_Output] = Field(default_factory=list, max_length=MAX_TENSORS)
+
+
+def parse_infer(body: bytes, header_length: bytes | None) -> InferRequest:
+    """Return the request in `body`; its arrays share memory with `body`.
+
+    Args:
+        body: the whole HTTP body, bounded by the caller.
+        header_length: the text of Inference-Header-Content-Length, or None when the header is missing.
+
+    Raises:
+        Rejected: when it is no infer request; the text says which field is wrong.
+    """
+    length = _header_length(header_length, len(body))
+    if length == 0 and header_length is not None:
+        return InferRequest(None, (), (), binary_default=True, raw=memoryview(body))
+    document = decode(_Request, body if length == len(body) else body[:length], limit_bytes=max(1, len(body)))
+    rest = memoryview(body)[length:]
+    inputs: list[NamedTensor] = []
+    for tensor in document.inputs:
+        array, rest = _decode(tensor, rest, has_binary=header_length is not None)
+        inputs.append(NamedTensor(tensor.name, tensor.datatype, array))
+    if rest:
+        raise Rejected(f"{len(rest)} bytes follow the last input: binary_data_size and the body do not agree")
+    binary_default = _flag(document.parameters, "binary_data_output", default=False)
+    outputs = tuple(
+        WantedOutput(
+            output.name,
+            _flag(output.parameters, "binary_data", default=binary_default),
+            _classes(output.name, output.parameters),
+        )
+        for output in document.outputs
+    )
+    return InferRequest(document.id, tuple(inputs), outputs, binary_default)
+
+
+def _header_length(text: bytes | None, body_bytes: int) -> int:
+    if text is None:
+        return body_bytes
+    if not text.isdigit() or len(text) > 12 or int(text) > body_bytes:
+        raise Rejected(
+            f"Inference-Header-Content-Length {text[:32]!r} is not valid: give the length of the JSON part, "
+            f"at most the body's {body_bytes} bytes"
+        )
+    return int(text)
+
+
+def _decode(tensor: _Tensor, rest: memoryview, *, has_binary: bool) -> tuple[Array, memoryview]:
+    """Return the input's array and what is left of the binary part."""
+    if "shared_memory_region" in tensor.parameters:
+        raise Rejected(f"input {tensor.name!r}: shared memory is not offered here: send the tensor in the body")
+    size = tensor.parameters.get("binary_data_size")
+    try:
+        if size is None:
+            if tensor.data is None:
+                raise Rejected("there is no data: give data, or binary_data_size and the bytes")
+            return decode_json(tensor.datatype, tensor.shape, tensor.data), rest
+        if tensor.data is not None:
+            raise Rejected("data and binary_data_size are both given: use one")
+        if not isinstance(size, int) or isinstance(size, bool) or size < 0:
+            raise Rejected("binary_data_size must be a number of bytes")
+        if not has_binary:
+            raise Rejected("binary_data_size is given but the header Inference-Header-Content-Length is missing")
+        if size > len(rest):
+            raise Rejected(f"binary_data_size is {size} and the body has {len(rest)} bytes left: it is cut off")
+        return decode_binary(tensor.datatype, tensor.shape, rest[:size]), rest[size:]
+    except Rejected as err:
+        raise Rejected(f"input {tensor.name!r}: {err}") from err
+
+
+def _flag(parameters: dict[str, Any], name: str, *, default: bool) -> bool:
+    value = parameters.get(name, default)
+    if not isinstance(value, bool):
+        raise Rejected(f"parameter {name} must be true or false")
+    return value
+
+
+def _classes(output: str, parameters: dict[str, Any]) -> int:
+    if "shared_memory_region" in parameters:
+        raise Rejected(f"output {output!r}: shared memory is not offered here")
+    count = parameters.get("classification", 0)
+    if not isinstance(count, int) or isinstance(count, bool) or not 0 <= count <= MAX_CLASSES:
+        raise Rejected(f"output {output!r}: classification must be a number of classes up to {MAX_CLASSES}")
+    return count
+
+
+def render_infer(
+    model: str, version: int, request_id: str | None, outputs: Sequence[tuple[NamedTensor, bool]]
+) -> tuple[bytes, int | None]:
+    """Return the body of an answer, and the length of its JSON part when binary tensors follow (else None).
+
+    Args:
+        outputs: each tensor, and whether it goes as binary.
+
+    Raises:
+        Rejected: when JSON cannot carry an output.
+    """
+    entries: list[dict[str, Any]] = []
+    tail: list[bytes] = []
+    for tensor, binary in outputs:
+        entry: dict[str, Any] = {
+            "name": tensor.name,
+            "datatype": tensor.datatype or datatype_of(tensor.array.dtype),
+            "shape": list(tensor.array.shape),
+        }
+        if binary:
+            tail.append(encode_binary(tensor.array))
+            entry["parameters"] = {"binary_data_size": len(tail[-1])}
+        else:
+            entry["data"] = encode_json(tensor.array)
+        entries.append(entry)
+    document: dict[str, Any] = {"model_name": model, "model_version": str(version), "outputs": entries}
+    if request_id is not None:
+        document["id"] = request_id
+    header = json.dumps(document, separators=(",", ":"), allow_nan=False).encode()
+    if not tail:
+        return header, None
+    return b"".join((header, *tail)), len(header)

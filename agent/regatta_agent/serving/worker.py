@@ -1,0 +1,311 @@
+"""The serving process from its first line to its last: load, test, serve, drain.
+
+It ends by itself when its standard input ends (the parent closed it or died) or on SIGTERM: it says
+`Connection: close` with every answer, waits until nobody asks any more, tells its last window, and exits 0. Its own
+socket is removed then; the symlink that clients use is its parent's.
+
+Exit codes: 0 drained; otherwise the code of the error family that a `failed` event names.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import ctypes
+import ipaddress
+import logging
+import os
+import queue
+import resource
+import signal
+import socket
+import stat
+import sys
+import threading
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel
+
+from regatta_agent.serving.engine import Engine, Finished
+from regatta_agent.serving.events import Failed, Ready, SelfTest, family_of
+from regatta_agent.serving.feedback import Feedback
+from regatta_agent.serving.http import HttpServer
+from regatta_agent.serving.interface import body_limit_bytes
+from regatta_agent.serving.placed import PlacedModel, open_placed
+from regatta_agent.serving.service import Service
+from regatta_agent.serving.spec import MAX_SPEC_BYTES, ServeSpec, check_socket_path
+from regatta_agent.serving.window import Placement, Tally
+from regatta_protocol.codec import decode
+from regatta_protocol.durable import read_bounded
+from regatta_protocol.errors import Misuse, RegattaError, Rejected, Retryable
+
+__all__ = ["contain", "main"]
+
+logger = logging.getLogger(__name__)
+
+_PR_SET_PDEATHSIG = 1  # prctl(2)
+_SWEEP_S = 0.5
+_DRAIN_POLL_S = 0.02
+_BACKLOG = 128
+_EVENT_QUEUE = 64  # lines; a parent that does not read loses windows, not the serving
+_LAST_WORDS_S = 2.0
+
+
+class Hung(Retryable):
+    """An inference went on beyond its limit; only the end of the process stops it."""
+
+
+class Reporter:
+    """Writes events to standard output on a thread of its own, so that a full pipe never stops serving."""
+
+    def __init__(self) -> None:
+        self._queue: queue.Queue[bytes | None] = queue.Queue(_EVENT_QUEUE)
+        self._thread = threading.Thread(target=self._write, name="events", daemon=True)
+        self._thread.start()
+
+    def tell(self, event: BaseModel) -> None:
+        """Say `event`; it is dropped when the parent has not read for long."""
+        with contextlib.suppress(queue.Full):
+            self._queue.put_nowait(event.model_dump_json(exclude_none=True).encode() + b"\n")
+
+    def close(self) -> None:
+        """Wait a moment for what was said to be read."""
+        with contextlib.suppress(queue.Full):
+            self._queue.put(None, timeout=_LAST_WORDS_S)
+        self._thread.join(_LAST_WORDS_S)
+
+    def _write(self) -> None:
+        while (line := self._queue.get()) is not None:
+            try:
+                while line:
+                    line = line[os.write(1, line) :]
+            except OSError:  # the parent is gone; standard input ends as well, and that drains us
+                return
+
+
+def contain() -> None:
+    """Die with the parent, and leave no core dump: it would hold inputs, which may be private.
+
+    SIGKILL and not SIGTERM: an orphan that hangs in a driver would keep the accelerator from the next worker.
+    """
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+
+
+def bind_unix(path: Path) -> socket.socket:
+    """Return a socket bound at `path`, in place of one that nobody listens on. Group members may connect.
+
+    Raises:
+        Misuse: when the path is too long, its folder cannot be written, or another process listens there.
+    """
+    check_socket_path(path)
+    with contextlib.suppress(FileNotFoundError):
+        if stat.S_ISSOCK(path.lstat().st_mode) and not _is_listening(path):
+            path.unlink()
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
+    try:
+        listener.bind(str(path))
+        path.chmod(0o660)
+    except OSError as err:
+        listener.close()
+        raise Misuse(f"cannot listen on {path}: {err.strerror}: check its folder, --run-dir and who else runs") from err
+    return listener
+
+
+def _is_listening(path: Path) -> bool:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        probe.settimeout(1.0)
+        try:
+            probe.connect(str(path))
+        except OSError:
+            return False
+    return True
+
+
+def bind_tcp(address: str) -> socket.socket:
+    """Return a socket bound to HOST:PORT on loopback.
+
+    Raises:
+        Misuse: when the address is not on loopback or is taken.
+    """
+    host, _, port = address.rpartition(":")
+    host = host.strip("[]")
+    try:
+        is_loopback = ipaddress.ip_address(host).is_loopback and int(port) < 65_536
+    except ValueError:
+        is_loopback = False
+    if not is_loopback:
+        raise Misuse(f"tcp address {address!r} is not on loopback: write 127.0.0.1:PORT, for there is no TLS here")
+    listener = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_STREAM)
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind((host, int(port)))
+    except OSError as err:
+        listener.close()
+        raise Misuse(f"cannot listen on {address}: {err.strerror}: free the port or set another") from err
+    return listener
+
+
+class Worker:
+    """One run of the process."""
+
+    def __init__(self, spec: ServeSpec, reporter: Reporter, started_ns: int) -> None:
+        self._spec = spec
+        self._reporter = reporter
+        self._started_ns = started_ns
+        self._loop = asyncio.get_running_loop()
+        self._stop = asyncio.Event()
+        self._engine = Engine(self._loop, spec.limits.queue_length)
+        self._tally = Tally(Placement(spec.model, spec.version, spec.candidate_id), start=time.time())
+        self._feedback = Feedback()
+        self._service = Service(self._engine, self._tally, self._feedback, lambda: len(self._server.connections))
+        self._server = HttpServer(self._service.handle, spec.limits, body_limit_bytes=MAX_SPEC_BYTES)
+
+    async def run(self) -> None:
+        """Serve until told to stop.
+
+        Raises:
+            RegattaError: when the model cannot be served.
+        """
+        self._watch_parent()
+        listeners = [bind_unix(self._spec.socket_path)]
+        try:
+            if self._spec.tcp is not None:
+                listeners.append(bind_tcp(self._spec.tcp))
+            servers = [
+                await self._loop.create_server(self._server.connection, sock=listener, backlog=_BACKLOG)
+                if listener.family != socket.AF_UNIX
+                else await self._loop.create_unix_server(self._server.connection, sock=listener, backlog=_BACKLOG)
+                for listener in listeners
+            ]
+            await self._serve(listeners[-1] if self._spec.tcp is not None else None)
+            await self._drain(servers)
+        finally:
+            for listener in listeners:
+                listener.close()
+            self._spec.socket_path.unlink(missing_ok=True)
+
+    def _watch_parent(self) -> None:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            self._loop.add_signal_handler(number, self._stop.set)
+
+        def wait_for_eof() -> None:
+            with contextlib.suppress(OSError):
+                while os.read(0, 4096):
+                    pass
+            with contextlib.suppress(RuntimeError):  # the loop has ended already
+                self._loop.call_soon_threadsafe(self._stop.set)
+
+        threading.Thread(target=wait_for_eof, name="parent", daemon=True).start()
+
+    async def _serve(self, tcp: socket.socket | None) -> None:
+        self._engine.start()
+        loaded: asyncio.Future[Finished[tuple[PlacedModel, SelfTest]]] = self._loop.create_future()
+        self._engine.submit(lambda: open_placed(self._spec), loaded.set_result)
+        finished = await self._until_loaded(loaded)
+        if finished is None:
+            return
+        if finished.error is not None:
+            raise finished.error
+        assert finished.value is not None
+        placed, self_test = finished.value
+        limit = self._spec.limits.body_bytes or body_limit_bytes(placed.interface.inputs)
+        self._server.body_limit_bytes = limit
+        self._service.placed = placed
+        self._tally.start = time.time()
+        address = None if tcp is None else "{}:{}".format(*tcp.getsockname()[:2])
+        load_us = (finished.ended_ns - self._started_ns) / 1000
+        self._reporter.tell(Ready(load_us=load_us, self_test=self_test, tcp=address))
+        logger.info("event=ready model=%s version=%s load_us=%.0f", self._spec.model, self._spec.version, load_us)
+        await self._tick_until_stopped()
+
+    async def _until_loaded(
+        self, loaded: asyncio.Future[Finished[tuple[PlacedModel, SelfTest]]]
+    ) -> Finished[tuple[PlacedModel, SelfTest]] | None:
+        """Return what came of loading, or None when told to stop before."""
+        stopping = asyncio.ensure_future(self._stop.wait())
+        limit_s = self._spec.limits.self_test_s
+        either: set[asyncio.Future[Any]] = {loaded, stopping}
+        await asyncio.wait(either, timeout=limit_s, return_when=asyncio.FIRST_COMPLETED)
+        stopping.cancel()
+        if loaded.done():
+            return loaded.result()
+        if self._stop.is_set():
+            return None
+        raise Hung(f"{self._spec.candidate_id} was not loaded and tested after {limit_s:g} s")
+
+    async def _tick_until_stopped(self) -> None:
+        window_ends = self._loop.time() + self._spec.window_s
+        while not self._stop.is_set():
+            with contextlib.suppress(asyncio.TimeoutError):
+                wait_s = min(_SWEEP_S, max(0.0, window_ends - self._loop.time()))
+                await asyncio.wait_for(self._stop.wait(), wait_s)
+            self._server.sweep()
+            self._check_hang()
+            if self._loop.time() >= window_ends:
+                self._close_window()
+                window_ends += self._spec.window_s
+
+    def _check_hang(self) -> None:
+        running_s, limit_s = self._engine.running_s(), self._spec.limits.hang_s
+        if running_s > limit_s:
+            raise Hung(f"an inference of {self._spec.candidate_id} has not ended after {limit_s:g} s")
+
+    def _close_window(self) -> None:
+        self._reporter.tell(self._tally.close(time.time(), self._feedback.take(), None))
+
+    async def _drain(self, servers: Sequence[asyncio.AbstractServer]) -> None:
+        """Answer what is under way and what still comes, until it is quiet or the time is up."""
+        limits, began = self._spec.limits, self._loop.time()
+        self._server.draining = self._service.draining = True
+        while (elapsed := self._loop.time() - began) < limits.drain_s:
+            quiet_s = time.monotonic() - self._server.last_request_at
+            if self._server.busy == 0 and min(quiet_s, elapsed) >= limits.drain_quiet_s:
+                break
+            self._check_hang()
+            await asyncio.sleep(_DRAIN_POLL_S)
+        for server in servers:
+            server.close()
+        while self._engine.pending and self._loop.time() - began < limits.drain_s + 1.0:
+            self._check_hang()
+            await asyncio.sleep(_DRAIN_POLL_S)
+        self._server.close_idle()
+        await asyncio.sleep(0)
+        self._close_window()
+        if self._engine.stop(timeout_s=1.0) and self._service.placed is not None:
+            self._service.placed.close()
+        logger.info("event=drained model=%s seconds=%.3f", self._spec.model, self._loop.time() - began)
+
+
+async def _run(spec: ServeSpec, reporter: Reporter, started_ns: int) -> None:
+    await Worker(spec, reporter, started_ns).run()
+
+
+def main(arguments: list[str]) -> int:
+    """Serve as the spec file says; return the exit code."""
+    started_ns = time.perf_counter_ns()
+    logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(levelname)s %(name)s %(message)s")
+    contain()
+    reporter = Reporter()
+    try:
+        if len(arguments) != 1:
+            raise Misuse("usage: python -m regatta_agent.serving SPEC.json")
+        spec = decode(ServeSpec, read_bounded(Path(arguments[0]), MAX_SPEC_BYTES), MAX_SPEC_BYTES)
+        asyncio.run(_run(spec, reporter, started_ns))
+    except Exception as err:
+        error = err if isinstance(err, RegattaError) else _as_family(err)
+        logger.error("event=failed", exc_info=err)
+        reporter.tell(Failed(reason=str(error), family=family_of(error)))
+        reporter.close()
+        return error.exit_code
+    reporter.close()
+    return 0
+
+
+def _as_family(err: Exception) -> RegattaError:
+    if isinstance(err, FileNotFoundError):
+        return Rejected(f"{err.filename} is not there")
+    return Misuse(f"the serving worker failed: {type(err).__name__}: {err}")

@@ -1,0 +1,140 @@
+"""The session over a TFLite `Interpreter`, an API that LiteRT and tflite-runtime share.
+
+Both vendors' packages are untyped: their objects stay inside this module as Any. XNNPACK is the default delegate of
+the AUTO resolver; it may take no node at all (tflite-runtime 2.14 on int8 models), hence `delegated_nodes`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from regatta_protocol.errors import Rejected
+from regatta_protocol.manifest import TensorSpec
+from regatta_runtimes.candidate import Candidate
+from regatta_runtimes.errors import CreateFailed, InvokeFailed
+from regatta_runtimes.session import Array
+
+__all__ = ["RESOLVERS", "InterpreterSession"]
+
+# delegate -> member of the vendor's OpResolverType
+RESOLVERS = {"xnnpack": "AUTO", "none": "BUILTIN_WITHOUT_DEFAULT_DELEGATES", "ref": "BUILTIN_REF"}
+
+
+def _spec(detail: dict[str, Any]) -> TensorSpec:
+    """Return the spec of an interpreter's tensor; only per-tensor quantization has a scale."""
+    quantization = detail["quantization_parameters"]
+    scales, zero_points = quantization["scales"], quantization["zero_points"]
+    signature = detail.get("shape_signature")
+    shape = detail["shape"] if signature is None or len(signature) != len(detail["shape"]) else signature
+    return TensorSpec(
+        name=detail["name"],
+        dtype=np.dtype(detail["dtype"]).name,
+        shape=tuple(int(size) for size in shape),
+        scale=float(scales[0]) if len(scales) == 1 else None,
+        zero_point=int(zero_points[0]) if len(scales) == 1 else None,
+    )
+
+
+def _fits(shape: tuple[int, ...], spec: TensorSpec) -> bool:
+    return len(shape) == len(spec.shape) and all(want in (-1, got) for got, want in zip(shape, spec.shape, strict=True))
+
+
+class InterpreterSession:
+    """A Session over an interpreter of `vendor`, a module with Interpreter and OpResolverType."""
+
+    def __init__(self, interpreter: Any, candidate: Candidate, delegated_nodes: int) -> None:  # noqa: ANN401 - untyped vendor
+        self._interpreter: Any = interpreter
+        self._candidate = candidate
+        self._input_details: list[dict[str, Any]] = interpreter.get_input_details()
+        self._output_details: list[dict[str, Any]] = interpreter.get_output_details()
+        self._inputs = tuple(_spec(detail) for detail in self._input_details)
+        self._outputs = tuple(_spec(detail) for detail in self._output_details)
+        self._shapes = [tuple(int(n) for n in detail["shape"]) for detail in self._input_details]
+        self._dtypes = [np.dtype(detail["dtype"]) for detail in self._input_details]
+        self._delegated_nodes = delegated_nodes
+
+    @classmethod
+    def open(cls, vendor: Any, candidate: Candidate, model_path: Path) -> InterpreterSession:  # noqa: ANN401
+        """Return the model built with the vendor's interpreter.
+
+        Raises:
+            CreateFailed: when the delegate is not one of RESOLVERS, or the vendor refuses the model.
+        """
+        if candidate.delegate not in RESOLVERS:
+            raise CreateFailed(f"{candidate.id}: delegate {candidate.delegate!r} is not one of {', '.join(RESOLVERS)}")
+        try:
+            interpreter = vendor.Interpreter(
+                model_path=str(model_path),
+                num_threads=candidate.threads,
+                experimental_op_resolver_type=getattr(vendor.OpResolverType, RESOLVERS[candidate.delegate]),
+            )
+        except (RuntimeError, ValueError, SystemError) as err:
+            raise CreateFailed(f"{candidate.id} cannot build {model_path.name}: {_short(err)}") from err
+        try:
+            interpreter.allocate_tensors()
+            operators = [str(operator["op_name"]) for operator in interpreter._get_ops_details()]
+        except (RuntimeError, ValueError, SystemError) as err:
+            specs = (
+                tuple(_spec(detail) for detail in interpreter.get_input_details()),
+                tuple(_spec(detail) for detail in interpreter.get_output_details()),
+            )
+            raise CreateFailed(f"{candidate.id} cannot build {model_path.name}: {_short(err)}", specs) from err
+        return cls(interpreter, candidate, operators.count("DELEGATE"))
+
+    @property
+    def inputs(self) -> tuple[TensorSpec, ...]:
+        return self._inputs
+
+    @property
+    def outputs(self) -> tuple[TensorSpec, ...]:
+        return self._outputs
+
+    @property
+    def delegated_nodes(self) -> int:
+        return self._delegated_nodes
+
+    def run(self, inputs: Sequence[Array]) -> list[Array]:
+        """Return one array per output; see Session."""
+        if self._interpreter is None:
+            raise Rejected(f"{self._candidate.id} is closed: open a new session")
+        if len(inputs) != len(self._inputs):
+            raise Rejected(f"the model takes {len(self._inputs)} inputs and got {len(inputs)}")
+        for index, array in enumerate(inputs):
+            if array.dtype != self._dtypes[index]:
+                spec = self._inputs[index]
+                raise Rejected(f"input {spec.name!r} is {spec.dtype} and got {array.dtype}")
+        if any(array.shape != shape for array, shape in zip(inputs, self._shapes, strict=True)):
+            self._resize(inputs)
+        try:
+            for array, detail in zip(inputs, self._input_details, strict=True):
+                self._interpreter.set_tensor(detail["index"], array)
+            self._interpreter.invoke()
+            return [self._interpreter.get_tensor(detail["index"]) for detail in self._output_details]
+        except (RuntimeError, ValueError, SystemError) as err:
+            raise InvokeFailed(f"{self._candidate.id} failed to infer: {_short(err)}") from err
+
+    def _resize(self, inputs: Sequence[Array]) -> None:
+        """Give inputs of changeable size their new shape."""
+        for array, spec in zip(inputs, self._inputs, strict=True):
+            if not _fits(array.shape, spec):
+                raise Rejected(f"input {spec.name!r} has shape {list(spec.shape)} and got {list(array.shape)}")
+        try:
+            for array, detail in zip(inputs, self._input_details, strict=True):
+                self._interpreter.resize_tensor_input(detail["index"], list(array.shape))
+            self._interpreter.allocate_tensors()
+        except (RuntimeError, ValueError, SystemError) as err:
+            raise InvokeFailed(f"{self._candidate.id} cannot take this shape: {_short(err)}") from err
+        self._shapes = [array.shape for array in inputs]
+
+    def close(self) -> None:
+        """Release the model."""
+        self._interpreter = None
+
+
+def _short(err: BaseException) -> str:
+    """Return a vendor's message on one line, bounded."""
+    return " ".join(str(err).split())[:300] or type(err).__name__

@@ -1,0 +1,36 @@
+"""What can go wrong around a runtime.
+
+Rejected
+├── RuntimeMissing   the runtime cannot be used on this machine; the message says what to install
+└── CreateFailed     no interpreter can be built for this model with this candidate
+Retryable
+└── InvokeFailed     the runtime failed while inferring; another candidate, or a new worker, may do better
+"""
+
+from __future__ import annotations
+
+from regatta_protocol.errors import Rejected, Retryable
+from regatta_protocol.manifest import TensorSpec
+
+__all__ = ["CreateFailed", "InvokeFailed", "RuntimeMissing"]
+
+
+class RuntimeMissing(Rejected):
+    """The runtime cannot be used on this machine."""
+
+
+class CreateFailed(Rejected):
+    """No interpreter can be built for this model with this candidate.
+
+    `specs` are the model's inputs and outputs where the runtime could read at least those.
+    """
+
+    def __init__(
+        self, message: str, specs: tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]] | None = None
+    ) -> None:
+        super().__init__(message)
+        self.specs = specs
+
+
+class InvokeFailed(Retryable):
+    """The runtime failed while inferring."""

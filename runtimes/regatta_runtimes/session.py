@@ -1,0 +1,131 @@
+"""An opened model: native tensors in, native tensors out. Only worker processes import this, for it needs numpy.
+
+A backend is a module with `open_session(candidate, model_path)`; BACKENDS names one per runtime, and vendor code is
+imported by the backend alone, when it opens. Real value of a quantized tensor = (q − zero_point) · scale
+(Jacob et al. 2018, eq. 1).
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol, cast
+
+import numpy as np
+import numpy.typing as npt
+
+from regatta_protocol.errors import Rejected
+from regatta_protocol.manifest import TensorSpec
+from regatta_runtimes.candidate import Candidate
+from regatta_runtimes.errors import RuntimeMissing
+
+__all__ = ["BACKENDS", "Array", "Backend", "Session", "dequantize", "load_backend", "open_session", "quantize"]
+
+Array = npt.NDArray[Any]
+
+BACKENDS: Mapping[str, str] = {
+    "litert": "regatta_runtimes.backends.litert",
+    "tflite": "regatta_runtimes.backends.tflite",
+}
+
+
+class Session(Protocol):
+    """A model ready to infer. Not thread-safe; one owner."""
+
+    @property
+    def inputs(self) -> tuple[TensorSpec, ...]: ...
+
+    @property
+    def outputs(self) -> tuple[TensorSpec, ...]: ...
+
+    @property
+    def delegated_nodes(self) -> int:
+        """How many nodes of the graph the delegate took over; 0 when it silently took none."""
+
+    def run(self, inputs: Sequence[Array]) -> list[Array]:
+        """Return one array per output, owned by the caller.
+
+        Raises:
+            Rejected: when the inputs do not match the specs in count, dtype or shape.
+            InvokeFailed: when the runtime fails.
+        """
+
+    def close(self) -> None:
+        """Release the model. May be called twice; nothing else may follow."""
+
+
+class Backend(Protocol):
+    """What a backend module offers."""
+
+    def version(self) -> str:
+        """Return the runtime's version; importing it is allowed here.
+
+        Raises:
+            RuntimeMissing: when it is not installed.
+        """
+
+    def open_session(self, candidate: Candidate, model_path: Path) -> Session:
+        """Return the opened model.
+
+        Raises:
+            RuntimeMissing: when the runtime is not installed.
+            CreateFailed: when it cannot build this model.
+        """
+
+
+def load_backend(runtime: str, extra: Mapping[str, str] | None = None) -> Backend:
+    """Return the backend of `runtime`, from `extra` (name -> module) or BACKENDS.
+
+    Raises:
+        RuntimeMissing: when there is none of that name, or its module is absent.
+    """
+    modules = {**BACKENDS, **(extra or {})}
+    if runtime not in modules:
+        raise RuntimeMissing(f"runtime {runtime!r} is not known here; there are {', '.join(sorted(modules))}")
+    try:
+        return cast(Backend, importlib.import_module(modules[runtime]))
+    except ImportError as err:
+        raise RuntimeMissing(
+            f"the backend of runtime {runtime!r}, {modules[runtime]}, cannot be imported: {err}"
+        ) from err
+
+
+def open_session(candidate: Candidate, model_path: Path, extra: Mapping[str, str] | None = None) -> Session:
+    """Return `model_path` opened as `candidate` says.
+
+    Raises:
+        RuntimeMissing: when the runtime is not installed; the message says how to get it.
+        CreateFailed: when the runtime cannot build the model.
+    """
+    return load_backend(candidate.runtime, extra).open_session(candidate, model_path)
+
+
+def quantize(real: Array, spec: TensorSpec) -> Array:
+    """Return real values as the tensor's native dtype, same shape.
+
+    Integers are rounded half to even and clipped to the dtype's range; q = real / scale + zero_point.
+
+    Raises:
+        Rejected: when a value is not finite and the tensor is of integers.
+    """
+    dtype = np.dtype(spec.dtype)
+    if dtype.kind in "fb":
+        return np.ascontiguousarray(real, dtype=dtype)
+    if spec.scale is None and np.asarray(real).dtype == dtype:
+        return np.ascontiguousarray(real)
+    values = np.asarray(real, dtype=np.float64)
+    if not np.isfinite(values).all():
+        raise Rejected(f"tensor {spec.name!r} of {spec.dtype} cannot hold NaN or infinity: remove them from the input")
+    if spec.scale is not None:
+        values = values / spec.scale + (spec.zero_point or 0)
+    info = np.iinfo(dtype)
+    return np.ascontiguousarray(np.clip(np.rint(values), info.min, info.max).astype(dtype))
+
+
+def dequantize(native: Array, spec: TensorSpec) -> npt.NDArray[np.float32]:
+    """Return the tensor's real values as float32, same shape."""
+    if spec.scale is None:
+        return np.asarray(native, dtype=np.float32)
+    shifted = np.asarray(native, dtype=np.float64) - (spec.zero_point or 0)
+    return cast("npt.NDArray[np.float32]", (shifted * spec.scale).astype(np.float32))

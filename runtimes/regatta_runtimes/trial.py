@@ -1,0 +1,195 @@
+"""One candidate's way through its worker: opened, held against the golden samples, evaluated, timed.
+
+Turns every answer and every end of a worker into facts of `Trial`, never into an exception, except that a bad golden or
+evaluation file raises Rejected: then no candidate can be judged and the bundle is at fault.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from regatta_protocol.errors import Rejected
+from regatta_protocol.measurement import Accuracy, CandidateResult, Latency, Outcome, Power, unknown_power
+from regatta_runtimes.candidate import Candidate
+from regatta_runtimes.errors import RuntimeMissing
+from regatta_runtimes.job import (
+    Answer,
+    Check,
+    Checked,
+    Command,
+    Evaluate,
+    Evaluated,
+    Failed,
+    Open,
+    Opened,
+    Time,
+    Timed,
+)
+from regatta_runtimes.nursery import DEFAULT_MEMORY_BYTES, Nursery, WorkerEnded, WorkerProcess
+from regatta_runtimes.percentile import latency_of
+
+__all__ = ["Trial", "TrialFiles", "TrialLimits"]
+
+_OUTCOMES = {
+    "missing": Outcome.UNAVAILABLE,
+    "create": Outcome.CREATE_FAILED,
+    "model": Outcome.CREATE_FAILED,
+    "invoke": Outcome.INVOKE_FAILED,
+    "memory": Outcome.OUT_OF_MEMORY,
+}
+
+
+@dataclass(frozen=True)
+class TrialFiles:
+    model: Path
+    golden: Path | None = None
+    evaluation: Path | None = None
+
+
+@dataclass(frozen=True)
+class TrialLimits:
+    memory_bytes: int = DEFAULT_MEMORY_BYTES
+    open_s: float = 20.0  # the first GPU inference may take seconds (runtimes.md)
+    answer_s: float = 20.0  # beyond the budget that a command itself was given
+
+
+@dataclass
+class Trial:
+    """A candidate under way. `outcome` is None while it is still in the race."""
+
+    candidate: Candidate
+    files: TrialFiles
+    limits: TrialLimits
+    outcome: Outcome | None = None
+    reason: str | None = None
+    first_us: float | None = None
+    golden_snr_db: float | None = None
+    accuracy: Accuracy | None = None
+    available_labels: int = 0
+    power: Power = field(default_factory=lambda: unknown_power("not measured"))
+    peak_rss_bytes: int | None = None
+    rounds: list[list[float]] = field(default_factory=list)  # microseconds of single inferences, by round
+    worker: WorkerProcess | None = None
+
+    @property
+    def alive(self) -> bool:
+        """Whether it may still win."""
+        return self.outcome is None
+
+    def end(self, outcome: Outcome, reason: str) -> None:
+        """Take the candidate out, and its worker with it."""
+        self.outcome, self.reason = outcome, reason
+        self.retire()
+
+    def retire(self) -> None:
+        """End the worker; the candidate may come back with `open`."""
+        if self.worker is not None:
+            self._note_memory()
+            self.worker.close()
+            self.worker = None
+
+    def open(self, nursery: Nursery) -> bool:
+        """Start a worker and open the model in it; return whether that worked."""
+        try:
+            self.worker = nursery.start(self.limits.memory_bytes)
+        except RuntimeMissing as err:
+            self.end(Outcome.CRASHED, str(err))
+            return False
+        answer = self._ask(
+            Open(
+                candidate_id=self.candidate.id,
+                model_path=str(self.files.model.absolute()),
+                golden=None if self.files.golden is None else str(self.files.golden.absolute()),
+                evaluation=None if self.files.evaluation is None else str(self.files.evaluation.absolute()),
+            ),
+            self.limits.open_s,
+        )
+        if not isinstance(answer, Opened):
+            return False
+        if self.candidate.delegate not in ("none", "ref") and answer.delegated_nodes == 0:
+            self.end(
+                Outcome.NO_OP,
+                f"{self.candidate.delegate} took no node of this model, so the runtime's own kernels would run: "
+                f"see {self.candidate.runtime}/{self.candidate.variant}/none",
+            )
+            return False
+        if self.first_us is None:
+            self.first_us = answer.first_us
+        return True
+
+    def check(self, budget_s: float) -> bool:
+        """Hold it against the golden samples; return whether it is sound."""
+        answer = self._ask(Check(budget_s=budget_s), budget_s + self.limits.answer_s)
+        if not isinstance(answer, Checked):
+            return False
+        self.golden_snr_db = answer.snr_db
+        if not answer.sound:
+            self.end(Outcome.WRONG_OUTPUT, f"its outputs are wrong: {answer.detail}")
+        return answer.sound
+
+    def evaluate(self, budget_s: float) -> bool:
+        """Measure its accuracy on the evaluation set; return whether that worked."""
+        answer = self._ask(Evaluate(budget_s=budget_s), budget_s + self.limits.answer_s)
+        if not isinstance(answer, Evaluated):
+            return False
+        self.accuracy = Accuracy(correct=answer.correct, total=answer.total)
+        self.available_labels = answer.available
+        return True
+
+    def time(self, command: Time) -> bool:
+        """Time it for a round; return whether that worked."""
+        answer = self._ask(command, command.budget_s + self.limits.answer_s)
+        if not isinstance(answer, Timed):
+            return False
+        self.rounds.append(list(answer.samples_us))
+        return True
+
+    def latency(self) -> Latency | None:
+        """Return the percentiles over all rounds."""
+        samples = self.samples_us()
+        return latency_of(samples) if samples else None
+
+    def samples_us(self) -> Sequence[float]:
+        return [sample for samples in self.rounds for sample in samples]
+
+    def result(self) -> CandidateResult:
+        """Return what is known of it, for the report."""
+        self._note_memory()
+        return CandidateResult(
+            id=self.candidate.id,
+            runtime=self.candidate.runtime,
+            variant=self.candidate.variant,
+            delegate=self.candidate.delegate,
+            threads=self.candidate.threads,
+            outcome=self.outcome or Outcome.MEASURED,
+            reason=self.reason,
+            latency=self.latency(),
+            first_us=self.first_us,
+            accuracy=self.accuracy,
+            golden_snr_db=self.golden_snr_db,
+            power=self.power,
+            peak_rss_bytes=self.peak_rss_bytes,
+        )
+
+    def _note_memory(self) -> None:
+        if self.worker is not None:
+            self.peak_rss_bytes = max(self.peak_rss_bytes or 0, self.worker.peak_rss_bytes) or None
+
+    def _ask(self, command: Command, timeout_s: float) -> Answer | None:
+        """Return the answer; None when the candidate is out because of it."""
+        assert self.worker is not None
+        try:
+            answer = self.worker.ask(command, timeout_s)
+        except WorkerEnded as err:
+            self.peak_rss_bytes = max(self.peak_rss_bytes or 0, err.peak_rss_bytes or 0) or None
+            self.end(err.outcome, f"its worker {err.reason}")
+            return None
+        if isinstance(answer, Failed):
+            if answer.stage in ("samples", "misuse"):
+                self.retire()
+                raise Rejected(answer.reason)
+            self.end(_OUTCOMES[answer.stage], answer.reason)
+            return None
+        return answer
