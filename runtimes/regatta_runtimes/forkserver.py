@@ -9,7 +9,6 @@ die with it.
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import json
 import os
 import resource
@@ -20,23 +19,16 @@ import time
 import traceback
 
 from regatta_protocol.errors import RegattaError
+from regatta_runtimes.parent import die_with_parent
 from regatta_runtimes.session import load_backend
 from regatta_runtimes.worker import serve_commands
 
-__all__ = ["die_with_parent", "main"]
+__all__ = ["main"]
 
-_PR_SET_PDEATHSIG = 1
 _MAX_MESSAGE_BYTES = 65_536
 _REAP_S = 1.0
 _MAX_FILES = 256
 _MAX_FILE_BYTES = 64 * 1024 * 1024  # a worker has nothing to write but small caches and a golden file
-
-
-def die_with_parent(parent: int) -> None:
-    """Have the kernel kill this process when its parent ends; end at once when it has already ended."""
-    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-    if os.getppid() != parent:
-        os._exit(1)
 
 
 def _limit(memory_bytes: int) -> None:

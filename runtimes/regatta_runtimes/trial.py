@@ -6,7 +6,7 @@ evaluation file raises Rejected: then no candidate can be judged and the bundle 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -28,7 +28,7 @@ from regatta_runtimes.job import (
     Timed,
 )
 from regatta_runtimes.nursery import DEFAULT_MEMORY_BYTES, Nursery, WorkerEnded, WorkerProcess
-from regatta_runtimes.percentile import latency_of
+from regatta_runtimes.percentile import latency_of, percentile
 
 __all__ = ["Trial", "TrialFiles", "TrialLimits"]
 
@@ -67,7 +67,6 @@ class Trial:
     first_us: float | None = None
     golden_snr_db: float | None = None
     accuracy: Accuracy | None = None
-    available_labels: int = 0
     power: Power = field(default_factory=lambda: unknown_power("not measured"))
     peak_rss_bytes: int | None = None
     rounds: list[list[float]] = field(default_factory=list)  # microseconds of single inferences, by round
@@ -135,7 +134,6 @@ class Trial:
         if not isinstance(answer, Evaluated):
             return False
         self.accuracy = Accuracy(correct=answer.correct, total=answer.total)
-        self.available_labels = answer.available
         return True
 
     def time(self, command: Time) -> bool:
@@ -147,12 +145,22 @@ class Trial:
         return True
 
     def latency(self) -> Latency | None:
-        """Return the percentiles over all rounds."""
-        samples = self.samples_us()
+        """Return the percentiles over all rounds but the first, which only warms up; over that one if it is alone."""
+        samples = [sample for samples in (self.rounds[1:] or self.rounds) for sample in samples]
         return latency_of(samples) if samples else None
 
-    def samples_us(self) -> Sequence[float]:
-        return [sample for samples in self.rounds for sample in samples]
+    @property
+    def p50_us(self) -> float:
+        """The median so far; infinite before the first round."""
+        latency = self.latency()
+        return math.inf if latency is None else latency.p50_us
+
+    def noise(self) -> float:
+        """Return the relative interquartile range of the rounds' medians."""
+        medians = sorted(percentile(sorted(samples), 0.5) for samples in self.rounds[1:])
+        if len(medians) < 3:
+            return 0.0
+        return (percentile(medians, 0.75) - percentile(medians, 0.25)) / max(percentile(medians, 0.5), 1e-9)
 
     def result(self) -> CandidateResult:
         """Return what is known of it, for the report."""
