@@ -15,6 +15,7 @@ from random import Random
 from typing import Literal
 
 from regatta_agent.bootstrap import assemble
+from regatta_agent.children import Launcher
 from regatta_agent.config import AgentConfig
 from regatta_agent.core.installs import Install
 from regatta_agent.events import Event
@@ -67,7 +68,7 @@ class Fleet:
     bus: MemoryBus | None = None
 
     def start(self) -> None:
-        self.bus = MemoryBus(self.broker, "regatta-server", self.inbox, topics.SERVER_FILTERS)  # type: ignore[arg-type]
+        self.bus = MemoryBus(self.broker, "regatta-server", self.inbox, topics.SERVER_FILTERS)
         self.bus.start()
 
     def push(self, version: int, size_bytes: int = 40_000, *, model: ModelName = MODEL) -> Manifest:
@@ -193,13 +194,14 @@ class Rig:
         self.starts += 1
         self.inbox: queue.Queue[Event] = queue.Queue(100_000)
         self.launcher = ScriptedLauncher(self.inbox, self.fleet.verify, self.race)
+        self.processes: Launcher = self.wrap(self.inbox, self.launcher)
         self.outbox = Outbox(self.config.state_dir / "outbox.sqlite", DEVICE, 1_000_000)
         self.outbox.open()
         self.loop: Loop = assemble(
             self.config,
             self.identity,
             inbox=self.inbox,
-            launcher=self.launcher,
+            launcher=self.processes,
             outbox=self.outbox,
             make_bus=self._bus,
             board=BoardFacts(model="test board"),
@@ -208,6 +210,10 @@ class Rig:
             boot=f"{self.starts:08x}",
             notifier=Notifier(None, None),
         )
+
+    def wrap(self, inbox: queue.Queue[Event], scripted: ScriptedLauncher) -> Launcher:
+        """Return what starts children; a test may put real ones in place of some."""
+        return scripted
 
     def start(self) -> Rig:
         self.loop.start()
@@ -291,7 +297,7 @@ class Rig:
 
     def _bus(self, inbox: queue.Queue[Event], identity: Identity, will: Will) -> MemoryBus:
         self.bus = MemoryBus(
-            self.broker, identity.device, inbox, topics.device_filters(identity.device), will  # type: ignore[arg-type]
+            self.broker, identity.device, inbox, topics.device_filters(identity.device), will
         )  # fmt: skip
         return self.bus
 
