@@ -1,0 +1,302 @@
+"""Enrolment, device side: from a token to an identity folder.
+
+    CA, unverified -> compare its fingerprint with the token's -> CSR to the fleet, verified by that CA -> files
+
+Rules:
+- The key is made here and never leaves. It is kept under a name that follows from the token, so the same token goes
+  on with the same key after a kill, and the fleet answers the same key again.
+- `identity.json` is written last, in one step. Until then the device is not enrolled, or (with `force`) still is what
+  it was; leftovers of other tries are removed only afterwards.
+- Only https, no redirects, every body bounded, one deadline over each request.
+- Run by root for a service, files belong to the owner of the state folder, not to root.
+"""
+
+from __future__ import annotations
+
+import base64
+import datetime as dt
+import hashlib
+import hmac
+import http.client
+import logging
+import os
+import ssl
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from cryptography import x509
+from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
+from tuf.api.exceptions import RepositoryError
+from tuf.api.metadata import Metadata, Root
+
+from regatta_protocol.codec import decode, encode
+from regatta_protocol.durable import sync_folder, write_durably
+from regatta_protocol.errors import Misuse, Rejected, Retryable, TooLarge, Untrusted
+from regatta_protocol.ids import DeviceId
+from regatta_protocol.measurement import BoardFacts
+from regatta_provisioning.enrollment import (
+    CA_PATH,
+    ENROLL_PATH,
+    MAX_ENROLL_BYTES,
+    EnrollRequest,
+    EnrollResponse,
+    Refusal,
+)
+from regatta_provisioning.identity import IDENTITY_FILE, Identity, IdentityFile, load_identity
+from regatta_provisioning.keys import make_private_folder, read_ec_key, write_private_key
+from regatta_provisioning.tokens import EnrollmentToken, parse_token, token_hash
+
+__all__ = ["enroll"]
+
+logger = logging.getLogger(__name__)
+
+_READ_BYTES = 16_384
+_PARTS = ("key-*.pem", "certificate-*.pem", "ca-*.pem", "root-*.json")
+_NEW_TOKEN = "make a new one with `regatta device token`"  # noqa: S105  advice, not a secret
+
+
+def enroll(
+    token: str,
+    folder: Path,
+    *,
+    device: DeviceId | None,
+    board: BoardFacts,
+    timeout_s: float = 30.0,
+    force: bool = False,
+) -> Identity:
+    """Return the identity that the fleet gave this device, after storing it in `folder`.
+
+    Args:
+        token: As `regatta device token` printed it.
+        folder: The identity folder, `<state dir>/identity`; made where it is missing.
+        device: The id that the operator wants; None lets the token or the fleet choose.
+        board: What the device is, for the fleet's list.
+        timeout_s: For each of the two requests, from connecting to the last byte.
+        force: Replace an identity that is there already.
+
+    Raises:
+        Rejected: when the token is damaged, used or expired, or the fleet refuses the device.
+        Untrusted: when the server is not the fleet that made the token.
+        Retryable: when the server cannot be reached or is busy, or the disk is full.
+        Misuse: when the device is enrolled already and `force` is not set.
+    """
+    parsed = parse_token(token)
+    if (folder / IDENTITY_FILE).exists() and not force:
+        raise _already_enrolled(folder)
+    with _as_owner_of(folder.parent):
+        make_private_folder(folder)
+        stem = token_hash(parsed.secret)[:16]  # of 192 random bits: tells nothing about them
+        key = _kept_key(folder / f"key-{stem}.pem")
+        ca_pem = _fetch_ca(parsed, timeout_s)
+        request = EnrollRequest(secret=parsed.secret, device=device, csr_pem=_csr(key, device), board=board)
+        response = _ask(parsed, ca_pem, request, timeout_s)
+        _check(response, parsed, key, device)
+        identity = _store(folder, stem, parsed, response)
+    logger.info("event=enrolled fleet=%s device=%s broker=%s", identity.fleet, identity.device, identity.broker_host)
+    return identity
+
+
+def _already_enrolled(folder: Path) -> Misuse:
+    try:
+        identity = load_identity(folder)
+    except Misuse as err:
+        return err
+    return Misuse(
+        f"this device is already enrolled, as {identity.device} of fleet {identity.fleet!r}: "
+        "add --force to replace that identity"
+    )
+
+
+@contextmanager
+def _as_owner_of(folder: Path) -> Iterator[None]:
+    """Act as the user that owns `folder` when we are root, so that the service can read what is written.
+
+    Switching beats a chown afterwards: no crash can leave a file that the service may not read.
+    """
+    owner = folder.stat() if folder.is_dir() else None
+    if os.geteuid() != 0 or owner is None or owner.st_uid == 0:
+        yield
+        return
+    own_group = os.getegid()
+    os.setegid(owner.st_gid)
+    os.seteuid(owner.st_uid)
+    try:
+        yield
+    finally:
+        os.seteuid(0)
+        os.setegid(own_group)
+
+
+def _kept_key(path: Path) -> ec.EllipticCurvePrivateKey:
+    if not path.exists():
+        write_private_key(path, ec.generate_private_key(ec.SECP256R1()))
+    return read_ec_key(path)
+
+
+def _csr(key: ec.EllipticCurvePrivateKey, device: DeviceId | None) -> str:
+    """Return a CSR that proves that we hold the key; the fleet sets the subject."""
+    subject = x509.Name([] if device is None else [x509.NameAttribute(NameOID.COMMON_NAME, device)])
+    csr = x509.CertificateSigningRequestBuilder().subject_name(subject).sign(key, hashes.SHA256())
+    return csr.public_bytes(serialization.Encoding.PEM).decode()
+
+
+def _fetch_ca(token: EnrollmentToken, timeout_s: float) -> str:
+    """Return the fleet's CA (PEM), believed because its fingerprint is the token's."""
+    context = ssl.create_default_context()
+    context.check_hostname = False
+    context.verify_mode = ssl.CERT_NONE  # the fingerprint below decides; nothing secret is sent on this connection
+    status, body = _call(token, "GET", CA_PATH, None, context, timeout_s)
+    try:
+        certificate = x509.load_pem_x509_certificate(body)
+    except ValueError as err:
+        raise Retryable(
+            f"{token.api_url} answered with status {status} and no certificate: something between may have answered "
+            "in its place (a captive portal, a proxy), or it is no Regatta server; open the network and try again"
+        ) from err
+    der = certificate.public_bytes(serialization.Encoding.DER)
+    fingerprint = hashlib.sha256(der).hexdigest()
+    if not hmac.compare_digest(fingerprint, token.ca_fingerprint):
+        raise Untrusted(
+            f"{token.api_url} is not the fleet that made this token: its CA has the fingerprint {fingerprint[:16]}…, "
+            f"the token says {token.ca_fingerprint[:16]}…; nothing was sent. Check the address, or {_NEW_TOKEN}"
+        )
+    return certificate.public_bytes(serialization.Encoding.PEM).decode()
+
+
+def _ask(token: EnrollmentToken, ca_pem: str, request: EnrollRequest, timeout_s: float) -> EnrollResponse:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    context.load_verify_locations(cadata=ca_pem)
+    status, body = _call(token, "POST", ENROLL_PATH, encode(request), context, timeout_s)
+    if status in (200, 201):
+        try:
+            return decode(EnrollResponse, body, MAX_ENROLL_BYTES)
+        except Rejected as err:
+            raise Rejected(f"{token.api_url} enrols in a way that this agent does not know ({err}): update it") from err
+    try:
+        refusal = decode(Refusal, body, MAX_ENROLL_BYTES)
+        said = refusal.error + (f" ({refusal.hint})" if refusal.hint else "")
+    except Rejected:
+        said = "it gave no reason"
+    if status == 429 or status >= 500:
+        raise Retryable(f"{token.api_url} cannot enrol now (status {status}): {said}; try again")
+    raise Rejected(f"{token.api_url} refused to enrol this device (status {status}): {said}")
+
+
+def _call(
+    token: EnrollmentToken, method: str, path: str, body: bytes | None, context: ssl.SSLContext, timeout_s: float
+) -> tuple[int, bytes]:
+    """Return status and body of one request.
+
+    Raises:
+        Retryable: when there is no whole answer within `timeout_s`.
+        Untrusted: when the server does not prove to be the fleet's.
+        TooLarge: when the body is over the limit.
+    """
+    parts = urlsplit(token.api_url)
+    deadline = time.monotonic() + timeout_s
+    connection = http.client.HTTPSConnection(
+        parts.hostname or "", parts.port or 443, timeout=timeout_s, context=context
+    )
+    headers = {"Accept": "application/json", "Connection": "close"}
+    if body is not None:
+        headers["Content-Type"] = "application/json"
+    try:
+        connection.request(method, parts.path + path, body=body, headers=headers)
+        response = connection.getresponse()
+        return response.status, _read_bounded(response, deadline, token.api_url)
+    except ssl.SSLCertVerificationError as err:
+        raise Untrusted(
+            f"{token.api_url} does not prove to be the fleet's server: {err.verify_message}. This device's clock says "
+            f"{dt.datetime.now(dt.timezone.utc):%Y-%m-%d %H:%M} UTC: set it if that is wrong; or the server's "
+            "certificate does not name this address"
+        ) from err
+    except (OSError, http.client.HTTPException) as err:
+        raise Retryable(
+            f"no answer from {token.api_url} ({type(err).__name__}: {err}): is the server up, and its port open "
+            "from here? Run the same command again; the token stays good until it expires"
+        ) from err
+    finally:
+        connection.close()
+
+
+def _read_bounded(response: http.client.HTTPResponse, deadline: float, url: str) -> bytes:
+    body = b""
+    while piece := response.read1(_READ_BYTES):
+        body += piece
+        if len(body) > MAX_ENROLL_BYTES:
+            raise TooLarge(f"{url} answered with more than {MAX_ENROLL_BYTES} bytes: it is no Regatta server")
+        if time.monotonic() > deadline:
+            raise Retryable(f"{url} answers too slowly ({len(body)} bytes until now): try again")
+    if response.length:
+        raise Retryable(f"the answer of {url} was cut off, {response.length} bytes are missing: try again")
+    return body
+
+
+def _check(
+    response: EnrollResponse, token: EnrollmentToken, key: ec.EllipticCurvePrivateKey, device: DeviceId | None
+) -> None:
+    """Raise when what the fleet gave would not work later, or is not what was asked for.
+
+    Raises:
+        Rejected: saying which part is wrong.
+    """
+    wrong = f"{token.api_url} answered, but "
+    try:
+        ca = x509.load_pem_x509_certificate(response.ca_pem.encode())
+        certificate = x509.load_pem_x509_certificate(response.certificate_pem.encode())
+        certificate.verify_directly_issued_by(ca)
+        root = Metadata[Root].from_bytes(response.root_json.encode())
+        root.signed.verify_delegate(Root.type, root.signed_bytes, root.signatures)
+        assignment_key = base64.b64decode(response.assignment_key, validate=True)
+    except (ValueError, TypeError, InvalidSignature, RepositoryError) as err:
+        raise Rejected(f"{wrong}with a damaged certificate, root or key ({type(err).__name__}: {err})") from err
+    names = [str(name.value) for name in certificate.subject.get_attributes_for_oid(NameOID.COMMON_NAME)]
+    fingerprint = hashlib.sha256(ca.public_bytes(serialization.Encoding.DER)).hexdigest()
+    if not hmac.compare_digest(fingerprint, token.ca_fingerprint):
+        raise Untrusted(f"{wrong}with another CA than the one of the token")
+    if certificate.public_key() != key.public_key():
+        raise Rejected(f"{wrong}with a certificate for another key: {_NEW_TOKEN}")
+    if names != [response.device]:
+        raise Rejected(f"{wrong}with a certificate for {names}, not for {response.device}")
+    if device is not None and response.device != device:
+        raise Rejected(f"{wrong}it enrolled {response.device} where {device} was asked for")
+    if len(assignment_key) != 32:
+        raise Rejected(f"{wrong}with an assignment key of {len(assignment_key)} bytes instead of 32")
+
+
+def _store(folder: Path, stem: str, token: EnrollmentToken, response: EnrollResponse) -> Identity:
+    file = IdentityFile(
+        fleet=response.fleet,
+        device=response.device,
+        broker_host=response.broker_host,
+        broker_port=response.broker_port,
+        api_url=token.api_url,
+        assignment_key=response.assignment_key,
+        assignment_key_id=response.assignment_key_id,
+        key=f"key-{stem}.pem",
+        certificate=f"certificate-{stem}.pem",
+        ca=f"ca-{stem}.pem",
+        root=f"root-{stem}.json",
+    )
+    write_durably(folder / file.certificate, response.certificate_pem.encode())
+    write_durably(folder / file.ca, response.ca_pem.encode())
+    write_durably(folder / file.root, response.root_json.encode())
+    write_durably(folder / IDENTITY_FILE, encode(file))
+    _remove_leftovers(folder, stem)
+    return load_identity(folder)
+
+
+def _remove_leftovers(folder: Path, stem: str) -> None:
+    """Remove keys and files of the identity before and of tries that did not end."""
+    old = [path for pattern in _PARTS for path in folder.glob(pattern) if path.stem.partition("-")[2] != stem]
+    for path in old:
+        path.unlink(missing_ok=True)
+    if old:
+        sync_folder(folder)
