@@ -27,6 +27,7 @@ from regatta_protocol import topics
 from regatta_protocol.bus import Connected, Disconnected, Message, Will
 from regatta_protocol.chunk import Chunk, chunk_count, pack_chunk
 from regatta_protocol.codec import decode, decode_zlib, encode, encode_zlib
+from regatta_protocol.errors import Rejected
 from regatta_protocol.ids import DeviceId, Digest, ModelName, ModelRef, digest_of_bytes
 from regatta_protocol.manifest import FileRef, Manifest, TensorSpec, Variant, target_path
 from regatta_protocol.measurement import Accuracy, BoardFacts, CandidateResult, Latency, Outcome, RaceReport
@@ -64,6 +65,10 @@ class Fleet:
     reports: list[Reported] = field(default_factory=list)
     batches: list[TelemetryBatch] = field(default_factory=list)
     generation: int = 0
+    sign: Callable[[Assignment], SignedAssignment] = lambda assignment: SignedAssignment(
+        payload=encode(assignment).decode(), key_id="k", signature=SIGNATURE
+    )
+    metadata: Callable[[str, int], dict[str, str]] = lambda target, _root: {"timestamp.json": target}
     inbox: queue.Queue[Event] = field(default_factory=lambda: queue.Queue(100_000))
     bus: MemoryBus | None = None
 
@@ -102,7 +107,7 @@ class Fleet:
         assignment = Assignment(
             fleet="fleet", device=DEVICE, generation=self.generation, issued_at=1_789_000_000.0, models=models
         )
-        self.publish(SignedAssignment(payload=encode(assignment).decode(), key_id="k", signature=SIGNATURE))
+        self.publish(self.sign(assignment))
 
     def publish(self, signed: SignedAssignment) -> None:
         self.say(topics.desired(DEVICE), encode(signed), retain=True)
@@ -129,7 +134,11 @@ class Fleet:
             self.batches.append(decode_zlib(TelemetryBatch, message.payload))
         elif kind is topics.Up.REQUEST and not self.mute:
             request = decode(Request, message.payload)
-            response = Response(id=request.id, files={"timestamp.json": str(request.params["target"])})
+            try:
+                files = self.metadata(str(request.params["target"]), int(request.params["root_version"]))
+                response = Response(id=request.id, files=files)
+            except Rejected as err:
+                response = Response(id=request.id, error=str(err))
             self.say(topics.response(DEVICE), encode_zlib(response))
         elif kind is topics.Up.GET and not self.mute:
             self._send(decode(Get, message.payload))

@@ -1,4 +1,4 @@
-"""The loop with real races and real serving workers; only the broker and the verifier are in memory."""
+"""The loop with real verifiers, races and serving workers; only the broker is in memory."""
 
 from __future__ import annotations
 
@@ -9,42 +9,44 @@ import queue
 import signal
 import socket
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from device_rig import MODEL, Rig
-from regatta_agent.children import Child, Launcher, ProcessLauncher
+from regatta_agent.children import Launcher, ProcessLauncher
 from regatta_agent.events import Event
 from regatta_agent.testing import ScriptedLauncher
 from regatta_protocol.codec import encode
 from regatta_protocol.ids import digest_of_bytes
 from regatta_protocol.manifest import FileRef, Manifest, TensorSpec, Variant, target_path
+from regatta_provisioning.assignments import AssignmentKey
+from regatta_provisioning.repository import MetadataRepository
 from regatta_runtimes.golden import write_golden
 from tiny_model import build_tiny_model
 
 pytestmark = pytest.mark.system
 
 
-class _Mixed:
-    """Real children, except for the verifier."""
-
-    def __init__(self, inbox: queue.Queue[Event], scripted: ScriptedLauncher) -> None:
-        self._real = ProcessLauncher(inbox)
-        self._scripted = scripted
-
-    def launch(self, name: str, argv: Sequence[str], stdin: bytes | None) -> Child:
-        chosen: Launcher = self._scripted if argv[2].endswith("verifier") else self._real
-        return chosen.launch(name, argv, stdin)
-
-    def close(self) -> None:
-        self._real.close()
-
-
 class _RealRig(Rig):
+    """A rig whose children are processes, and whose fleet signs with keys."""
+
+    def __init__(self, folder: Path, **settings: object) -> None:
+        super().__init__(folder, **settings)  # type: ignore[arg-type]
+        authority = folder / "authority"
+        authority.mkdir()
+        self.repository = MetadataRepository.create(authority / "metadata", clock=self.clock.wall)
+        key = AssignmentKey.create(authority / "assignments")
+        self.fleet.sign = key.sign
+        self.fleet.metadata = self.repository.files_for
+        self.identity.root_path.write_text(self.repository.root_json)
+        self.identity = replace(self.identity, assignment_key=key.public_key_b64, assignment_key_id=key.key_id)
+        self.make()
+
     def wrap(self, inbox: queue.Queue[Event], scripted: ScriptedLauncher) -> Launcher:
-        return _Mixed(inbox, scripted)
+        return ProcessLauncher(inbox)
 
     def live(self, until: Callable[[], bool], limit_s: float = 60.0) -> bool:
         """Let real time go by until `until` is true."""
@@ -107,7 +109,7 @@ def _push(rig: _RealRig, folder: Path, version: int) -> None:
         name=MODEL, version=version, created_at="2026-01-01T00:00:00Z", variants=(variant,), golden=refs["golden"]
     )
     text = encode(manifest)
-    rig.fleet.manifests[target_path(manifest.ref)] = text
+    rig.repository.add_target(target_path(manifest.ref), text)
     rig.fleet.blobs |= {digest_of_bytes(blob): blob for blob in (*blobs.values(), text)}
 
 
@@ -138,3 +140,21 @@ def test_real_race_and_worker_then_an_upgrade_and_a_crash(rig: _RealRig, tmp_pat
     assert rig.status_of("/v2/health/ready") == 200
     report = json.loads((rig.config.state_dir / "races" / f"{MODEL}-2.json").read_text())
     assert report["placement"]
+
+
+def test_a_forged_assignment_and_an_unsigned_manifest_are_refused(rig: _RealRig, tmp_path: Path) -> None:
+    """Neither another key's assignment nor a version without signed metadata gets anywhere; the served one stays."""
+    _push(rig, tmp_path, 1)
+    rig.fleet.assign(1, trial_s=0.2)
+    assert rig.live(_state(rig, 1)), rig.install(1)
+    true_sign = rig.fleet.sign
+    rig.fleet.sign = AssignmentKey.create(tmp_path / "other-key").sign
+    rig.fleet.assign(2, "forged")
+    assert rig.live(lambda: rig.loop._parts.desired.refused is not None)
+    assert rig.loop.record.generation == 1
+
+    rig.fleet.sign = true_sign
+    rig.fleet.assign(7, "r7")
+    assert rig.live(lambda: rig.state(7) == "failed")
+    assert "no signed target" in (rig.install(7).reason or "")
+    assert rig.status_of("/v2/health/ready") == 200
