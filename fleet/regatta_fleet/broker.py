@@ -138,7 +138,7 @@ def _has_crl(config: BrokerConfig) -> bool:
 
 
 class Broker:
-    """The child and the thread that keeps it alive. One life: `start`, `stop`."""
+    """The child and the thread that keeps it alive. May be started again after `stop`, on the same port."""
 
     def __init__(self, config: BrokerConfig, on_restart: Callable[[str], None] | None = None) -> None:
         """
@@ -190,9 +190,9 @@ class Broker:
             if not path.is_file():
                 raise Misuse(f"the broker needs {path}, which is not there")
         (self._config.folder / "data").mkdir(parents=True, exist_ok=True, mode=0o700)
-        for _ in range(1 if self._config.port is not None else _PORT_TRIES):
-            if self._config.port is None:
-                self._port = _free_port(self._config.host)
+        chosen = self._port  # devices know the port by now, so a second start takes it again
+        for _ in range(1 if chosen is not None else _PORT_TRIES):
+            self._port = _free_port(self._config.host) if chosen is None else chosen
             self._stopping.clear()
             # The child gets its signal when the thread that started it ends, so that thread must live as long.
             self._thread = threading.Thread(target=self._keep_alive, args=(program,), name="broker", daemon=True)

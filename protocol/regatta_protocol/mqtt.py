@@ -47,6 +47,7 @@ _FILTERS_PER_SUBSCRIBE = 8  # AWS IoT Core takes no more
 _MAX_HELD = 1000  # messages between CONNACK and SUBACK; the same length as the broker's own queue
 _READ_BURST = 64  # packets read before writing gets its turn
 _INBOX_POLL_S = 0.2  # how soon stop() ends a wait for room in the inbox
+_MAX_REASONS = 5  # told in one outage: its log must not grow with its length
 _STABLE_S = 30.0  # a connection that held this long forgets earlier failures
 
 
@@ -108,7 +109,7 @@ class MqttBus:
         self._door = _Door(inbox, self._stopping, config.inbox_wait_s)
         self._waker = _Waker()
         self._thread = threading.Thread(target=self._main, name=f"mqtt-{config.client_id}", daemon=True)
-        self._down_reason: str | None = None  # what was last said in Disconnected since the last Connected
+        self._told: set[str] = set()  # reasons said in Disconnected since the last Connected
 
     @property
     def bytes_received(self) -> int:
@@ -173,7 +174,7 @@ class MqttBus:
             reason = connection.run()
             self._outgoing.close()
             if connection.connected_at_s is not None:
-                self._down_reason = None
+                self._told.clear()
                 if time.monotonic() - connection.connected_at_s >= _STABLE_S:
                     attempt = 0
             self._report_down(reason)
@@ -184,10 +185,10 @@ class MqttBus:
         self._waker.close()
 
     def _report_down(self, reason: str) -> None:
-        """Say once that the connection is gone, and again only for another reason."""
-        if reason == self._down_reason:
+        """Say once that the connection is gone, and again only for a few other reasons."""
+        if reason in self._told or len(self._told) >= _MAX_REASONS:
             return
-        self._down_reason = reason
+        self._told.add(reason)
         if not self._stopping.is_set():
             logger.warning(
                 "event=mqtt_disconnected broker=%s:%s reason=%s", self._config.host, self._config.port, reason
