@@ -89,17 +89,26 @@ def enroll(
     parsed = parse_token(token)
     if (folder / IDENTITY_FILE).exists() and not force:
         raise _already_enrolled(folder)
-    with _as_owner_of(folder.parent):
-        make_private_folder(folder)
-        stem = token_hash(parsed.secret)[:16]  # of 192 random bits: tells nothing about them
-        key = _kept_key(folder / f"key-{stem}.pem")
-        ca_pem = _fetch_ca(parsed, timeout_s)
-        request = EnrollRequest(secret=parsed.secret, device=device, csr_pem=_csr(key, device), board=board)
-        response = _ask(parsed, ca_pem, request, timeout_s)
-        _check(response, parsed, key, device)
-        identity = _store(folder, stem, parsed, response)
+    try:
+        with _as_owner_of(folder.parent):
+            identity = _enroll(parsed, folder, device, board, timeout_s)
+    except OSError as err:
+        raise Misuse(f"the identity cannot be kept in {folder}: {err}; run this as root or as its owner") from err
     logger.info("event=enrolled fleet=%s device=%s broker=%s", identity.fleet, identity.device, identity.broker_host)
     return identity
+
+
+def _enroll(
+    parsed: EnrollmentToken, folder: Path, device: DeviceId | None, board: BoardFacts, timeout_s: float
+) -> Identity:
+    make_private_folder(folder)
+    stem = token_hash(parsed.secret)[:16]  # of 192 random bits: tells nothing about them
+    key = _kept_key(folder / f"key-{stem}.pem")
+    ca_pem = _fetch_ca(parsed, timeout_s)
+    request = EnrollRequest(secret=parsed.secret, device=device, csr_pem=_csr(key, device), board=board)
+    response = _ask(parsed, ca_pem, request, timeout_s)
+    _check(response, parsed, key, device)
+    return _store(folder, stem, parsed, response)
 
 
 def _already_enrolled(folder: Path) -> Misuse:

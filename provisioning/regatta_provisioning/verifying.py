@@ -15,7 +15,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, TypeAdapter
 
-from regatta_protocol.errors import Misuse, Rejected, Retryable, Untrusted
+from regatta_protocol.errors import Misuse, RegattaError, Rejected, Retryable, Untrusted
 from regatta_protocol.ids import DeviceIdField, DigestField
 from regatta_protocol.messages import Assignment, SignedAssignment
 from regatta_protocol.wire import Wire
@@ -29,6 +29,7 @@ __all__ = [
     "VerifyResult",
     "command",
     "parse_job",
+    "refusal",
 ]
 
 MAX_JOB_BYTES = 4 * 1024 * 1024  # twice what an answer of the fleet may inflate to (codec.py)
@@ -98,6 +99,18 @@ class VerifyResult(Wire):
         if not self.ok:
             raise _ERRORS[self.family or "misuse"](self.reason or "the verifier gave no reason")
         return self
+
+
+def refusal(err: RegattaError, root_version: int | None = None) -> VerifyResult:
+    """Return the result that says `err`; `require` raises its family again on the other side."""
+    family: Family = "misuse"
+    if isinstance(err, Untrusted):
+        family = "untrusted"
+    elif isinstance(err, Rejected):
+        family = "rejected"
+    elif isinstance(err, Retryable):
+        family = "retryable"
+    return VerifyResult(ok=False, family=family, reason=str(err), root_version=root_version)
 
 
 def command() -> list[str]:
