@@ -51,8 +51,8 @@ def _pack(code: Any, tensors: list[Any], buffers: list[Any], inputs: list[int], 
     return bytes(builder.Output())
 
 
-def unary_model(builtin: int = 98, custom: str | None = None, width: int = 4) -> bytes:
-    """Return float32 [1, width] -> one operator -> [1, width]; by default LEAKY_RELU's neighbor ABS is 101."""
+def unary_model(builtin: int = 101, custom: str | None = None, width: int = 4) -> bytes:
+    """Return float32 [1, width] -> one operator -> [1, width]; by default ABS (builtin 101)."""
     code = schema.OperatorCodeT()
     code.deprecatedBuiltinCode, code.builtinCode, code.version = min(builtin, 127), builtin, 1
     if custom is not None:

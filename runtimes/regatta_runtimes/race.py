@@ -21,7 +21,7 @@ from regatta_protocol.codec import decode, encode
 from regatta_protocol.durable import read_bounded, write_durably
 from regatta_protocol.errors import RegattaError, Rejected
 from regatta_protocol.manifest import Policy
-from regatta_protocol.measurement import Accuracy, BoardFacts, RaceReport
+from regatta_protocol.measurement import Accuracy, BoardFacts, Outcome, RaceReport
 from regatta_protocol.wire import Wire
 from regatta_runtimes.board import probe_board
 from regatta_runtimes.candidate import Candidate
@@ -92,19 +92,20 @@ def run_race(spec: RaceSpec, progress: Callable[[str], None] = lambda _line: Non
             heats.weigh(find_sensor(Path(spec.sysroot)))
         except Rejected as err:
             fault = f"nothing can be placed: the bundle is at fault: {err}"
+            for trial in trials:
+                if trial.alive:
+                    trial.end(Outcome.DROPPED, fault)
         results = [trial.result() for trial in trials] + absent
         for trial in trials:
             trial.retire()
-    if fault is not None:
-        results = [result.model_copy(update={"reason": result.reason or fault}) for result in results]
     verdict = judge(results, spec.policy, floor, {trial.candidate.id: trial.noise() for trial in trials})
     after = probe_board(Path(spec.sysroot))
     return RaceReport(
         model=spec.model,
         version=spec.version,
         board=board,
-        candidates=verdict.candidates if fault is None else tuple(results),
-        placement=verdict.placement if fault is None else None,
+        candidates=verdict.candidates,
+        placement=verdict.placement,
         reason=fault or verdict.reason,
         objective=verdict.objective,
         duration_s=round(time.monotonic() - begun, 3),

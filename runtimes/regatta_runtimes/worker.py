@@ -93,7 +93,10 @@ class _Worker:
     def _check(self, session: Session, command: Check) -> Answer:
         if self._golden is None or self._golden.outputs is None:
             return Checked(samples=0, snr_db=None, sound=True, detail=f"no golden outputs for {self._variant}")
-        verdict = compare(session, self._golden, command.budget_s)
+        try:
+            verdict = compare(session, self._golden, command.budget_s)
+        except Rejected as err:
+            return Failed(stage="samples", reason=str(err))
         return Checked(
             samples=verdict.samples, snr_db=round(verdict.snr_db, 2), sound=verdict.sound, detail=verdict.detail
         )
@@ -134,12 +137,9 @@ class _Worker:
 
 def _describe(runtime: str, path: Path, backends: Mapping[str, str]) -> Answer:
     """Return what the file is, and whether `runtime` can build and run it."""
-    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
-        view = memoryview(mapped)
-        try:
-            found = survey(view)
-        finally:
-            view.release()
+    with path.open("rb") as file:
+        # never closed by hand: after Rejected its traceback still holds views, and closing would raise BufferError
+        found = survey(memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)))
     specs = None
     refusal: str | None = None
     try:

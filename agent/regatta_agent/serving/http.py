@@ -136,7 +136,7 @@ class Connection(asyncio.Protocol):
         self._header_bytes = 0
         self._unparsed_bytes = 0
         self._completed = False  # whether a request ended in the data at hand
-        self._eof = False
+        self._eof = False  # nothing more will be read
         self._held_bytes = 0
         self._target = b""
         self._headers: dict[bytes, bytes] = {}
@@ -187,6 +187,8 @@ class Connection(asyncio.Protocol):
         self._completed = False
         try:
             self._parser.feed_data(data)
+        except httptools.HttpParserUpgrade:
+            self._eof = True  # an upgrade may be ignored (RFC 9110, 7.8), but llhttp reads nothing after it
         except httptools.HttpParserError as err:
             if self._refusal is None:
                 self._refusal = error_response(400, f"this is no HTTP/1.1 request that can be answered here: {err}")

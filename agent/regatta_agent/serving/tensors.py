@@ -154,6 +154,8 @@ def decode_json(datatype: str, shape: Sequence[int], data: object) -> Array:
         return _decode_texts(count, data).reshape(shape)
     try:
         array = np.asarray(data)
+        if datatype == "UINT64" and array.dtype.kind == "f":  # numpy's type of 2**63 beside 0; exactness is lost there
+            array = _exact_integers(data)
     except (ValueError, OverflowError, RecursionError) as err:
         raise Rejected(f"the data of a tensor of shape {list(shape)} is ragged or too deeply nested") from err
     if array.size != count:
@@ -164,6 +166,14 @@ def decode_json(datatype: str, shape: Sequence[int], data: object) -> Array:
     with np.errstate(over="ignore"):
         typed: Array = array.astype(dtype, copy=False)
     return typed.reshape(shape)
+
+
+def _exact_integers(data: list[Any]) -> Array:
+    array = np.asarray(data, dtype=object)
+    if any(type(element) is not int for element in array.ravel()):
+        raise Rejected("the data of a UINT64 tensor must be integers")
+    typed: Array = array.astype(np.uint64)  # OverflowError when one does not fit
+    return typed
 
 
 def _check_kind(datatype: str, dtype: np.dtype[Any], array: Array) -> None:

@@ -284,9 +284,13 @@ async def _run(spec: ServeSpec, reporter: Reporter, started_ns: int) -> None:
     await Worker(spec, reporter, started_ns).run()
 
 
-def main(arguments: list[str]) -> int:
-    """Serve as the spec file says; return the exit code."""
-    started_ns = time.perf_counter_ns()
+def main(arguments: list[str], started_ns: int) -> int:
+    """Serve as the spec file says; return the exit code.
+
+    Args:
+        arguments: the path of the spec file.
+        started_ns: time.perf_counter_ns at the process's first line, before the imports.
+    """
     logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(levelname)s %(name)s %(message)s")
     contain()
     reporter = Reporter()

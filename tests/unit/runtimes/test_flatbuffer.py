@@ -1,0 +1,101 @@
+"""The walk over a TFLite file: names operators, and survives every damaged file."""
+
+from __future__ import annotations
+
+import contextlib
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from regatta_protocol.errors import Rejected
+from regatta_runtimes.flatbuffer import survey
+from tiny_models import dense_model, shared_data, unary_model
+
+DENSE = dense_model(np.ones((8, 4), dtype=np.float32), np.zeros(8, dtype=np.float32))
+
+
+def _survives(data: bytes) -> None:
+    with contextlib.suppress(Rejected):
+        survey(data)
+
+
+@pytest.mark.parametrize(
+    ("data", "operators"),
+    [
+        (DENSE, {"FULLY_CONNECTED": 1}),
+        (unary_model(101), {"ABS": 1}),
+        (unary_model(150), {"GELU": 1}),
+        (unary_model(custom="edgetpu-custom-op"), {"edgetpu-custom-op": 1}),
+        (unary_model(4000), {"BUILTIN_4000": 1}),
+    ],
+)
+def test_operators_are_named_by_either_code_field(data: bytes, operators: dict[str, int]) -> None:
+    """Old (byte) and new (int) builtin codes, custom names, and codes newer than our table."""
+    assert survey(data).operators == operators
+
+
+def test_a_file_for_an_accelerator_says_so() -> None:
+    """The Edge TPU compiler's operator requires edgetpu."""
+    assert survey(unary_model(custom="edgetpu-custom-op")).requires == ("edgetpu",)
+    assert survey(DENSE).requires == ()
+
+
+@pytest.mark.parametrize("data", [b"", b"TFL3", b"\0" * 100, b"\0\0\0\0TFL3", b"\xff\xff\xff\xffTFL3" + b"\0" * 50])
+def test_what_is_no_model_is_rejected(data: bytes) -> None:
+    """Empty, short and foreign files."""
+    with pytest.raises(Rejected):
+        survey(data)
+
+
+def test_every_truncation_of_a_small_model_is_survived() -> None:
+    """Cut at every byte: a survey or Rejected."""
+    for length in range(len(DENSE)):
+        _survives(DENSE[:length])
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.lists(st.tuples(st.integers(0, len(DENSE) - 1), st.integers(0, 255)), min_size=1, max_size=12))
+def test_every_mutation_of_a_small_model_is_survived(changes: list[tuple[int, int]]) -> None:
+    """Bytes overwritten anywhere: a survey or Rejected."""
+    data = bytearray(DENSE)
+    for position, value in changes:
+        data[position] = value
+
+    _survives(bytes(data))
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.binary(max_size=400))
+def test_noise_behind_the_identifier_is_survived(noise: bytes) -> None:
+    """Random tables: a survey or Rejected."""
+    _survives(b"\x10\0\0\0TFL3" + noise)
+
+
+def test_real_models_are_read_and_survive_truncation() -> None:
+    """Each real model: operators are found, and 60 cuts of it raise nothing but Rejected."""
+    data = shared_data()
+    if data is None:
+        pytest.skip("no real models: ../shared/data is absent")
+    for path in sorted(data.glob("*/*.tflite")):
+        content = path.read_bytes()
+        assert survey(content).operators
+        for cut in np.linspace(0, len(content) - 1, 60, dtype=int):
+            _survives(content[: int(cut)])
+
+
+@pytest.mark.parametrize(
+    ("name", "precision"),
+    [
+        ("mlperf_tiny/kws_float32.tflite", "float32"),
+        ("mlperf_tiny/kws_ref_model.tflite", "int8"),
+        ("coral/mobilenet_v2_1.0_224_quant.tflite", "uint8"),
+    ],
+)
+def test_precision_of_real_models(name: str, precision: str) -> None:
+    """By what is computed and what is stored."""
+    data = shared_data()
+    if data is None:
+        pytest.skip("no real models: ../shared/data is absent")
+    assert survey((data / name).read_bytes()).precision == precision

@@ -1,0 +1,177 @@
+"""The judge: policy in, placement out, and a reason for every loser."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from regatta_protocol.manifest import Policy
+from regatta_protocol.measurement import Accuracy, CandidateResult, Latency, Outcome, Power
+from regatta_runtimes.candidate import parse_candidate_id
+from regatta_runtimes.judge import Floor, Verdict, accuracy_floor, judge
+
+
+def entry(
+    text: str,
+    p50_us: float | None = 100.0,
+    *,
+    p99_us: float | None = None,
+    outcome: Outcome = Outcome.MEASURED,
+    correct: int | None = None,
+    energy_mj: float | None = None,
+    rss: int | None = None,
+) -> CandidateResult:
+    candidate = parse_candidate_id(text)
+    known = p50_us is not None
+    return CandidateResult(
+        id=text,
+        runtime=candidate.runtime,
+        variant=candidate.variant,
+        delegate=candidate.delegate,
+        threads=candidate.threads,
+        outcome=outcome,
+        reason=None if outcome == Outcome.MEASURED else f"it {outcome}",
+        latency=Latency(samples=9, p50_us=p50_us, p90_us=p50_us, p99_us=p99_us or p50_us) if p50_us and known else None,
+        accuracy=None if correct is None else Accuracy(correct=correct, total=100),
+        power=Power(method="measured", power_mw=1, energy_per_inference_mj=energy_mj)
+        if energy_mj is not None
+        else Power(method="none", reason="no sensor"),
+        peak_rss_bytes=rss,
+    )
+
+
+def reason_of(verdict: Verdict, text: str) -> str:
+    return next(result.reason or "" for result in verdict.candidates if result.id == text)
+
+
+A, B, C, D = "litert/int8/none/t1", "litert/int8/xnnpack/t1", "litert/int8/xnnpack/t2", "tflite/int8/none/t1"
+FLOOR = Floor(0.90, 100)
+
+CASES = [
+    ("the fastest wins", [entry(A, 100), entry(B, 50)], Policy(), None, B),
+    ("a tie goes to fewer threads", [entry(B, 100), entry(C, 98.5)], Policy(), None, B),
+    ("a tie goes to no delegate", [entry(A, 101), entry(B, 100)], Policy(), None, A),
+    ("a tie goes to litert", [entry(D, 99), entry(A, 100)], Policy(), None, A),
+    ("three percent is no tie", [entry(B, 103), entry(C, 100)], Policy(), None, C),
+    ("the inaccurate is out", [entry(A, 10, correct=80), entry(B, 50, correct=91)], Policy(), FLOOR, B),
+    ("unknown accuracy is no gate", [entry(A, 10), entry(B, 50)], Policy(), FLOOR, A),
+    ("p99 over the limit is out", [entry(A, 10, p99_us=900), entry(B, 50)], Policy(max_p99_us=500), None, B),
+    (
+        "memory over the limit is out",
+        [entry(A, 10, rss=90), entry(B, 50, rss=50)],
+        Policy(max_memory_bytes=60),
+        None,
+        B,
+    ),
+    ("unknown memory under a limit is out", [entry(A, 10), entry(B, 50, rss=50)], Policy(max_memory_bytes=60), None, B),
+    ("p99 as objective", [entry(A, 10, p99_us=90), entry(B, 20, p99_us=30)], Policy(objective="latency_p99"), None, B),
+    ("energy", [entry(A, 10, energy_mj=9), entry(B, 50, energy_mj=1)], Policy(objective="energy"), None, B),
+    ("energy unknown: latency", [entry(A, 10), entry(B, 50, energy_mj=1)], Policy(objective="energy"), None, A),
+    ("the crashed cannot win", [entry(A, None, outcome=Outcome.CRASHED), entry(B, 50)], Policy(), None, B),
+    ("the dropped cannot win", [entry(A, 5, outcome=Outcome.DROPPED), entry(B, 50)], Policy(), None, B),
+    ("nobody fits", [entry(A, 900), entry(B, 901)], Policy(max_p99_us=5), None, None),
+    ("nobody at all", [], Policy(), None, None),
+]
+
+
+@pytest.mark.parametrize(
+    ("results", "policy", "floor", "winner"), [case[1:] for case in CASES], ids=[c[0] for c in CASES]
+)
+def test_the_placement(results: list[CandidateResult], policy: Policy, floor: Floor | None, winner: str | None) -> None:
+    """Each rule of the docstring, one line each; every candidate keeps or gets a reason."""
+    verdict = judge(results, policy, floor)
+
+    assert verdict.placement == winner
+    assert verdict.reason
+    assert all(result.reason for result in verdict.candidates)
+
+
+def test_reasons_carry_the_figures() -> None:
+    """A person can follow why each lost."""
+    verdict = judge([entry(A, 300), entry(B, 100), entry(C, 10, correct=50)], Policy(), FLOOR)
+
+    assert "3.00 times the time of litert/int8/xnnpack/t1" in reason_of(verdict, A)
+    assert "0.500 (50 of 100) is under the 0.900" in reason_of(verdict, C)
+    assert [result.outcome for result in verdict.candidates] == [Outcome.MEASURED, Outcome.MEASURED, Outcome.INACCURATE]
+
+
+def test_nothing_placed_lists_every_candidate() -> None:
+    """The reason names each that could not be, and why."""
+    verdict = judge([entry(A, None, outcome=Outcome.CRASHED), entry(B, None, outcome=Outcome.HUNG)], Policy(), None)
+
+    assert verdict.placement is None
+    assert A in verdict.reason
+    assert "it hung" in verdict.reason
+
+
+def test_an_energy_policy_without_a_sensor_says_what_it_did() -> None:
+    """The fallback to latency is told with the sensor's reason."""
+    verdict = judge([entry(A)], Policy(objective="energy"), None)
+
+    assert verdict.objective == "latency_p50"
+    assert "energy is unknown: no sensor" in verdict.reason
+
+
+@pytest.mark.parametrize(("noise", "winner"), [(0.0, C), (0.08, B), (5.0, C)])
+def test_noise_widens_a_tie_but_not_without_end(noise: float, winner: str) -> None:
+    """7 % apart is a tie for noisy rounds; 40 % apart is none however noisy."""
+    slower = 107.0 if noise < 1 else 140.0
+
+    verdict = judge([entry(B, slower), entry(C, 100)], Policy(), None, {B: noise})
+
+    assert verdict.placement == winner
+
+
+def test_the_floor_is_under_the_best_variant() -> None:
+    """Best fleet accuracy less the allowed drop; none measured, no floor."""
+    fleet = [Accuracy(correct=95, total=100), None, Accuracy(correct=97, total=100)]
+
+    floor = accuracy_floor(fleet, Policy(max_accuracy_drop=0.02))
+
+    assert floor is not None
+    assert floor.value == pytest.approx(0.95)
+    assert floor.total == 100
+    assert accuracy_floor([None], Policy()) is None
+
+
+def test_a_short_evaluation_is_held_by_its_interval() -> None:
+    """8 of 10 may well be 0.9 in truth; 80 of 100 of the whole set is not."""
+    assert FLOOR.refuses(Accuracy(correct=8, total=10)) is None
+    assert FLOOR.refuses(Accuracy(correct=80, total=100)) is not None
+
+
+_results = st.lists(
+    st.builds(
+        lambda runtime, delegate, threads, p50, correct, outcome: entry(
+            f"{runtime}/v/{delegate}/t{threads}", p50, correct=correct, outcome=outcome
+        ),
+        st.sampled_from(["litert", "tflite"]),
+        st.sampled_from(["none", "xnnpack"]),
+        st.integers(1, 4),
+        st.floats(1, 1e6),
+        st.none() | st.integers(0, 100),
+        st.sampled_from([Outcome.MEASURED, Outcome.MEASURED, Outcome.DROPPED, Outcome.CRASHED]),
+    ),
+    max_size=12,
+    unique_by=lambda result: result.id,
+)
+
+
+@given(_results, st.none() | st.just(FLOOR))
+def test_the_winner_is_eligible_and_near_the_best(results: list[CandidateResult], floor: Floor | None) -> None:
+    """Whatever raced: no ineligible winner, none over 10 % off the best eligible, and order does not matter."""
+    verdict = judge(results, Policy(), floor)
+
+    eligible = [
+        result
+        for result in results
+        if result.outcome == Outcome.MEASURED and (floor is None or floor.refuses(result.accuracy) is None)
+    ]
+    assert (verdict.placement is None) == (not eligible)
+    if eligible:
+        winner = next(result for result in eligible if result.id == verdict.placement)
+        best = min(result.latency.p50_us for result in eligible if result.latency)
+        assert winner.latency is not None
+        assert winner.latency.p50_us <= best * 1.1 + 1e-6
+    assert judge(results[::-1], Policy(), floor).placement == verdict.placement

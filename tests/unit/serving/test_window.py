@@ -1,0 +1,112 @@
+"""Windows, totals and feedback count what they say, within their bounds."""
+
+from __future__ import annotations
+
+import pytest
+
+from regatta_agent.serving.events import Failed, Ready, SelfTest, WindowClosed, parse_event
+from regatta_agent.serving.feedback import Feedback
+from regatta_agent.serving.metrics import openmetrics
+from regatta_agent.serving.window import Outcome, Placement, Tally, Timing
+from regatta_protocol import sketch
+from regatta_protocol.errors import Rejected
+from regatta_protocol.measurement import Accuracy
+from regatta_protocol.messages import ServingWindow
+
+
+def _tally() -> Tally:
+    return Tally(Placement("digits", 2, "litert/int8/none/t1"), start=10.0)
+
+
+def test_a_window_counts_what_the_model_did() -> None:
+    """Failures are errors; what clients got wrong is in no window."""
+    tally = _tally()
+    for outcome in (Outcome.SUCCESS, Outcome.SUCCESS, Outcome.FAILURE, Outcome.INVALID, Outcome.REFUSED):
+        tally.count(outcome, Timing(250_000))
+
+    window = tally.close(15.0, Accuracy(correct=1, total=2), None)
+
+    assert (window.requests, window.errors, window.start, window.stop) == (3, 1, 10.0, 15.0)
+    assert sketch.quantile(window.latency_counts, 0.5) == pytest.approx(250, rel=0.01)
+    assert tally.close(20.0, None, None).requests == 0
+
+
+def test_a_window_goes_through_its_line_to_telemetry() -> None:
+    """What the worker prints is parsed back, and becomes a telemetry item without the event's name."""
+    tally = _tally()
+    tally.count(Outcome.SUCCESS, Timing(1000))
+    closed = tally.close(15.0, None, None)
+
+    event = parse_event(closed.model_dump_json(exclude_none=True).encode())
+
+    assert isinstance(event, WindowClosed)
+    assert type(event.window()) is ServingWindow
+    assert event.window().latency_counts == closed.latency_counts
+    assert "event" not in event.window().model_dump()
+
+
+@pytest.mark.parametrize(
+    "event",
+    [
+        Ready(load_us=1.5, self_test=SelfTest(samples=0, passed=True, reason="none")),
+        Failed(reason="gone", family="rejected"),
+    ],
+)
+def test_every_event_comes_back(event: Ready | Failed) -> None:
+    """Each kind of line is told apart."""
+    assert parse_event(event.model_dump_json(exclude_none=True).encode()) == event
+
+
+def test_a_line_that_is_no_event_is_refused() -> None:
+    """A library that prints to standard output does not confuse the parent."""
+    with pytest.raises(Rejected):
+        parse_event(b"INFO: Created TensorFlow Lite XNNPACK delegate for CPU.")
+
+
+def test_feedback_counts_each_request_once() -> None:
+    """Labels are compared with what was predicted; a repeated one changes nothing."""
+    feedback = Feedback()
+    feedback.remember("a", 3)
+    feedback.remember("b", 4)
+
+    assert feedback.judge("a", label=3, correct=None)
+    assert feedback.judge("a", label=9, correct=None)
+    assert not feedback.judge("b", label=3, correct=None)
+    assert feedback.take() == Accuracy(correct=1, total=2)
+    assert feedback.take() is None
+
+
+def test_feedback_forgets_the_oldest() -> None:
+    """The memory is bounded, and an id that is not in it is an error."""
+    feedback = Feedback(memory=2)
+    for request_id in "abc":
+        feedback.remember(request_id, 1)
+
+    with pytest.raises(KeyError):
+        feedback.judge("a", label=1, correct=None)
+    assert feedback.judge("b", label=1, correct=None)
+
+
+def test_feedback_on_what_is_no_class_needs_a_verdict() -> None:
+    """Without a predicted class only correct can be counted."""
+    feedback = Feedback()
+    feedback.remember("a", None)
+
+    with pytest.raises(Rejected, match="correct"):
+        feedback.judge("a", label=1, correct=None)
+    assert feedback.judge("a", label=None, correct=True)
+
+
+def test_metrics_keep_counting_over_windows() -> None:
+    """Totals grow over windows, and the text ends as OpenMetrics asks."""
+    tally = _tally()
+    for _ in range(3):
+        tally.count(Outcome.SUCCESS, Timing(2_000_000, 1_000_000, 500_000))
+        tally.close(15.0, None, None)
+
+    text = openmetrics(tally, pending=1, connections=2)
+
+    labels = 'model="digits",version="2",placement="litert/int8/none/t1"'
+    assert f'regatta_inference_requests_total{{{labels},outcome="success"}} 3\n' in text
+    assert f"regatta_inference_request_duration_seconds_sum{{{labels}}} 0.006000000\n" in text
+    assert text.endswith("\n# EOF\n")
