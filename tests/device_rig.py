@@ -6,6 +6,7 @@ drops the loop without a goodbye and makes a new one from the folder, as a SIGKI
 
 from __future__ import annotations
 
+import contextlib
 import json
 import queue
 from collections.abc import Callable
@@ -141,7 +142,8 @@ class Fleet:
                 response = Response(id=request.id, error=str(err))
             self.say(topics.response(DEVICE), encode_zlib(response))
         elif kind is topics.Up.GET and not self.mute:
-            self._send(decode(Get, message.payload))
+            with contextlib.suppress(Rejected):  # truncated on its way
+                self._send(decode(Get, message.payload))
 
     def _send(self, get: Get) -> None:
         self.gets += 1

@@ -1,7 +1,7 @@
 """Fetching blobs by chunks over MQTT, as jobs: the manifest of a version, and the files that it names.
 
-partial.py keeps what came, window.py's `Window` says which chunks to ask for and when; this module carries between
-them, the bus and the store. QoS 0 chunks may get lost, come twice or damaged: what is missing is asked for again.
+partial.py keeps what came, core.transfer says which chunks to ask for and when; this module carries between them, the
+bus and the store. QoS 0 chunks may get lost, come twice or damaged: what is missing is asked for again.
 """
 
 from __future__ import annotations
@@ -9,7 +9,8 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 
-from regatta_agent.core.window import Window
+from regatta_agent.core.transfer import Transfer
+from regatta_agent.errors import Unanswered
 from regatta_agent.events import Event
 from regatta_agent.jobs import Failed, FilesFetched, ManifestFetched, Outcome, response_in
 from regatta_agent.partial import PartialFile
@@ -22,13 +23,10 @@ from regatta_protocol.durable import read_bounded
 from regatta_protocol.errors import RegattaError, Rejected, Retryable
 from regatta_protocol.ids import DeviceId, Digest, ModelRef
 from regatta_protocol.manifest import MAX_MANIFEST_BYTES, FileRef
-from regatta_protocol.messages import Get
 
 __all__ = ["FetchFiles", "FetchManifest"]
 
 logger = logging.getLogger(__name__)
-
-_SILENCE_S = 45.0  # without a new chunk for so long, this try has failed; what came is kept
 
 
 class _Blob:
@@ -40,14 +38,14 @@ class _Blob:
         self._bus = bus
         self._device = device
         self._partial = PartialFile(store.partial, store.blobs, file, DEFAULT_CHUNK_BYTES)
-        self._window: Window | None = None
-        self._heard_s = 0.0
+        self._state: Transfer | None = None
 
     def begin(self, now_s: float) -> bool:
         """Open what is kept and ask for the rest; return whether the blob is complete already."""
-        self._heard_s = now_s
         self._partial.open()
-        self._window = Window(self._partial.missing())
+        self._state = Transfer(
+            self._transfer, self._file.digest, self._file.size_bytes, DEFAULT_CHUNK_BYTES, self._partial.bitmap()
+        )
         return self._go_on(now_s)
 
     def handle(self, event: Event, now_s: float) -> bool:
@@ -68,19 +66,16 @@ class _Blob:
         except Rejected as err:
             logger.debug("event=chunk_refused error=%s", err)
             return False
-        if chunk.transfer == self._transfer and self._partial.write(chunk.index, chunk.payload):
-            self._heard_s = now_s
-            self._pacing.arrived(chunk.index, now_s)
+        if self._pacing.on_chunk(now_s, chunk) is not None:
+            self._partial.write(chunk.index, chunk.payload)
         return self._go_on(now_s)
 
     def tick(self, now_s: float) -> None:
         """Ask again for what did not come.
 
         Raises:
-            Retryable: when nothing came for long.
+            Unanswered: when asking again brought nothing too often; what came is kept.
         """
-        if now_s - self._heard_s > _SILENCE_S:
-            raise Retryable(f"no chunk of file {self._file.digest[:12]} for {_SILENCE_S:g} s")
         self._go_on(now_s)
 
     def close(self) -> None:
@@ -92,19 +87,20 @@ class _Blob:
         self._partial.close()
 
     @property
-    def _pacing(self) -> Window:
-        if self._window is None:
+    def _pacing(self) -> Transfer:
+        if self._state is None:
             raise Retryable("the download has not begun")
-        return self._window
+        return self._state
 
     def _go_on(self, now_s: float) -> bool:
         if self._pacing.complete:
             self._partial.finish()
             return True
-        ranges = self._pacing.ask(now_s)
-        if ranges:
-            get = Get(transfer=self._transfer, digest=self._file.digest, chunk_bytes=DEFAULT_CHUNK_BYTES, ranges=ranges)
+        get = self._pacing.next_get(now_s)
+        if get is not None:
             self._bus.publish(topics.up(self._device, topics.Up.GET), encode(get), qos=0)
+        elif self._pacing.stalled:
+            raise Unanswered(f"the fleet sends nothing of file {self._file.digest[:12]}, however often it is asked")
         return False
 
 

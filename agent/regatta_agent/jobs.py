@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Protocol
 
 from regatta_agent.children import Child, Launcher
+from regatta_agent.errors import Unanswered
 from regatta_agent.events import ChildEnded, ChildLine, Event
 from regatta_protocol import topics
 from regatta_protocol.bus import Bus, Message
@@ -267,7 +268,7 @@ class Authorize:
         except Retryable as err:
             return Failed(err)
         if self._verification is None and now_s > self._deadline_s:
-            return Failed(Retryable(f"no answer about the signed metadata within {_ANSWER_TIMEOUT_S:g} s"))
+            return Failed(Unanswered(f"no answer about the signed metadata within {_ANSWER_TIMEOUT_S:g} s"))
         return None
 
     def cancel(self) -> None:

@@ -19,7 +19,18 @@ from random import Random
 from regatta_agent.actions import Actions
 from regatta_agent.clock import Clock
 from regatta_agent.core import outcomes
-from regatta_agent.core.facts import Advance, Begin, Cancel, Collect, Facts, Limits, Revise, Step, StoredVersion
+from regatta_agent.core.facts import (
+    Advance,
+    Begin,
+    Cancel,
+    Collect,
+    Facts,
+    JobKind,
+    Limits,
+    Revise,
+    Step,
+    StoredVersion,
+)
 from regatta_agent.core.installs import AgentRecord
 from regatta_agent.core.planner import plan, wake_at
 from regatta_agent.courier import Courier
@@ -51,6 +62,7 @@ __all__ = ["Loop", "Parts"]
 logger = logging.getLogger(__name__)
 
 _LONGEST_TURN_S = 1.0  # between looks at deadlines
+_FETCHING_TURN_S = 0.1  # lost chunks are noticed after 0.5 s or more (core/transfer.py)
 _MAX_EVENTS = 256  # taken in before planning
 _MAX_PLANS = 200  # in one turn; each records at least one step, and no version takes more than about 12
 
@@ -343,7 +355,8 @@ class Loop:
     def _patience(self) -> float:
         facts = self.facts()
         wake = wake_at(self.record, facts)
-        longest = min(_LONGEST_TURN_S, (self._parts.notifier.watchdog_s or 60.0) / 3)
+        fetching = any(kind in (JobKind.MANIFEST, JobKind.FILES) for kind in facts.jobs.values())
+        longest = min(_FETCHING_TURN_S if fetching else _LONGEST_TURN_S, (self._parts.notifier.watchdog_s or 60.0) / 3)
         return longest if wake is None else min(longest, max(0.01, wake - facts.now_s))
 
 

@@ -12,25 +12,18 @@ import errno
 import os
 from pathlib import Path
 
+from regatta_agent.errors import WrongBlob
 from regatta_protocol.chunk import chunk_count
 from regatta_protocol.durable import read_bounded, rename_durably, write_durably
-from regatta_protocol.errors import BadDigest, RegattaError, StorageFull
-from regatta_protocol.ids import Digest, digest_of_file
+from regatta_protocol.errors import RegattaError, StorageFull
+from regatta_protocol.ids import digest_of_file
 from regatta_protocol.manifest import FileRef
 
-__all__ = ["PartialFile", "WrongBlob"]
+__all__ = ["PartialFile"]
 
 _SYNC_BYTES = 4 * 1024 * 1024  # re-downloaded at most after a cut; an fsync of 4 MiB takes 0.1-0.5 s on an SD card
 _HEADER_BYTES = 4  # of the bits: the chunk size, big-endian
 _FULL = (errno.ENOSPC, errno.EDQUOT)
-
-
-class WrongBlob(BadDigest):
-    """A file arrived whole and is not the promised one."""
-
-    def __init__(self, message: str, digest: Digest) -> None:
-        super().__init__(message)
-        self.digest = digest
 
 
 class PartialFile:
@@ -69,6 +62,13 @@ class PartialFile:
     def missing(self) -> list[int]:
         """Return the indices of chunks that are not here."""
         return [index for index, there in enumerate(self.have) if not there]
+
+    def bitmap(self) -> bytes:
+        """Return what is here as core.transfer takes it: bit i of byte i // 8 from the lowest."""
+        bits = bytearray(-(-self._count // 8))
+        for index, there in enumerate(self.have):
+            bits[index // 8] |= there << index % 8
+        return bytes(bits)
 
     def write(self, index: int, payload: bytes) -> bool:
         """Store a chunk; return whether it was a new one of the right length.

@@ -250,6 +250,20 @@ def test_expired_metadata_is_refused_while_the_old_version_serves(tmp_path: Path
     assert rig.serving() == 1
 
 
+def test_a_silent_fleet_costs_no_attempt(tmp_path: Path) -> None:
+    """A broker without its server is as good as none: it waits with a reason, and goes on when answered."""
+    rig = Rig(tmp_path, max_attempts=3).start()
+    rig.fleet.push(1)
+    rig.fleet.assign(1)
+    rig.fleet.mute = True
+    rig.run(1200, step_s=5)
+    assert rig.state(1) == "assigned"
+    assert rig.install(1).attempt == 0
+    rig.fleet.mute = False
+
+    assert rig.run(until=rig.committed(1), seconds=700)
+
+
 def test_metadata_that_is_renewed_in_time_is_accepted(tmp_path: Path) -> None:
     """Expiry is no verdict on the version."""
     rig = Rig(tmp_path).start()

@@ -42,7 +42,7 @@ class Install(Wire):
     rollout: str | None = None
     trial_s: float = 5.0
     attempt: int = Field(default=0, ge=0)  # failures since it was assigned; bounded
-    waits: int = Field(default=0, ge=0)  # waits for space since it was assigned: not failures, so not bounded
+    waits: int = Field(default=0, ge=0)  # for space or an answer, since it was assigned: no failures, so not bounded
     reason: str | None = None
     not_before: float | None = None  # seconds since 1970: do not try again earlier
     manifest_digest: DigestField | None = None  # from the signed metadata

@@ -11,7 +11,8 @@ from random import Random
 from regatta_agent.core.facts import Limits
 from regatta_agent.core.installs import AgentRecord, Install, RaceSummary
 from regatta_agent.core.states import Event
-from regatta_protocol.errors import BadDigest, RegattaError, Rejected, StorageFull, Untrusted
+from regatta_agent.errors import Unanswered, WrongBlob
+from regatta_protocol.errors import RegattaError, Rejected, StorageFull, Untrusted
 from regatta_protocol.ids import Digest, ModelRef
 from regatta_protocol.manifest import Policy
 from regatta_protocol.measurement import CandidateResult, Outcome, RaceReport
@@ -82,7 +83,7 @@ def failed(
 ) -> AgentRecord:
     """Return the record after the job of `ref` failed: a later try, or the end.
 
-    - StorageFull waits for space and costs no attempt.
+    - StorageFull waits for space and Unanswered for the fleet: no fault of the version, so it costs no attempt.
     - A file with a wrong digest is fetched once more, then the version fails.
     - Untrusted metadata may be stale, so it is asked for again, within the attempts.
     - Anything else that is Rejected fails the version at once.
@@ -91,14 +92,16 @@ def failed(
     if install is None:
         return record
     again = Event.INTERRUPTED if install.state is _S.RACING else None
-    if isinstance(error, StorageFull):
-        wait_s = _jittered(rng, 2.0 * limits.backoff_base_s, limits.space_backoff_cap_s, install.waits)
+    if isinstance(error, StorageFull | Unanswered):
+        cap_s = limits.space_backoff_cap_s if isinstance(error, StorageFull) else limits.backoff_cap_s
+        wait_s = _jittered(rng, limits.backoff_base_s, cap_s, install.waits)
         return _later(record, install, again, str(error), now_s + wait_s, waits=install.waits + 1)
     attempt = install.attempt + 1
-    digest = getattr(error, "digest", None)
-    if isinstance(error, BadDigest) and digest is not None and digest not in install.bad_digests:
+    if isinstance(error, WrongBlob) and error.digest not in install.bad_digests:
         reason = f"{error}; it is fetched once more"
-        return _later(record, install, again, reason, None, attempt=attempt, bad_digests=(*install.bad_digests, digest))
+        return _later(
+            record, install, again, reason, None, attempt=attempt, bad_digests=(*install.bad_digests, error.digest)
+        )
     final = isinstance(error, Rejected) and not isinstance(error, Untrusted)
     if final or attempt >= limits.max_attempts:
         reason = str(error) if final else f"{error}; given up after {attempt} attempts"

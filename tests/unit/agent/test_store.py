@@ -7,7 +7,8 @@ from random import Random
 
 import pytest
 
-from regatta_agent.partial import PartialFile, WrongBlob
+from regatta_agent.errors import WrongBlob
+from regatta_agent.partial import PartialFile
 from regatta_agent.store import Store
 from regatta_protocol.codec import encode
 from regatta_protocol.errors import BadDigest, Rejected
@@ -62,7 +63,9 @@ def test_only_what_was_synced_is_believed_after_a_cut(store: Store) -> None:
     file.write(1, piece(1))
     file.close()
 
-    assert partial(store).missing() == [1, 2, 3, 4, 5]
+    again = partial(store)
+    assert again.missing() == [1, 2, 3, 4, 5]
+    assert again.bitmap() == b"\x01"
 
 
 def test_another_chunk_size_begins_anew(store: Store) -> None:
