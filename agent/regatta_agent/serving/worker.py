@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import ctypes
 import ipaddress
 import logging
 import os
@@ -35,18 +34,20 @@ from regatta_agent.serving.feedback import Feedback
 from regatta_agent.serving.http import HttpServer
 from regatta_agent.serving.interface import body_limit_bytes
 from regatta_agent.serving.placed import PlacedModel, open_placed
+from regatta_agent.serving.power import PowerMeter
 from regatta_agent.serving.service import Service
 from regatta_agent.serving.spec import MAX_SPEC_BYTES, ServeSpec, check_socket_path
 from regatta_agent.serving.window import Placement, Tally
 from regatta_protocol.codec import decode
 from regatta_protocol.durable import read_bounded
 from regatta_protocol.errors import Misuse, RegattaError, Rejected, Retryable
+from regatta_runtimes.parent import die_with_parent
+from regatta_runtimes.power import find_sensor
 
 __all__ = ["contain", "main"]
 
 logger = logging.getLogger(__name__)
 
-_PR_SET_PDEATHSIG = 1  # prctl(2)
 _SWEEP_S = 0.5
 _DRAIN_POLL_S = 0.02
 _BACKLOG = 128
@@ -92,7 +93,7 @@ def contain() -> None:
     SIGKILL and not SIGTERM: an orphan that hangs in a driver would keep the accelerator from the next worker.
     """
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    die_with_parent(os.getppid())
 
 
 def bind_unix(path: Path) -> socket.socket:
@@ -161,6 +162,7 @@ class Worker:
         self._engine = Engine(self._loop, spec.limits.queue_length)
         self._tally = Tally(Placement(spec.model, spec.version, spec.candidate_id), start=time.time())
         self._feedback = Feedback()
+        self._meter = PowerMeter(find_sensor())
         self._service = Service(self._engine, self._tally, self._feedback, lambda: len(self._server.connections))
         self._server = HttpServer(self._service.handle, spec.limits, body_limit_bytes=MAX_SPEC_BYTES)
 
@@ -215,6 +217,7 @@ class Worker:
         limit = self._spec.limits.body_bytes or body_limit_bytes(placed.interface.inputs)
         self._server.body_limit_bytes = limit
         self._service.placed = placed
+        self._meter.start()
         self._tally.start = time.time()
         address = None if tcp is None else "{}:{}".format(*tcp.getsockname()[:2])
         load_us = (finished.ended_ns - self._started_ns) / 1000
@@ -255,7 +258,11 @@ class Worker:
             raise Hung(f"an inference of {self._spec.candidate_id} has not ended after {limit_s:g} s")
 
     def _close_window(self) -> None:
-        self._reporter.tell(self._tally.close(time.time(), self._feedback.take(), None))
+        tally, now = self._tally, time.time()
+        power = self._meter.take(
+            inferences=tally.requests - tally.errors, busy_s=tally.busy_ns / 1e9, window_s=now - tally.start
+        )
+        self._reporter.tell(tally.close(now, self._feedback.take(), power))
 
     async def _drain(self, servers: Sequence[asyncio.AbstractServer]) -> None:
         """Answer what is under way and what still comes, until it is quiet or the time is up."""
@@ -275,6 +282,7 @@ class Worker:
         self._server.close_idle()
         await asyncio.sleep(0)
         self._close_window()
+        self._meter.stop()
         if self._engine.stop(timeout_s=1.0) and self._service.placed is not None:
             self._service.placed.close()
         logger.info("event=drained model=%s seconds=%.3f", self._spec.model, self._loop.time() - began)

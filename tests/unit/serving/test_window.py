@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import pytest
 
 from regatta_agent.serving.events import Failed, Ready, SelfTest, WindowClosed, parse_event
@@ -110,3 +113,13 @@ def test_metrics_keep_counting_over_windows() -> None:
     assert f'regatta_inference_requests_total{{{labels},outcome="success"}} 3\n' in text
     assert f"regatta_inference_request_duration_seconds_sum{{{labels}}} 0.006000000\n" in text
     assert text.endswith("\n# EOF\n")
+
+
+def test_the_parent_s_side_imports_no_numpy() -> None:
+    """The control process reads events and writes specs without numpy or a runtime."""
+    code = (
+        "import sys, regatta_agent.serving.events, regatta_agent.serving.spec;"
+        "sys.exit(any(name in sys.modules for name in ('numpy', 'httptools', 'ai_edge_litert')))"
+    )
+
+    assert subprocess.run([sys.executable, "-c", code], timeout=60, check=False).returncode == 0
