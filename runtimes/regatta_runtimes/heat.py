@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from regatta_protocol.manifest import Policy
 from regatta_protocol.measurement import Accuracy, Outcome, unknown_power
 from regatta_runtimes.candidate import Candidate
-from regatta_runtimes.job import Time
-from regatta_runtimes.judge import Floor, broken_constraint
+from regatta_runtimes.job import MAX_TIMED_SAMPLES, Time
+from regatta_runtimes.judge import MAX_NOISE, Floor, broken_constraint, simplicity
 from regatta_runtimes.nursery import Nursery
 from regatta_runtimes.power import MIN_READINGS, PowerSensor, UnknownPower, average_power
 from regatta_runtimes.trial import Trial
@@ -26,8 +26,10 @@ __all__ = ["Heats"]
 _QUALIFYING = Time(budget_s=0.025, min_samples=3, max_samples=200, warmup=1)
 _CHECK_S = 0.2  # of golden samples; at least two are compared whatever it takes
 _QUALIFIED = 2.0  # times the fastest's p50: after one short round on a busy board, twice is clear
-_STILL_IN = 1.25  # the same after two full rounds
-_FINALISTS = 6
+_QUALIFIED_FEW = 5.0  # the same while fewer than _FEW_FINALISTS are in: a burst of load makes one look 3 times as slow
+_FEW_FINALISTS = 3
+_STILL_IN = 1.25  # the same after two full rounds, by each one's best round
+_FINALISTS = 8
 _ALIVE = 8  # workers kept open between heats; each holds some 50 MB and the model
 _ROUNDS = 5
 _ROUND_S = (0.02, 0.25)  # bounds of one candidate's turn in a round
@@ -72,17 +74,21 @@ class Heats:
         accepted: list[Trial] = []
         known: dict[tuple[str, str, str], Accuracy] = {}
         deadline = self._elapsed_s() + self.budget_s * _EVALUATE_SHARE
-        for trial in sorted(self._running(), key=lambda each: each.p50_us):
+        for trial in self._by_promise():
             best = min((each.p50_us for each in accepted if self._fits(each)), default=math.inf)
-            slow = trial.p50_us > best * _QUALIFIED or len(accepted) >= _FINALISTS
+            allowed = _QUALIFIED if len(accepted) >= _FEW_FINALISTS else _QUALIFIED_FEW
+            slow = trial.p50_us > best * allowed or len(accepted) >= _FINALISTS
             if trial.files.evaluation is not None:
                 self._evaluate(trial, known, max(0.5, deadline - self._elapsed_s()), only_if_cheap=slow)
                 if not trial.alive:
                     continue
             if slow:
                 fastest = min(accepted, key=lambda each: each.p50_us)
+                what = "not among the finalists" if len(accepted) >= _FINALISTS else "clearly slower"
                 ratio = trial.p50_us / fastest.p50_us
-                trial.end(Outcome.DROPPED, f"{ratio:.1f} times the time of {fastest.candidate.id} in the first round")
+                trial.end(
+                    Outcome.DROPPED, f"{what}: {ratio:.2f} times the time of {fastest.candidate.id} in the first round"
+                )
             else:
                 accepted.append(trial)
 
@@ -124,8 +130,8 @@ class Heats:
             if number == 0 or best is None:
                 continue
             for trial in finalists:
-                if trial.p50_us > best.p50_us * _STILL_IN:
-                    ratio = trial.p50_us / best.p50_us
+                if trial.best_round_us > best.best_round_us * _STILL_IN and trial.p50_us > best.p50_us:
+                    ratio = trial.best_round_us / best.best_round_us
                     trial.end(
                         Outcome.DROPPED, f"{ratio:.2f} times the time of {best.candidate.id} after {number + 1} rounds"
                     )
@@ -154,16 +160,28 @@ class Heats:
         before = len(trial.rounds)
         while len(readings) < 2 * MIN_READINGS and time.monotonic() < stop:
             begun = time.monotonic()
-            if not trial.time(Time(budget_s=block_s, min_samples=1, max_samples=4096, warmup=0)):
-                return
+            while time.monotonic() < begun + block_s:  # a tiny model is through its samples before the block is over
+                if not trial.time(Time(budget_s=block_s, min_samples=1, max_samples=MAX_TIMED_SAMPLES, warmup=0)):
+                    return
+                inferences += len(trial.rounds[-1])
             readings.append(sensor.read_mw())
             busy_s += time.monotonic() - begun
-            inferences += len(trial.rounds[-1])
         del trial.rounds[before:]  # timed beside the sensor's own work: not fit for the latency figures
         trial.power = average_power(sensor, readings, inferences, busy_s)
 
     def _running(self) -> list[Trial]:
         return [trial for trial in self.trials if trial.alive and trial.rounds]
+
+    def _by_promise(self) -> list[Trial]:
+        """Return those running, the fastest first; among those within noise of the fastest, the simplest first."""
+        running = self._running()
+        best = min((trial.p50_us for trial in running), default=math.inf)
+
+        def key(trial: Trial) -> tuple[float, tuple[int, bool, int, str]]:
+            near = trial.p50_us <= best * (1 + MAX_NOISE)
+            return best if near else trial.p50_us, simplicity(trial.candidate)
+
+        return sorted(running, key=key)
 
     def _fits(self, trial: Trial) -> bool:
         """Return whether the candidate may win under the policy, by what is known so far."""

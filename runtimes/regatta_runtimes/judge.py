@@ -16,8 +16,9 @@ from dataclasses import dataclass
 
 from regatta_protocol.manifest import Policy
 from regatta_protocol.measurement import Accuracy, CandidateResult, Outcome
+from regatta_runtimes.candidate import Candidate
 
-__all__ = ["MAX_NOISE", "MIN_NOISE", "Floor", "Verdict", "accuracy_floor", "broken_constraint", "judge"]
+__all__ = ["MAX_NOISE", "MIN_NOISE", "Floor", "Verdict", "accuracy_floor", "broken_constraint", "judge", "simplicity"]
 
 MIN_NOISE = 0.02  # closer than this is a tie whatever the rounds say: regret of 2 % is what a race aims at
 MAX_NOISE = 0.10  # on a busy board rounds may differ by half; a tie that wide would give the race away
@@ -90,7 +91,7 @@ def judge(
         for result in eligible
         if _cost(result, objective) <= _cost(best, objective) * (1 + _spread(best, result, noise or {}))
     ]
-    winner = min(tied, key=_simplicity)
+    winner = min(tied, key=simplicity)
     others = {
         result.id: _lost(result, winner, best, objective, any(result.id == tie.id for tie in tied))
         for result in eligible
@@ -153,7 +154,8 @@ def _spread(best: CandidateResult, other: CandidateResult, noise: Mapping[str, f
     return min(MAX_NOISE, max(MIN_NOISE, worst))
 
 
-def _simplicity(result: CandidateResult) -> tuple[int, bool, int, str]:
+def simplicity(result: CandidateResult | Candidate) -> tuple[int, bool, int, str]:
+    """Return what orders candidates from simple to less so: threads, delegate or not, runtime, id."""
     return result.threads, result.delegate != "none", _RUNTIME_ORDER.get(result.runtime, 9), result.id
 
 

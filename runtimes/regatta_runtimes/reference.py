@@ -26,7 +26,7 @@ from regatta_runtimes.session import Array, Session, dequantize, open_session, q
 
 __all__ = ["SOUND_SNR_DB", "Comparison", "compare", "write_reference"]
 
-# Between equally sound kernels of one model, outputs differ by up to this much. Measured on the eight CPU models of
+# Between equally sound kernels of one model, outputs differ by up to this much. Measured on the ten CPU models of
 # MLPerf Tiny and Coral (MobileNet v1 and v2 uint8), LiteRT 2.3 and tflite-runtime 2.14, XNNPACK on and off, one and two
 # threads, on noise, zeros, a ramp and real samples, against LiteRT's reference kernels: the worst were 4.4 dB
 # (MobileNetV2 uint8 on zeros), 9.0 dB (the same on a ramp) and 12.7 dB (ResNet8 int8); float models 103 dB or more.

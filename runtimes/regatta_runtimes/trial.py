@@ -155,9 +155,17 @@ class Trial:
         latency = self.latency()
         return math.inf if latency is None else latency.p50_us
 
+    @property
+    def best_round_us(self) -> float:
+        """The least of the rounds' medians: load that others cause only ever adds."""
+        return min(self._medians_us(), default=math.inf)
+
+    def _medians_us(self) -> list[float]:
+        return [percentile(sorted(samples), 0.5) for samples in self.rounds[1:] if samples]
+
     def noise(self) -> float:
         """Return the relative interquartile range of the rounds' medians."""
-        medians = sorted(percentile(sorted(samples), 0.5) for samples in self.rounds[1:])
+        medians = sorted(self._medians_us())
         if len(medians) < 3:
             return 0.0
         return (percentile(medians, 0.75) - percentile(medians, 0.25)) / max(percentile(medians, 0.5), 1e-9)

@@ -6,6 +6,8 @@ import json
 import os
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 
 import numpy as np
@@ -118,7 +120,9 @@ def test_the_orchestrating_process_imports_no_numpy_and_no_runtime() -> None:
     assert subprocess.run([sys.executable, "-c", code], env=CHILD, timeout=60, check=False).returncode == 0
 
 
-def _faulty(tmp_path: Path, *variants: str, policy: Policy | None = None, budget_s: float = 6.0) -> RaceReport:
+def _faulty(
+    tmp_path: Path, *variants: str, policy: Policy | None = None, budget_s: float = 6.0, sysroot: str = "/"
+) -> RaceReport:
     (tmp_path / "m.tflite").write_bytes(b"whatever")
     golden = tmp_path / "golden.npz"
     x = np.random.default_rng(0).normal(size=(8, 4)).astype(np.float32)
@@ -130,6 +134,7 @@ def _faulty(tmp_path: Path, *variants: str, policy: Policy | None = None, budget
             variants=tuple(RaceVariant(name=name, path=str(tmp_path / "m.tflite")) for name in variants),
             golden=str(golden),
             policy=policy or Policy(),
+            sysroot=sysroot,
             threads=(1,),
             budget_s=budget_s,
             memory_bytes=256 << 20,
@@ -168,6 +173,24 @@ def test_a_hang_costs_its_limit_and_no_more(tmp_path: Path) -> None:
     assert report.placement in ("faulty/sound/none/t1", "faulty/sound/xnnpack/t1")
     assert Outcome.HUNG in {result.outcome for result in report.candidates}
     assert report.duration_s < 12
+
+
+def test_a_board_with_a_sensor_is_judged_by_energy(tmp_path: Path) -> None:
+    """5 V · 1.2 A on the input rail of a Jetson's tree: 6 W, and the energy of one inference follows from its time."""
+    chip = tmp_path / "root/sys/class/hwmon/hwmon0"
+    chip.mkdir(parents=True)
+    for name, text in {"name": "ina3221", "in1_label": "VDD_IN", "in1_input": "5000", "curr1_input": "1200"}.items():
+        (chip / name).write_text(text)
+
+    report = _faulty(tmp_path, "sound", policy=Policy(objective="energy"), sysroot=str(tmp_path / "root"))
+
+    placed = report.placed()
+    assert placed is not None
+    assert report.objective == "energy"
+    assert (placed.power.method, placed.power.power_mw, placed.power.coverage) == ("measured", 6000, "VDD_IN")
+    assert placed.power.energy_per_inference_mj is not None
+    assert 0 < placed.power.energy_per_inference_mj < 60  # under 10 ms an inference
+    assert report.board.power_sensor == "ina3221"
 
 
 def test_a_policy_that_nobody_meets_places_nothing(tmp_path: Path) -> None:
@@ -243,3 +266,53 @@ def test_the_probe_model_is_the_one_that_the_recipe_builds() -> None:
     shipped = Path(race_module.__file__).with_name("probe.tflite").read_bytes()
 
     assert shipped == unary_model(101)
+
+
+def _descendants(pid: int) -> set[int]:
+    """Return the ids of every process below this one."""
+    found: set[int] = set()
+    for children in Path(f"/proc/{pid}/task").glob("*/children"):
+        for child in map(int, children.read_text().split()):
+            found |= {child} | _descendants(child)
+    return found
+
+
+def test_nothing_outlives_a_race_that_is_killed(tmp_path: Path) -> None:
+    """kill -9 of the race takes its forkserver and a hanging worker with it."""
+    (tmp_path / "m.tflite").write_bytes(b"whatever")
+    spec = RaceSpec(
+        model="m",
+        version=1,
+        variants=(RaceVariant(name="hang", path=str(tmp_path / "m.tflite")),),
+        budget_s=120,
+        runtimes=(),
+        backends={"faulty": "faulty_backend"},
+    )
+    (tmp_path / "spec.json").write_bytes(encode(spec))
+    race = subprocess.Popen(
+        [sys.executable, "-m", "regatta_runtimes.race", "spec.json", "--output", "report.json"],
+        cwd=tmp_path,
+        env=CHILD,
+        stdout=subprocess.DEVNULL,
+    )
+    deadline = time.monotonic() + 30
+    below: set[int] = set()
+    while len(below) < 2 and time.monotonic() < deadline:
+        below = _descendants(race.pid)
+        threading.Event().wait(0.01)
+
+    race.kill()
+    race.wait(10)
+
+    while any(_lives(pid) for pid in below) and time.monotonic() < deadline:
+        threading.Event().wait(0.01)
+    assert len(below) == 2
+    assert not any(_lives(pid) for pid in below)
+
+
+def _lives(pid: int) -> bool:
+    """Return whether the process runs; a zombie that init has not yet collected does not."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
