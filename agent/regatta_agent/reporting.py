@@ -35,7 +35,7 @@ def _report(install: Install, serving: bool) -> ModelReport:
         rollout=install.rollout,
         attempt=install.attempt,
         placement=install.placement,
-        accuracy=race.accuracy if race is not None else None,
+        accuracy=race.accuracy if race is not None else install.measured,
         latency=race.latency if race is not None else None,
         power=race.power if race is not None else None,
     )

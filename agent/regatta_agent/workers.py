@@ -76,7 +76,8 @@ class WorkerPool:
     def prepare(self) -> None:
         """Make the folder and clear what an agent before this one left there."""
         # A folder of its own: a model may be named like another model's worker.
-        self._folder.mkdir(parents=True, exist_ok=True, mode=0o750)
+        self._folder.mkdir(parents=True, exist_ok=True)
+        self._folder.chmod(0o750)  # whatever the umask: the service's group may reach the sockets, as their mode says
         for pattern in ("*.sock", ".*.sock.new", "workers/*"):
             for leftover in self._run_dir.glob(pattern):
                 leftover.unlink(missing_ok=True)

@@ -319,12 +319,13 @@ def test_a_version_without_a_placement_fails_with_the_race_s_reason(tmp_path: Pa
     """No candidate: failed at once, never retried, the old version serves."""
     rig = installed(tmp_path)
     rig.fleet.push(2)
-    rig.unplaced = {2}
+    rig.unplaced, rig.accuracy[2] = {2}, 0.5
     rig.fleet.assign(2, "r2")
 
     assert rig.run(until=lambda: rig.state(2) == "failed")
     assert "operator Foo" in (rig.install(2).reason or "")
     rig.run(30)
+    assert [m.accuracy.value for m in rig.fleet.reports[-1].models if m.accuracy and m.version == 2] == [0.5]
     assert rig.races == [1, 2]
 
 

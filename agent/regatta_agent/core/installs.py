@@ -49,6 +49,7 @@ class Install(Wire):
     manifest_bytes: int | None = None
     bad_digests: tuple[DigestField, ...] = ()  # files that arrived with another digest, once per time
     race: RaceSummary | None = None
+    measured: Accuracy | None = None  # the best that any candidate reached in the last race, placed or not
     deaths: int = Field(default=0, ge=0)  # of its worker, in a row
     placement: str | None = None  # the candidate that serves; the race's winner until it fails over
     committed_at: float | None = None  # when it passed its trial, first or last

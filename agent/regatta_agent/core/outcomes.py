@@ -65,8 +65,10 @@ def raced(record: AgentRecord, report: RaceReport, ref: ModelRef, policy: Policy
     if install is None or install.state is not _S.RACING:
         return record
     winner = report.placed()
+    measured = max((one.accuracy for one in report.candidates if one.accuracy), key=lambda a: a.value, default=None)
     if winner is None:
-        return record.advanced(ref, Event.GAVE_UP, reason=f"no candidate can serve it here: {report.reason}")
+        reason = f"no candidate can serve it here: {report.reason}"
+        return record.advanced(ref, Event.GAVE_UP, reason=reason, measured=measured)
     summary = RaceSummary(
         placement=winner.id,
         ranked=(winner.id, *(one.id for one in _sound(report) if one.id != winner.id)),
@@ -75,7 +77,7 @@ def raced(record: AgentRecord, report: RaceReport, ref: ModelRef, policy: Policy
         power=winner.power,
         max_trial_accuracy_drop=policy.max_trial_accuracy_drop,
     )
-    return record.advanced(ref, Event.PLACEMENT_FOUND, race=summary, placement=winner.id, deaths=0)
+    return record.advanced(ref, Event.PLACEMENT_FOUND, race=summary, measured=measured, placement=winner.id, deaths=0)
 
 
 def failed(

@@ -47,7 +47,7 @@ def test_help_lists_every_command_and_imports_none(capsys: pytest.CaptureFixture
     assert all(name in out for name in COMMANDS)
 
 
-@pytest.mark.parametrize("name", ["config", "doctor", "race", "run", "states", "status", "why"])
+@pytest.mark.parametrize("name", sorted(set(COMMANDS) - {"infer"}))
 def test_each_command_has_help_with_examples(name: str) -> None:
     """`--help` shows how it is used."""
     arguments = [name, "check", "--help"] if name == "config" else [name, "--help"]

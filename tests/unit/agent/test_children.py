@@ -36,7 +36,7 @@ def python(code: str) -> list[str]:
 
 
 def until_end(inbox: queue.Queue[Event]) -> tuple[list[bytes], ChildEnded]:
-    lines = []
+    lines: list[bytes] = []
     while True:
         event = inbox.get(timeout=20)
         if isinstance(event, ChildEnded):

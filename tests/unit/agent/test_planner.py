@@ -72,7 +72,7 @@ def an_install(version: int, state: InstallState, accuracy: float | None = None,
     measured = Accuracy(correct=round(accuracy * 100), total=100) if accuracy is not None else None
     race = RaceSummary(placement=_CANDIDATE, ranked=(_CANDIDATE,), accuracy=measured)
     values = {"manifest_digest": digest(version), "race": race, "placement": _CANDIDATE, "rollout": "r", **fields}
-    return Install(name=NAME, version=version, state=state, **values)  # type: ignore[arg-type]
+    return Install(name=NAME, version=version, state=state, **values)
 
 
 def on_disk(*versions: int, missing_bytes: int = 0) -> dict[ModelRef, StoredVersion]:
