@@ -144,7 +144,7 @@ class RaceReport(Wire):
     version: int
     board: BoardFacts
     candidates: tuple[CandidateResult, ...]
-    placement: str | None = None  # the winner's id
+    placement: str | None = None  # the winner's id; absent on the wire when none (codec.py leaves None out)
     reason: str  # plain words: why this one, or why none
     objective: str = "latency_p50"
     duration_s: float = Field(ge=0)

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
 from polling import wait_until
 from shared_data import REPOSITORY, shared_file
 

@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable
 from contextlib import ExitStack, redirect_stdout
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -265,7 +266,7 @@ def _infer(stage: Stage, fleet: FleetClient) -> None:
         right = sum(answer["correct"] for answer in answers)
         output.line(f"{device} answered {len(answers)} digits, {right} right")
     for device in _DEVICES:
-        served = stage.wait("telemetry arrives", lambda device=device: _served(fleet, device, len(labels)))
+        served = stage.wait("telemetry arrives", partial(_served, fleet, device, len(labels)))
         output.line(
             f"the fleet knows of {device}: {served.requests} requests, p50 {figures.latency(served.p50_us)}, "
             f"p99 {figures.latency(served.p99_us)}, accuracy {figures.accuracy(served.feedback)}, "

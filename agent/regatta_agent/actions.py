@@ -1,0 +1,159 @@
+"""The planner's steps carried out: jobs begun and cancelled, workers started and stopped, links set, files deleted.
+
+Nothing is decided here. What a step cannot do comes back as an outcome or a death, like everything else.
+"""
+
+from __future__ import annotations
+
+import itertools
+import logging
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from regatta_agent.children import Launcher
+from regatta_agent.core.facts import (
+    Begin,
+    Cancel,
+    Collect,
+    JobKind,
+    Point,
+    StartWorker,
+    Step,
+    StopWorker,
+    Unpoint,
+)
+from regatta_agent.core.installs import AgentRecord
+from regatta_agent.events import Event
+from regatta_agent.fetcher import FetchFiles, FetchManifest
+from regatta_agent.jobs import Authorize, Failed, Job, Outcome, TrustFloor
+from regatta_agent.racing import Race, RaceSettings
+from regatta_agent.store import Store
+from regatta_agent.workers import WorkerDeath, WorkerPool
+from regatta_protocol.bus import Bus
+from regatta_protocol.errors import Misuse, RegattaError
+from regatta_protocol.ids import ModelRef
+from regatta_protocol.manifest import FileRef
+from regatta_provisioning.identity import Identity
+
+__all__ = ["Actions"]
+
+logger = logging.getLogger(__name__)
+
+_NEEDS_BROKER = (JobKind.AUTHORIZE, JobKind.MANIFEST, JobKind.FILES)
+
+
+class Actions:
+    """What goes on for the agent, and how it is begun and ended."""
+
+    def __init__(
+        self, bus: Bus, launcher: Launcher, identity: Identity, store: Store, workers: WorkerPool, race: RaceSettings,
+        *, trust_dir: Path, run_dir: Path, boot: str,
+    ) -> None:  # fmt: skip
+        self._bus = bus
+        self._launcher = launcher
+        self._identity = identity
+        self._store = store
+        self._workers = workers
+        self._race = race
+        self._trust_dir = trust_dir
+        self._run_dir = run_dir
+        self._boot = boot
+        self._jobs: dict[ModelRef, tuple[JobKind, Job]] = {}
+        self._numbers = itertools.count(1)
+        self.collected: frozenset[ModelRef] | None = None
+
+    def kinds(self) -> Mapping[ModelRef, JobKind]:
+        """Return what is under way."""
+        return {ref: kind for ref, (kind, _) in self._jobs.items()}
+
+    def carry_out(
+        self, step: Step, record: AgentRecord, wall_s: float, now_s: float
+    ) -> tuple[ModelRef, Outcome] | WorkerDeath | None:
+        """Do one step; return what came of it when that is known at once."""
+        if isinstance(step, Begin):
+            return self._begin(step, record, wall_s, now_s)
+        if isinstance(step, Cancel):
+            self._jobs.pop(step.ref)[1].cancel()
+        elif isinstance(step, StartWorker):
+            return self._start_worker(step, now_s)
+        elif isinstance(step, StopWorker):
+            self._workers.stop(step.ref, now_s)
+        elif isinstance(step, Point):
+            self._workers.point(step.ref, step.socket)
+        elif isinstance(step, Unpoint):
+            self._workers.unpoint(step.name)
+        elif isinstance(step, Collect):
+            self._collect(step, record)
+        return None
+
+    def handle(self, event: Event, now_s: float) -> Iterator[tuple[ModelRef, Outcome]]:
+        """Show the jobs an event; yield what ended with it."""
+        for ref, (_, job) in list(self._jobs.items()):
+            yield from self._ended(ref, job.handle(event, now_s))
+
+    def tick(self, now_s: float) -> Iterator[tuple[ModelRef, Outcome]]:
+        """Let the jobs do what is due; yield what ended."""
+        for ref, (_, job) in list(self._jobs.items()):
+            yield from self._ended(ref, job.tick(now_s))
+
+    def went_offline(self) -> None:
+        """Cancel what needs the broker; it begins again, where it was, when the broker is back."""
+        for ref, (kind, job) in list(self._jobs.items()):
+            if kind in _NEEDS_BROKER:
+                job.cancel()
+                del self._jobs[ref]
+
+    def cancel_all(self) -> None:
+        """Leave no job running."""
+        for _, job in self._jobs.values():
+            job.cancel()
+        self._jobs.clear()
+
+    def _begin(self, step: Begin, record: AgentRecord, wall_s: float, now_s: float) -> tuple[ModelRef, Outcome] | None:
+        job = self._make(step, record, wall_s)
+        self._jobs[step.ref] = (step.kind, job)
+        logger.info("event=job_begun version=%s job=%s", step.ref, step.kind)
+        return next(self._ended(step.ref, job.begin(now_s)), None)
+
+    def _make(self, step: Begin, record: AgentRecord, wall_s: float) -> Job:
+        name = f"{step.kind}-{self._boot[:8]}-{next(self._numbers)}"
+        if step.kind is JobKind.AUTHORIZE:
+            floor = TrustFloor(record.role_versions, record.root_version, wall_s)
+            return Authorize(name, step.ref, self._bus, self._launcher, self._identity, self._trust_dir, floor)
+        if step.kind is JobKind.RACE:
+            return Race(name, step.ref, self._store, self._launcher, self._run_dir, self._race)
+        if step.kind is JobKind.FILES:
+            return FetchFiles(step.ref, self._bus, self._identity.device, self._store, self._next_transfer)
+        install = record.find(step.ref)
+        if install is None or install.manifest_digest is None or install.manifest_bytes is None:
+            raise Misuse(f"{step.ref} is to be fetched without a signed digest of its manifest")
+        file = FileRef(digest=install.manifest_digest, size_bytes=install.manifest_bytes)
+        return FetchManifest(step.ref, file, self._bus, self._identity.device, self._store, self._next_transfer)
+
+    def _next_transfer(self) -> int:
+        # Numbers of an earlier start of the agent must not come again soon: chunks of then may still be on their way.
+        return (int(self._boot[:4], 16) << 16 | next(self._numbers) & 0xFFFF) & 0xFFFFFFFF
+
+    def _ended(self, ref: ModelRef, outcome: Outcome | None) -> Iterator[tuple[ModelRef, Outcome]]:
+        if outcome is None:
+            return
+        kind, _ = self._jobs.pop(ref)
+        reason = outcome.error if isinstance(outcome, Failed) else "done"
+        logger.info("event=job_ended version=%s job=%s result=%s", ref, kind, reason)
+        yield ref, outcome
+
+    def _start_worker(self, step: StartWorker, now_s: float) -> WorkerDeath | None:
+        try:
+            self._workers.start(step.ref, step.candidate, now_s)
+        except (RegattaError, OSError) as err:
+            logger.error("event=worker_not_started version=%s error=%s", step.ref, err)
+            return WorkerDeath(step.ref, str(err), 0.0)
+        return None
+
+    def _collect(self, step: Collect, record: AgentRecord) -> None:
+        installs = [record.find(ref) for ref in step.keep]
+        digests = [one.manifest_digest for one in installs if one is not None and one.manifest_digest is not None]
+        freed = self._store.collect(step.keep, digests)
+        self.collected = step.keep
+        if freed:
+            logger.info("event=collected freed_bytes=%d kept=%d", freed, len(step.keep))

@@ -1,0 +1,183 @@
+"""Builds the agent: the only place where its objects are made and joined."""
+
+from __future__ import annotations
+
+import logging
+import queue
+import signal
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from random import Random
+from types import FrameType
+
+from regatta_agent.actions import Actions
+from regatta_agent.children import Launcher, ProcessLauncher
+from regatta_agent.clock import Clock, SystemClock
+from regatta_agent.config import AgentConfig
+from regatta_agent.core.facts import Limits
+from regatta_agent.courier import Courier
+from regatta_agent.desired import DesiredState
+from regatta_agent.events import INBOX_LENGTH, Event
+from regatta_agent.loop import Loop, Parts
+from regatta_agent.notify import Notifier
+from regatta_agent.outbox import Outbox
+from regatta_agent.racing import RaceSettings
+from regatta_agent.record import RecordFile
+from regatta_agent.reporter import Reporter, presence_will
+from regatta_agent.status import StateLock, StatusFile
+from regatta_agent.store import Store
+from regatta_agent.workers import WorkerPool
+from regatta_protocol import __version__, topics
+from regatta_protocol.bus import Bus, Will
+from regatta_protocol.measurement import BoardFacts
+from regatta_provisioning.identity import Identity, load_identity
+
+__all__ = ["assemble", "limits_of", "run_agent"]
+
+logger = logging.getLogger(__name__)
+
+_LONGEST_WINDOW_S = 3600.0
+
+BusMaker = Callable[["queue.Queue[Event]", Identity, Will], Bus]
+
+
+def run_agent(config: AgentConfig) -> None:
+    """Run the agent until SIGTERM or SIGINT.
+
+    Raises:
+        Misuse: when the device is not enrolled, or another agent runs on its state.
+    """
+    identity = load_identity(config.state_dir / "identity")
+    config.run_dir.mkdir(parents=True, exist_ok=True, mode=0o750)
+    lock = StateLock(config.state_dir)
+    lock.take()
+    inbox: queue.Queue[Event] = queue.Queue(INBOX_LENGTH)
+    launcher = ProcessLauncher(inbox)
+    outbox = Outbox(config.state_dir / "outbox.sqlite", identity.device, config.outbox_max_bytes)
+    try:
+        outbox.open()
+        loop = assemble(
+            config,
+            identity,
+            inbox=inbox,
+            launcher=launcher,
+            outbox=outbox,
+            make_bus=_mqtt_bus,
+            board=_board(config),
+            clock=SystemClock(),
+            rng=Random(),  # noqa: S311 - jitter, not secrets
+            boot=uuid.uuid4().hex,
+            notifier=Notifier.from_environment(),
+        )
+        with _stopping_on_signals(loop):
+            loop.run()
+    finally:
+        launcher.close()
+        outbox.close()
+        lock.release()
+
+
+def assemble(
+    config: AgentConfig,
+    identity: Identity,
+    *,
+    inbox: queue.Queue[Event],
+    launcher: Launcher,
+    outbox: Outbox,
+    make_bus: BusMaker,
+    board: BoardFacts,
+    clock: Clock,
+    rng: Random,
+    boot: str,
+    notifier: Notifier,
+) -> Loop:
+    """Return a loop over the given adapters; the scenario tests give it fakes."""
+    device = identity.device
+    bus = make_bus(inbox, identity, presence_will(device, boot, __version__))
+    store = Store(config.state_dir)
+    window_s = min(config.telemetry_period_s, _LONGEST_WINDOW_S)
+    workers = WorkerPool(config.run_dir, store, launcher, window_s)
+    trust_dir = config.state_dir / "trust"
+    trust_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
+    actions = Actions(
+        bus,
+        launcher,
+        identity,
+        store,
+        workers,
+        RaceSettings(config.sysroot, config.race_budget_s, config.race_threads),
+        trust_dir=trust_dir,
+        run_dir=config.run_dir,
+        boot=boot,
+    )
+    return Loop(
+        Parts(
+            inbox=inbox,
+            bus=bus,
+            clock=clock,
+            rng=rng,
+            limits=limits_of(config),
+            record_file=RecordFile(config.state_dir),
+            store=store,
+            workers=workers,
+            actions=actions,
+            desired=DesiredState(launcher, identity, rng, boot),
+            courier=Courier(outbox, bus, device, config.telemetry_period_s),
+            reporter=Reporter(bus, device, board, boot, __version__, config.heartbeat_period_s),
+            notifier=notifier,
+            status=StatusFile(config.run_dir, boot, clock.wall()),
+        )
+    )
+
+
+def limits_of(config: AgentConfig) -> Limits:
+    """Return the planner's bounds as the operator set them."""
+    return Limits(
+        max_attempts=config.max_attempts,
+        backoff_base_s=config.backoff_base_s,
+        backoff_cap_s=config.backoff_cap_s,
+        disk_reserve_bytes=config.disk_reserve_bytes,
+        keep_previous=config.keep_previous,
+    )
+
+
+def _mqtt_bus(inbox: queue.Queue[Event], identity: Identity, will: Will) -> Bus:
+    from regatta_protocol.mqtt import MqttBus, MqttConfig
+
+    settings = MqttConfig(
+        host=identity.broker_host,
+        port=identity.broker_port,
+        client_id=identity.device,
+        ca_path=identity.ca_path,
+        cert_path=identity.certificate_path,
+        key_path=identity.key_path,
+        filters=topics.device_filters(identity.device),
+        will=will,
+    )
+    return MqttBus(settings, inbox)
+
+
+def _board(config: AgentConfig) -> BoardFacts:
+    """Return what the board is; a probe that fails costs its facts, not the start."""
+    from regatta_runtimes.board import probe_board
+
+    try:
+        return probe_board(config.sysroot)
+    except Exception:  # the probes read whatever a board's /sys holds
+        logger.exception("event=board_unknown sysroot=%s", config.sysroot)
+        return BoardFacts()
+
+
+@contextmanager
+def _stopping_on_signals(loop: Loop) -> Iterator[None]:
+    def stop(number: int, _frame: FrameType | None) -> None:
+        # Only an attribute is set: the handler may interrupt the loop while it holds its inbox's lock.
+        loop.stopping = signal.Signals(number).name
+
+    before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,184 @@
+"""Child processes: started with bounded pipes, read by one thread each, ended for sure.
+
+Runtimes, cryptography and TUF live only in children, so that nothing they do can end the agent. A reading thread
+only puts events on the inbox. Each child leads a process group of its own; killing it kills what it started. When the
+agent itself is killed, a child sees the end of its standard input.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import queue
+import selectors
+import signal
+import subprocess
+import threading
+from collections.abc import Sequence
+from typing import IO, Protocol
+
+from regatta_agent.events import ChildEnded, ChildLine, Event
+
+__all__ = ["MAX_LINE_BYTES", "Child", "Launcher", "ProcessLauncher"]
+
+logger = logging.getLogger(__name__)
+
+MAX_LINE_BYTES = 1024 * 1024  # a verified assignment of 64 models is about 10 KB, a window 25 KB
+_MAX_ERRORS_BYTES = 4096
+_READ_BYTES = 65_536
+
+
+class Child(Protocol):
+    """A child process that was started."""
+
+    @property
+    def pid(self) -> int:
+        """The process id."""
+
+    def finish(self) -> None:
+        """Ask it to end by closing its standard input. May be called at any time."""
+
+    def kill(self) -> None:
+        """End it and all it started, now. May be called at any time."""
+
+
+class Launcher(Protocol):
+    """Starts children; their output comes as events under their name."""
+
+    def launch(self, name: str, argv: Sequence[str], stdin: bytes | None) -> Child:
+        """Start a child.
+
+        Args:
+            name: unique; it marks the child's events.
+            argv: program and arguments.
+            stdin: written to it and closed; None keeps its standard input open until `finish`.
+
+        Raises:
+            OSError: when it cannot be started.
+        """
+
+    def close(self) -> None:
+        """Kill whatever still runs and end the reading threads."""
+
+
+class ProcessLauncher:
+    """The real launcher."""
+
+    def __init__(self, inbox: queue.Queue[Event]) -> None:
+        self._inbox = inbox
+        self._closed = threading.Event()
+        self._running: dict[str, _Process] = {}
+
+    def launch(self, name: str, argv: Sequence[str], stdin: bytes | None) -> Child:
+        popen = subprocess.Popen(
+            list(argv),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            start_new_session=True,
+            close_fds=True,
+        )
+        child = _Process(name, popen, self._inbox, self._closed)
+        self._running = {key: other for key, other in self._running.items() if other.running()}
+        self._running[name] = child
+        child.begin(stdin)
+        return child
+
+    def close(self) -> None:
+        self._closed.set()
+        for child in self._running.values():
+            child.kill()
+        for child in self._running.values():
+            child.join()
+        self._running.clear()
+
+
+class _Process:
+    def __init__(
+        self, name: str, popen: subprocess.Popen[bytes], inbox: queue.Queue[Event], closed: threading.Event
+    ) -> None:
+        self._name = name
+        self._popen = popen
+        self._inbox = inbox
+        self._closed = closed
+        self._thread = threading.Thread(target=self._read, name=f"read-{name}"[:15], daemon=True)
+
+    @property
+    def pid(self) -> int:
+        return self._popen.pid
+
+    def begin(self, stdin: bytes | None) -> None:
+        self._thread.start()
+        if stdin is None:
+            return
+        # A child reads its whole input before it writes more than a pipe holds, so this cannot block for ever: a
+        # child that does not read is killed at its deadline, which breaks the pipe.
+        writer = threading.Thread(target=self._write, args=(stdin,), name=f"feed-{self._name}"[:15], daemon=True)
+        writer.start()
+
+    def finish(self) -> None:
+        with contextlib.suppress(OSError, ValueError):
+            self._stdin.close()
+
+    def kill(self) -> None:
+        if self._popen.poll() is None:
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.killpg(self._popen.pid, signal.SIGKILL)
+
+    def running(self) -> bool:
+        return self._thread.is_alive()
+
+    def join(self) -> None:
+        self._thread.join(timeout=5.0)
+
+    @property
+    def _stdin(self) -> IO[bytes]:
+        assert self._popen.stdin is not None
+        return self._popen.stdin
+
+    def _write(self, data: bytes) -> None:
+        with contextlib.suppress(OSError, ValueError):
+            self._stdin.write(data)
+        self.finish()
+
+    def _read(self) -> None:
+        stdout, stderr = self._popen.stdout, self._popen.stderr
+        assert stdout is not None and stderr is not None
+        line, errors = b"", b""
+        with selectors.DefaultSelector() as selector:
+            for pipe in (stdout, stderr):
+                selector.register(pipe, selectors.EVENT_READ)
+            while selector.get_map():
+                for key, _ in selector.select():
+                    data = os.read(key.fd, _READ_BYTES)
+                    if not data:
+                        selector.unregister(key.fileobj)
+                    elif key.fileobj is stderr:
+                        errors = (errors + data)[-_MAX_ERRORS_BYTES:]
+                    else:
+                        line = self._split(line + data)
+        if line:
+            self._put(ChildLine(self._name, line))
+        status = self._popen.wait()
+        stdout.close()
+        stderr.close()
+        self.finish()
+        self._put(ChildEnded(self._name, status, errors.decode(errors="replace")))
+
+    def _split(self, data: bytes) -> bytes:
+        *lines, rest = data.split(b"\n")
+        for line in lines:
+            self._put(ChildLine(self._name, line))
+        if len(rest) > MAX_LINE_BYTES:
+            logger.error("event=child_killed child=%s reason=line_over_%d_bytes", self._name, MAX_LINE_BYTES)
+            self.kill()
+            return b""
+        return rest
+
+    def _put(self, event: Event) -> None:
+        """Wait for room in the inbox; the pipe fills meanwhile, which slows the child down and loses nothing."""
+        while not self._closed.is_set():
+            with contextlib.suppress(queue.Full):
+                self._inbox.put(event, timeout=0.5)
+                return

@@ -1,0 +1,57 @@
+"""`regatta-agent enroll`: make this device's key, have it certified by the fleet, and pin the fleet's root."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from regatta_agent.cli.options import as_json, folder_options, print_json
+
+__all__ = ["enroll"]
+
+
+@click.command()
+@click.argument("token")
+@click.option("--device", "device_text", help="The id to take; otherwise the token's or one that the fleet gives.")
+@click.option("--force", is_flag=True, help="Replace the identity that this device has.")
+@click.option("--timeout", "timeout_s", type=click.FloatRange(min=1), default=30.0, show_default=True, help="Seconds.")
+@folder_options
+@as_json
+def enroll(
+    token: str,
+    device_text: str | None,
+    force: bool,
+    timeout_s: float,
+    config_path: Path | None,
+    state_dir: Path | None,
+    run_dir: Path | None,
+    json_output: bool,
+) -> None:
+    """Join a fleet with a one-time TOKEN from `regatta device token`. The private key never leaves this device.
+
+    \b
+    Examples:
+      regatta-agent enroll rgt1.eyJ1cmwiOi…
+      regatta-agent enroll TOKEN --device kitchen-pi --state-dir ./state
+    """
+    from regatta_agent.config import load_config
+    from regatta_protocol.ids import parse_device_id
+    from regatta_provisioning.enroll import enroll as join
+    from regatta_runtimes.board import probe_board
+
+    config = load_config(config_path, {"state_dir": state_dir, "run_dir": run_dir})
+    device = parse_device_id(device_text) if device_text else None
+    config.state_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
+    identity = join(
+        token,
+        config.state_dir / "identity",
+        device=device,
+        board=probe_board(config.sysroot),
+        timeout_s=timeout_s,
+        force=force,
+    )
+    if json_output:
+        print_json({"fleet": identity.fleet, "device": identity.device, "api_url": identity.api_url})
+        return
+    click.echo(f"enrolled as {identity.device} in the fleet {identity.fleet}; start it with `regatta-agent run`")

@@ -1,0 +1,87 @@
+"""What an operator may set, in `/etc/regatta/agent.toml`; every key has a default, and an unknown key is an error.
+
+Command-line flags and the variables REGATTA_STATE_DIR and REGATTA_RUN_DIR come before the file.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from regatta_protocol.durable import read_bounded
+from regatta_protocol.errors import Misuse
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+__all__ = ["DEFAULT_CONFIG_PATH", "AgentConfig", "load_config"]
+
+DEFAULT_CONFIG_PATH = Path("/etc/regatta/agent.toml")
+_MAX_CONFIG_BYTES = 65_536
+
+
+class AgentConfig(BaseModel):
+    """The agent's settings. Times are seconds."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    state_dir: Path = Path("/var/lib/regatta-agent")
+    run_dir: Path = Path("/run/regatta-agent")
+    sysroot: Path = Path("/")  # where /proc, /sys and /dev are looked for; a fake tree stands for a board in tests
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    telemetry_period_s: float = Field(default=5.0, gt=0, le=86_400)  # length of a window, and between batches
+    heartbeat_period_s: float = Field(default=1800.0, gt=0, le=86_400)  # a report is repeated after so long
+    max_attempts: int = Field(default=8, ge=1, le=100)  # per version
+    backoff_base_s: float = Field(default=2.0, gt=0, le=3600)
+    backoff_cap_s: float = Field(default=300.0, gt=0, le=3600)
+    race_budget_s: float = Field(default=20.0, gt=0, le=3600)
+    race_threads: tuple[int, ...] | None = Field(default=None, max_length=8)  # None: 1, 2, 4 up to the cores
+    disk_reserve_bytes: int = Field(default=16 * 1024 * 1024, ge=0)  # left free when models are downloaded
+    outbox_max_bytes: int = Field(default=8 * 1024 * 1024, ge=65_536)  # telemetry kept while offline
+    keep_previous: int = Field(default=1, ge=0, le=16)  # versions kept beside the running one
+
+
+def load_config(path: Path | None, overrides: Mapping[str, Any] | None = None) -> AgentConfig:
+    """Return the settings of the file, with the environment's and then `overrides` before it.
+
+    Args:
+        path: None takes /etc/regatta/agent.toml where it exists.
+        overrides: fields given on the command line; those that are None count as not given.
+
+    Raises:
+        Misuse: when the file cannot be read, or a key is unknown or wrong; the text names file and key.
+    """
+    source = path or DEFAULT_CONFIG_PATH
+    settings: dict[str, Any] = {}
+    if path is not None or DEFAULT_CONFIG_PATH.exists():
+        settings = _read_toml(source)
+    for key, variable in (("state_dir", "REGATTA_STATE_DIR"), ("run_dir", "REGATTA_RUN_DIR")):
+        if os.environ.get(variable):
+            settings[key] = os.environ[variable]
+    settings.update({key: value for key, value in (overrides or {}).items() if value is not None})
+    try:
+        return AgentConfig.model_validate(settings)
+    except ValidationError as err:
+        first = err.errors(include_url=False, include_input=False)[0]
+        key = ".".join(str(part) for part in first["loc"])
+        if first["type"] == "extra_forbidden":
+            known = ", ".join(sorted(AgentConfig.model_fields))
+            raise Misuse(f"{source}: there is no key {key!r}; the keys are {known}") from err
+        raise Misuse(f"{source}: key {key!r}: {first['msg']}") from err
+
+
+def _read_toml(path: Path) -> dict[str, Any]:
+    try:
+        text = read_bounded(path, _MAX_CONFIG_BYTES).decode()
+        return tomllib.loads(text)
+    except OSError as err:
+        raise Misuse(f"{path} cannot be read: {err.strerror}") from err
+    except (UnicodeDecodeError, tomllib.TOMLDecodeError) as err:
+        raise Misuse(f"{path} is not TOML: {err}") from err

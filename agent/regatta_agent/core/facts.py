@@ -1,0 +1,156 @@
+"""What the planner is told about the world, and the steps with which it answers.
+
+Facts are looked up by the loop at each turn; steps are carried out by actions.py. Neither holds anything that acts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Any
+
+from regatta_agent.core.states import Event
+from regatta_protocol.enums import StrEnum
+from regatta_protocol.ids import Digest, ModelName, ModelRef
+
+__all__ = [
+    "Advance",
+    "Begin",
+    "Cancel",
+    "Collect",
+    "Facts",
+    "JobKind",
+    "Limits",
+    "Point",
+    "Revise",
+    "StartWorker",
+    "Step",
+    "StopWorker",
+    "StoredVersion",
+    "Unpoint",
+    "WorkerFacts",
+]
+
+
+class JobKind(StrEnum):
+    """What may be going on for a version, besides its worker."""
+
+    AUTHORIZE = "authorize"  # ask for the signed metadata and verify it
+    MANIFEST = "manifest"  # fetch the manifest
+    FILES = "files"  # fetch what is missing
+    RACE = "race"
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Bounds of patience and space. Times in seconds."""
+
+    max_attempts: int = 8
+    backoff_base_s: float = 2.0
+    backoff_cap_s: float = 300.0
+    space_backoff_cap_s: float = 3600.0  # a full disk is tried again at most once an hour, unless space appears
+    trial_deaths: int = 2  # a worker that dies this often before its trial is over fails it
+    failover_deaths: int = 3  # then the next best candidate serves
+    disk_reserve_bytes: int = 16 * 1024 * 1024  # left free for logs, the outbox and the record
+    keep_previous: int = 1  # retired versions of a wanted model that stay on disk
+
+
+@dataclass(frozen=True)
+class WorkerFacts:
+    """A worker process that was started and has not ended."""
+
+    candidate: str
+    ready: bool
+    ready_for_s: float  # since it was ready, on a monotonic clock
+    socket: str
+    stopping: bool = False
+    requests: int = 0  # served since it was ready
+    errors: int = 0
+
+
+@dataclass(frozen=True)
+class StoredVersion:
+    """What lies on disk of a version whose manifest is there."""
+
+    manifest_digest: Digest
+    missing: int  # files
+    missing_bytes: int  # still to be fetched; what is kept of unfinished files is taken off
+
+
+@dataclass(frozen=True)
+class Facts:
+    """The world at one moment."""
+
+    now_s: float  # seconds since 1970, never below the record's floor
+    online: bool
+    free_bytes: int
+    stored: Mapping[ModelRef, StoredVersion] = field(default_factory=lambda: MappingProxyType({}))
+    jobs: Mapping[ModelRef, JobKind] = field(default_factory=lambda: MappingProxyType({}))
+    workers: Mapping[ModelRef, WorkerFacts] = field(default_factory=lambda: MappingProxyType({}))
+    links: Mapping[ModelName, str] = field(default_factory=lambda: MappingProxyType({}))  # the socket that serves
+    collected: frozenset[ModelRef] | None = None  # what the last collection kept
+
+
+@dataclass(frozen=True)
+class Advance:
+    """Record that `event` happened to `ref`."""
+
+    ref: ModelRef
+    event: Event
+    changes: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Revise:
+    """Record changed fields of `ref`; its state stays."""
+
+    ref: ModelRef
+    changes: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Begin:
+    ref: ModelRef
+    kind: JobKind
+
+
+@dataclass(frozen=True)
+class Cancel:
+    ref: ModelRef
+
+
+@dataclass(frozen=True)
+class StartWorker:
+    ref: ModelRef
+    candidate: str
+
+
+@dataclass(frozen=True)
+class StopWorker:
+    ref: ModelRef
+
+
+@dataclass(frozen=True)
+class Point:
+    """Let the model's socket lead to this version's worker, in one rename."""
+
+    ref: ModelRef
+    socket: str
+
+
+@dataclass(frozen=True)
+class Unpoint:
+    """Take the model's socket away."""
+
+    name: ModelName
+
+
+@dataclass(frozen=True)
+class Collect:
+    """Delete every version and file that `keep` does not need."""
+
+    keep: frozenset[ModelRef]
+
+
+Step = Advance | Revise | Begin | Cancel | StartWorker | StopWorker | Point | Unpoint | Collect

@@ -1,0 +1,60 @@
+"""The verdict on a new version: does it keep its accuracy, stay alive, and answer without errors?
+
+Pure. A version that loses too much accuracy in its race is refused before it answers a single request.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from regatta_agent.core.facts import WorkerFacts
+from regatta_agent.core.installs import Install
+
+__all__ = ["Verdict", "judge_accuracy", "judge_trial"]
+
+_MIN_TRIAL_REQUESTS = 20  # below that, a share of errors says little
+_MAX_TRIAL_ERROR_SHARE = 0.5
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """`passed` is None while nothing can be said yet."""
+
+    passed: bool | None
+    reason: str
+
+
+def judge_accuracy(install: Install, replaced: Install | None) -> Verdict:
+    """Return whether `install` may take the place of `replaced`, by what the races on this board measured.
+
+    A version that passed its trial here before is not judged again: it is wanted back for a reason of its own.
+    """
+    if install.committed_at is not None:
+        return Verdict(True, "it served here before")
+    if replaced is None:
+        return Verdict(True, "there is no version to compare with")
+    new = install.race.accuracy if install.race is not None else None
+    old = replaced.race.accuracy if replaced.race is not None else None
+    if new is None or old is None or install.race is None:
+        return Verdict(True, "no labelled evaluation set to compare on")
+    drop, allowed = old.value - new.value, install.race.max_trial_accuracy_drop
+    if drop <= allowed:
+        return Verdict(True, f"accuracy {new.value:.2f} beside {replaced.ref}'s {old.value:.2f}")
+    return Verdict(
+        False,
+        f"accuracy {new.value:.2f} is {_points(drop)} points below {replaced.ref}'s {old.value:.2f}; "
+        f"allowed {_points(allowed)}",
+    )
+
+
+def judge_trial(install: Install, worker: WorkerFacts) -> Verdict:
+    """Return whether the trial is over, and how."""
+    if worker.requests >= _MIN_TRIAL_REQUESTS and worker.errors > _MAX_TRIAL_ERROR_SHARE * worker.requests:
+        return Verdict(False, f"{worker.errors} of {worker.requests} requests failed on trial")
+    if worker.ready and worker.ready_for_s >= install.trial_s:
+        return Verdict(True, f"served {install.trial_s:g} s on trial")
+    return Verdict(None, f"on trial for {install.trial_s:g} s")
+
+
+def _points(share: float) -> str:
+    return f"{share * 100:.1f}".removesuffix(".0")

@@ -1,0 +1,140 @@
+"""What the agent remembers: every version it knows of, where each stands, and what the fleet last asked for.
+
+Pure data; record.py keeps it on disk. The models are frozen: a change makes a new record, which is persisted before
+anything is done about it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from pydantic import Field
+
+from regatta_agent.core.states import Event, next_state
+from regatta_protocol.ids import DigestField, ModelName, ModelNameField, ModelRef
+from regatta_protocol.measurement import Accuracy, Latency, Power
+from regatta_protocol.messages import Assignment, InstallState, SignedAssignment
+from regatta_protocol.wire import Wire
+
+__all__ = ["AgentRecord", "Install", "RaceSummary"]
+
+_MAX_INSTALLS = 16  # remembered per model; the oldest settled ones are forgotten first
+
+
+class RaceSummary(Wire):
+    """What a race decided, without every candidate's figures (those lie in races/)."""
+
+    placement: str
+    ranked: tuple[str, ...] = ()  # sound candidates, best first, the winner included: who takes over from whom
+    accuracy: Accuracy | None = None
+    latency: Latency | None = None
+    power: Power | None = None
+    max_trial_accuracy_drop: float = 0.05
+
+
+class Install(Wire):
+    """One version of one model on this device."""
+
+    name: ModelNameField
+    version: int = Field(ge=1)
+    state: InstallState = InstallState.ASSIGNED
+    rollout: str | None = None
+    trial_s: float = 5.0
+    attempt: int = Field(default=0, ge=0)  # failures since it was assigned; bounded
+    waits: int = Field(default=0, ge=0)  # for space or an answer, since it was assigned: no failures, so not bounded
+    reason: str | None = None
+    not_before: float | None = None  # seconds since 1970: do not try again earlier
+    manifest_digest: DigestField | None = None  # from the signed metadata
+    manifest_bytes: int | None = None
+    bad_digests: tuple[DigestField, ...] = ()  # files that arrived with another digest, once per time
+    race: RaceSummary | None = None
+    measured: Accuracy | None = None  # the best that any candidate reached in the last race, placed or not
+    deaths: int = Field(default=0, ge=0)  # of its worker, in a row
+    placement: str | None = None  # the candidate that serves; the race's winner until it fails over
+    committed_at: float | None = None  # when it passed its trial, first or last
+
+    @property
+    def ref(self) -> ModelRef:
+        return ModelRef(self.name, self.version)
+
+
+class AgentRecord(Wire):
+    """The state of the agent. `schema_version` grows when an older agent could not read it."""
+
+    schema_version: int = 1
+    device: str = ""
+    generation: int = Field(default=0, ge=0)
+    signed: SignedAssignment | None = None  # as received, for the record
+    assignment: Assignment | None = None  # its verified content
+    installs: dict[ModelNameField, tuple[Install, ...]] = Field(default_factory=dict)
+    role_versions: dict[str, int] = Field(default_factory=dict)  # high-water mark of the signed metadata's roles
+    root_version: int = Field(default=1, ge=1)  # of the metadata's root: what to ask the fleet for next
+    time_floor: float = 0.0  # the latest time ever known for sure; boards have no clock battery
+    report_sequence: int = Field(default=0, ge=0)
+    bytes_received: int = Field(default=0, ge=0)
+
+    def all(self) -> Iterator[Install]:
+        """Yield every install, model by model, in the order they were first assigned."""
+        for installs in self.installs.values():
+            yield from installs
+
+    def find(self, ref: ModelRef) -> Install | None:
+        """Return the install, or None when nothing is known of it."""
+        return next((install for install in self.installs.get(ref.name, ()) if install.version == ref.version), None)
+
+    def in_state(self, name: ModelName, *states: InstallState) -> Install | None:
+        """Return the last install of the model in one of the states."""
+        found = [install for install in self.installs.get(name, ()) if install.state in states]
+        return found[-1] if found else None
+
+    def serving(self, name: ModelName) -> Install | None:
+        """Return the version that shall answer requests: the one on trial, else the committed one."""
+        return self.in_state(name, InstallState.ON_TRIAL) or self.in_state(name, InstallState.COMMITTED)
+
+    def replaced(self, install: Install) -> Install | None:
+        """Return the committed version that `install` would replace."""
+        committed = self.in_state(install.name, InstallState.COMMITTED)
+        return committed if committed is not None and committed.version != install.version else None
+
+    def desired_version(self, name: ModelName) -> int | None:
+        """Return the version that the fleet wants, or None when it does not want the model."""
+        if self.assignment is None or name not in self.assignment.models:
+            return None
+        return self.assignment.models[name].version
+
+    def with_install(self, install: Install) -> AgentRecord:
+        """Return the record with `install` added or put in place of what was known of that version."""
+        known = self.installs.get(install.name, ())
+        if any(other.version == install.version for other in known):
+            installs = tuple(install if other.version == install.version else other for other in known)
+        else:
+            installs = (*known, install)
+        while len(installs) > _MAX_INSTALLS:
+            forgotten = next((one for one in installs if one.state in _FORGETTABLE), None)
+            if forgotten is None:
+                break
+            installs = tuple(one for one in installs if one is not forgotten)
+        return self.model_copy(update={"installs": {**self.installs, install.name: installs}})
+
+    def advanced(self, ref: ModelRef, event: Event, **changes: Any) -> AgentRecord:  # noqa: ANN401 - fields of Install
+        """Return the record after `event` happened to `ref`, with `changes` of its other fields.
+
+        A step forward clears the reason and the wait unless `changes` give them.
+
+        Raises:
+            Misuse: when the table of states has no such step; this record is unchanged.
+        """
+        install = self.find(ref)
+        state = next_state(install.state if install is not None else InstallState.RETIRED, event)
+        install = install or Install(name=ref.name, version=ref.version)
+        update: Mapping[str, Any] = {"state": state, "reason": None, "not_before": None, **changes}
+        return self.with_install(install.model_copy(update=update))
+
+    def changed(self, ref: ModelRef, **changes: Any) -> AgentRecord:  # noqa: ANN401 - fields of Install
+        """Return the record with fields of `ref` changed and its state kept; an unknown `ref` changes nothing."""
+        install = self.find(ref)
+        return self if install is None else self.with_install(install.model_copy(update=changes))
+
+
+_FORGETTABLE = (InstallState.FAILED, InstallState.ROLLED_BACK, InstallState.RETIRED)

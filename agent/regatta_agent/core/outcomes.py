@@ -1,0 +1,188 @@
+"""What happened, written into the record: from a record and an outcome to the next record.
+
+Pure. The loop persists the result before it acts on it. Failures are bounded here: each costs an attempt and a wait
+with full jitter, and the last one, or one that no retry can cure, fails the version.
+"""
+
+from __future__ import annotations
+
+from random import Random
+
+from regatta_agent.core.facts import Limits
+from regatta_agent.core.installs import AgentRecord, Install, RaceSummary
+from regatta_agent.core.states import Event
+from regatta_agent.errors import Unanswered, WrongBlob
+from regatta_protocol.errors import RegattaError, Rejected, StorageFull, Untrusted
+from regatta_protocol.ids import Digest, ModelRef
+from regatta_protocol.manifest import Policy
+from regatta_protocol.measurement import CandidateResult, Outcome, RaceReport
+from regatta_protocol.messages import Assignment, InstallState, SignedAssignment
+
+__all__ = ["authorized", "failed", "manifest_stored", "raced", "recovered", "take_up", "worker_died"]
+
+_S = InstallState
+_LONG_LIFE_S = 300.0  # a worker that lived that long died for the first time
+
+
+def take_up(record: AgentRecord, signed: SignedAssignment, assignment: Assignment) -> AgentRecord:
+    """Return the record with a newer assignment; an older or equal generation changes nothing."""
+    if record.assignment is not None and assignment.generation <= record.generation:
+        return record
+    return record.model_copy(
+        update={
+            "generation": assignment.generation,
+            "signed": signed,
+            "assignment": assignment,
+            "time_floor": max(record.time_floor, assignment.issued_at),
+        }
+    )
+
+
+def authorized(
+    record: AgentRecord, ref: ModelRef, digest: Digest, size_bytes: int, role_versions: dict[str, int]
+) -> AgentRecord:
+    """Return the record with the manifest's digest from the signed metadata, and a risen high-water mark."""
+    raised = {**record.role_versions}
+    for role, version in role_versions.items():
+        raised[role] = max(version, raised.get(role, 0))
+    record = record.model_copy(update={"role_versions": raised})
+    install = record.find(ref)
+    if install is None or install.state is not _S.ASSIGNED:
+        return record
+    return record.advanced(ref, Event.AUTHORIZED, manifest_digest=digest, manifest_bytes=size_bytes)
+
+
+def manifest_stored(record: AgentRecord, ref: ModelRef) -> AgentRecord:
+    """Return the record with the manifest on disk."""
+    install = record.find(ref)
+    known = install is not None and install.state is _S.AUTHORIZED
+    return record.advanced(ref, Event.MANIFEST_STORED) if known else record
+
+
+def raced(record: AgentRecord, report: RaceReport, ref: ModelRef, policy: Policy) -> AgentRecord:
+    """Return the record with the race's winner, or with the version failed for want of one."""
+    install = record.find(ref)
+    if install is None or install.state is not _S.RACING:
+        return record
+    winner = report.placed()
+    measured = max((one.accuracy for one in report.candidates if one.accuracy), key=lambda a: a.value, default=None)
+    if winner is None:
+        reason = f"no candidate can serve it here: {report.reason}"
+        return record.advanced(ref, Event.GAVE_UP, reason=reason, measured=measured)
+    summary = RaceSummary(
+        placement=winner.id,
+        ranked=(winner.id, *(one.id for one in _sound(report) if one.id != winner.id)),
+        accuracy=winner.accuracy,
+        latency=winner.latency,
+        power=winner.power,
+        max_trial_accuracy_drop=policy.max_trial_accuracy_drop,
+    )
+    return record.advanced(ref, Event.PLACEMENT_FOUND, race=summary, measured=measured, placement=winner.id, deaths=0)
+
+
+def failed(
+    record: AgentRecord, ref: ModelRef, error: RegattaError, now_s: float, rng: Random, limits: Limits
+) -> AgentRecord:
+    """Return the record after the job of `ref` failed: a later try, or the end.
+
+    - StorageFull waits for space and Unanswered for the fleet: no fault of the version, so it costs no attempt.
+    - A file with a wrong digest is fetched once more, then the version fails.
+    - Untrusted metadata may be stale, so it is asked for again, within the attempts.
+    - Anything else that is Rejected fails the version at once.
+    """
+    install = record.find(ref)
+    if install is None:
+        return record
+    again = Event.INTERRUPTED if install.state is _S.RACING else None
+    if isinstance(error, StorageFull | Unanswered):
+        cap_s = limits.space_backoff_cap_s if isinstance(error, StorageFull) else limits.backoff_cap_s
+        wait_s = _jittered(rng, limits.backoff_base_s, cap_s, install.waits)
+        return _later(record, install, again, str(error), now_s + wait_s, waits=install.waits + 1)
+    attempt = install.attempt + 1
+    if isinstance(error, WrongBlob) and error.digest not in install.bad_digests:
+        reason = f"{error}; it is fetched once more"
+        return _later(
+            record, install, again, reason, None, attempt=attempt, bad_digests=(*install.bad_digests, error.digest)
+        )
+    final = isinstance(error, Rejected) and not isinstance(error, Untrusted)
+    if final or attempt >= limits.max_attempts:
+        reason = str(error) if final else f"{error}; given up after {attempt} attempts"
+        return _ended(record, install, reason, attempt)
+    wait_s = _jittered(rng, limits.backoff_base_s, limits.backoff_cap_s, install.attempt)
+    reason = f"attempt {attempt} of {limits.max_attempts}: {error}; next in {wait_s:.0f} s"
+    return _later(record, install, again, reason, now_s + wait_s, attempt=attempt)
+
+
+def worker_died(
+    record: AgentRecord, ref: ModelRef, why: str, lived_s: float, now_s: float, rng: Random, limits: Limits
+) -> AgentRecord:
+    """Return the record after a serving worker ended unasked: start it again, go back, or take the next candidate."""
+    install = record.find(ref)
+    if install is None or install.state not in (_S.PLACED, _S.ON_TRIAL, _S.COMMITTED):
+        return record
+    deaths = 1 if lived_s > _LONG_LIFE_S else install.deaths + 1
+    if install.state is not _S.COMMITTED:
+        if deaths >= limits.trial_deaths:
+            reason = f"its worker ended {deaths} times on trial: {why}"
+            return record.advanced(ref, Event.TRIAL_FAILED, reason=reason, deaths=deaths)
+        again = Event.INTERRUPTED if install.state is _S.ON_TRIAL else None
+        return _later(record, install, again, f"its worker ended on trial: {why}", None, deaths=deaths)
+    following = _next_candidate(install)
+    if deaths >= limits.failover_deaths and following is not None:
+        reason = f"{install.placement} ended {deaths} times ({why}): {following} takes over"
+        return record.advanced(ref, Event.FAILED_OVER, reason=reason, placement=following, deaths=0)
+    wait_s = 0.0 if deaths == 1 else _jittered(rng, 0.5, 60.0, deaths)
+    reason = f"its worker ended ({why}); it starts again in {wait_s:.0f} s"
+    return record.changed(ref, reason=reason, not_before=now_s + wait_s, deaths=deaths)
+
+
+def recovered(record: AgentRecord, limits: Limits) -> AgentRecord:
+    """Return the record as it stands after a start: what was in the middle of a child's work is done again."""
+    for install in list(record.all()):
+        if install.state not in (_S.RACING, _S.ON_TRIAL):
+            continue
+        attempt = install.attempt + 1
+        if attempt >= limits.max_attempts:
+            reason = f"the agent ended {attempt} times while it was {install.state}"
+            record = _ended(record, install, reason, attempt)
+        else:
+            reason = f"the agent was started again while it was {install.state}"
+            record = record.advanced(install.ref, Event.INTERRUPTED, reason=reason, attempt=attempt)
+    return record
+
+
+def _later(
+    record: AgentRecord,
+    install: Install,
+    event: Event | None,
+    reason: str,
+    not_before: float | None,
+    **changes: int | tuple[Digest, ...],
+) -> AgentRecord:
+    if event is None:
+        return record.changed(install.ref, reason=reason, not_before=not_before, **changes)
+    return record.advanced(install.ref, event, reason=reason, not_before=not_before, **changes)
+
+
+def _ended(record: AgentRecord, install: Install, reason: str, attempt: int) -> AgentRecord:
+    event = Event.TRIAL_FAILED if install.state is _S.ON_TRIAL else Event.GAVE_UP
+    return record.advanced(install.ref, event, reason=reason, attempt=attempt)
+
+
+def _jittered(rng: Random, base_s: float, cap_s: float, tries: int) -> float:
+    """Return a wait in [0, min(cap, base · 2^tries)): full jitter (AWS Architecture Blog, 2015)."""
+    return rng.uniform(0.0, min(cap_s, base_s * 2.0 ** min(tries, 30)))
+
+
+def _next_candidate(install: Install) -> str | None:
+    ranked = install.race.ranked if install.race is not None else ()
+    others = [one for one in ranked if one != install.placement]
+    if install.placement not in ranked or not others:
+        return others[0] if others else None
+    return ranked[(ranked.index(install.placement) + 1) % len(ranked)]
+
+
+def _sound(report: RaceReport) -> list[CandidateResult]:
+    """Return the candidates that may serve, fastest first."""
+    sound = [one for one in report.candidates if one.outcome in (Outcome.MEASURED, Outcome.DROPPED) and one.latency]
+    return sorted(sound, key=lambda one: one.latency.p50_us if one.latency is not None else 0.0)

@@ -1,0 +1,265 @@
+"""From what is remembered and what is the case to what to do next: `plan(record, facts)`.
+
+Pure, and called at every turn of the loop. The loop records all `Advance` and `Revise` steps durably and plans
+again; only when there are none left does it carry out the others. Invariants (tests/unit/agent/test_planner.py):
+
+- it converges: with unchanged facts, recorded steps run out;
+- the newest generation rules: what it does not want is withdrawn, whatever was in progress;
+- the committed version keeps its worker and socket until another is committed or nobody wants the model;
+- a version that failed or was rolled back is not tried again, unless another rollout asks for it.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from regatta_agent.core.facts import (
+    Advance,
+    Begin,
+    Cancel,
+    Collect,
+    Facts,
+    JobKind,
+    Limits,
+    Point,
+    Revise,
+    StartWorker,
+    Step,
+    StopWorker,
+    Unpoint,
+)
+from regatta_agent.core.health import judge_accuracy, judge_trial
+from regatta_agent.core.installs import AgentRecord, Install
+from regatta_agent.core.states import IN_PROGRESS, Event
+from regatta_protocol.ids import ModelName, ModelRef
+from regatta_protocol.messages import DesiredModel, InstallState
+
+__all__ = ["plan", "wake_at"]
+
+_S = InstallState
+
+_JOBS = {
+    _S.ASSIGNED: JobKind.AUTHORIZE,
+    _S.AUTHORIZED: JobKind.MANIFEST,
+    _S.DOWNLOADING: JobKind.FILES,
+    _S.RACING: JobKind.RACE,
+}
+_WITH_WORKER = (_S.PLACED, _S.ON_TRIAL, _S.COMMITTED)
+_NEW_START: dict[str, Any] = {"attempt": 0, "waits": 0, "deaths": 0, "bad_digests": ()}
+
+
+def plan(record: AgentRecord, facts: Facts, limits: Limits) -> list[Step]:
+    """Return the steps to take now, in order."""
+    steps: list[Step] = []
+    desired = record.assignment.models if record.assignment is not None else {}
+    for name in sorted({*record.installs, *desired}):
+        steps += _want(record, facts, name, desired.get(name))
+    begun: set[JobKind] = set()
+    for install in record.all():
+        for step in _pursue(record, facts, limits, install):
+            if isinstance(step, Begin) and step.kind in begun:
+                continue  # one of a kind at a time; the next plan says what it waits for
+            if isinstance(step, Begin):
+                begun.add(step.kind)
+            steps.append(step)
+    if any(isinstance(step, Advance | Revise) for step in steps):
+        return steps
+    steps += _cancel(record, facts)
+    steps += _switch(record, facts)
+    return steps + _collect(record, facts, limits)
+
+
+def wake_at(record: AgentRecord, facts: Facts) -> float | None:
+    """Return when (seconds since 1970) a wait or a trial ends next, or None."""
+    times = [install.not_before for install in record.all() if _due_later(install, facts)]
+    for install in record.all():
+        worker = facts.workers.get(install.ref)
+        if install.state is _S.ON_TRIAL and worker is not None:
+            times.append(facts.now_s + max(0.0, install.trial_s - worker.ready_for_s))
+    return min((time for time in times if time is not None), default=None)
+
+
+def _want(record: AgentRecord, facts: Facts, name: ModelName, wanted: DesiredModel | None) -> list[Step]:
+    """Withdraw what is not wanted, and take up what is."""
+    steps: list[Step] = []
+    version = wanted.version if wanted is not None else None
+    why = f"generation {record.generation} wants {name}:{version}" if wanted else "no longer wanted"
+    replaced_by = next(
+        (i.version for i in record.installs.get(name, ()) if i.state is _S.COMMITTED and i.version == version), None
+    )
+    for install in record.installs.get(name, ()):
+        obsolete = install.state in IN_PROGRESS or (
+            install.state is _S.COMMITTED and (wanted is None or replaced_by is not None)
+        )
+        if install.version != version and obsolete:
+            steps.append(Advance(install.ref, Event.WITHDRAWN, {"reason": why}))
+    if wanted is None:
+        return steps
+    ref = ModelRef(name, wanted.version)
+    known = record.find(ref)
+    changes = {"rollout": wanted.rollout, "trial_s": wanted.trial_s}
+    if known is None:
+        steps.append(Advance(ref, Event.REASSIGNED, changes))
+    elif known.state is _S.RETIRED:
+        event = Event.RESTORED if _complete(facts, known) and known.race is not None else Event.REASSIGNED
+        steps.append(Advance(ref, event, {**_NEW_START, **changes}))
+    elif known.state in (_S.FAILED, _S.ROLLED_BACK):
+        if known.rollout != wanted.rollout:
+            steps.append(Advance(ref, Event.REASSIGNED, {**_NEW_START, **changes}))
+    elif (known.rollout, known.trial_s) != (wanted.rollout, wanted.trial_s):
+        steps.append(Revise(ref, changes))
+    return steps
+
+
+def _pursue(record: AgentRecord, facts: Facts, limits: Limits, install: Install) -> list[Step]:
+    """Bring one version a step further."""
+    if install.version != record.desired_version(install.name) and install.state in IN_PROGRESS:
+        return []  # withdrawn in this plan
+    if install.state in _WITH_WORKER:
+        return _serve(record, facts, install)
+    kind = _JOBS.get(install.state)
+    if install.state is _S.VERIFIED:
+        return _start_race(facts, install)
+    if kind is None or facts.jobs.get(install.ref) is not None or _due_later(install, facts):
+        return []
+    if (step := _skip(facts, install)) is not None:
+        return [step]
+    if (obstacle := _obstacle(facts, limits, install, kind)) is not None:
+        told = (install.reason or "").partition(",")[0] == obstacle.partition(",")[0]
+        return [] if told else _because(install, obstacle)  # free space changes all the time; that is no news
+    return _because(install, None) or [Begin(install.ref, kind)]
+
+
+def _skip(facts: Facts, install: Install) -> Step | None:
+    """Return the step that needs no work, because the disk has what it would bring."""
+    stored = facts.stored.get(install.ref)
+    if install.state is _S.AUTHORIZED and stored is not None and stored.manifest_digest == install.manifest_digest:
+        return Advance(install.ref, Event.MANIFEST_STORED)
+    if install.state is _S.DOWNLOADING:
+        if stored is None:
+            return Advance(install.ref, Event.FILES_LOST, {"reason": "its manifest is gone from the disk"})
+        if stored.missing == 0:
+            return Advance(install.ref, Event.FILES_STORED)
+    return None
+
+
+def _obstacle(facts: Facts, limits: Limits, install: Install, kind: JobKind) -> str | None:
+    """Return in words what stands in the way of starting `kind`, or None."""
+    running = next((ref for ref, other in facts.jobs.items() if other is kind), None)
+    if running is not None:
+        return f"waiting: {running} is first ({kind})"
+    if kind is JobKind.RACE:
+        return None
+    if not facts.online:
+        return "offline: it goes on when the broker can be reached"
+    stored = facts.stored.get(install.ref)
+    if kind is JobKind.FILES and stored is not None:
+        needs = stored.missing_bytes + limits.disk_reserve_bytes
+        if facts.free_bytes < needs:
+            return (
+                f"needs {_megabytes(stored.missing_bytes)} MB and {_megabytes(limits.disk_reserve_bytes)} MB reserve, "
+                f"{_megabytes(facts.free_bytes)} MB free: free some space and it goes on"
+            )
+    return None
+
+
+def _start_race(facts: Facts, install: Install) -> list[Step]:
+    if _due_later(install, facts):
+        return []
+    if not _complete(facts, install):
+        return [Advance(install.ref, Event.FILES_LOST, {"reason": "a file is gone from the disk"})]
+    return [Advance(install.ref, Event.RACE_STARTED, {"attempt": install.attempt})]
+
+
+def _serve(record: AgentRecord, facts: Facts, install: Install) -> list[Step]:
+    """Keep the worker of a placed, tried or committed version going, and judge it."""
+    worker = facts.workers.get(install.ref)
+    if install.state is not _S.COMMITTED:
+        verdict = judge_accuracy(install, record.replaced(install))
+        if verdict.passed is False:
+            return [Advance(install.ref, Event.TRIAL_FAILED, {"reason": verdict.reason})]
+    if worker is None or install.placement is None:
+        return _start_worker(facts, install)
+    if worker.stopping or worker.candidate != install.placement or not worker.ready:
+        return []
+    if install.state is _S.PLACED:
+        return [Advance(install.ref, Event.WORKER_READY)]
+    if install.state is _S.ON_TRIAL:
+        verdict = judge_trial(install, worker)
+        if verdict.passed is None:
+            return _because(install, verdict.reason)
+        if verdict.passed:
+            return [Advance(install.ref, Event.TRIAL_PASSED, {"committed_at": facts.now_s, "deaths": 0})]
+        return [Advance(install.ref, Event.TRIAL_FAILED, {"reason": verdict.reason})]
+    return _because(install, None)
+
+
+def _start_worker(facts: Facts, install: Install) -> list[Step]:
+    if install.state is _S.ON_TRIAL:
+        return [Advance(install.ref, Event.INTERRUPTED, {"reason": "its worker is gone: the trial starts again"})]
+    if _due_later(install, facts):
+        return []
+    if not _complete(facts, install) or install.placement is None:
+        return [Advance(install.ref, Event.FILES_LOST, {"reason": "a file is gone from the disk", "race": None})]
+    return [StartWorker(install.ref, install.placement)]
+
+
+def _cancel(record: AgentRecord, facts: Facts) -> list[Step]:
+    """End jobs that no state asks for any more."""
+    steps: list[Step] = []
+    for ref, kind in facts.jobs.items():
+        install = record.find(ref)
+        if install is None or _JOBS.get(install.state) is not kind:
+            steps.append(Cancel(ref))
+    return steps
+
+
+def _switch(record: AgentRecord, facts: Facts) -> list[Step]:
+    """Lead each model's socket to the worker that shall serve; only then stop the others."""
+    steps: list[Step] = []
+    for name in sorted({*record.installs, *facts.links}):
+        serving = record.serving(name)
+        if serving is None:
+            if name in facts.links:
+                steps.append(Unpoint(name))
+            continue
+        worker = facts.workers.get(serving.ref)
+        if worker is not None and worker.ready and not worker.stopping and facts.links.get(name) != worker.socket:
+            steps.append(Point(serving.ref, worker.socket))
+    for ref, worker in facts.workers.items():
+        install = record.find(ref)
+        wanted = install is not None and install.state in _WITH_WORKER and install.placement == worker.candidate
+        if not wanted and not worker.stopping:
+            steps.append(StopWorker(ref))
+    return steps
+
+
+def _collect(record: AgentRecord, facts: Facts, limits: Limits) -> list[Step]:
+    """Keep what is in progress, what serves, and the last versions that served before; delete the rest."""
+    if record.assignment is None:
+        return []  # a lost record is rebuilt from the fleet, and what lies on disk need not be fetched again
+    keep = {install.ref for install in record.all() if install.state in IN_PROGRESS or install.state is _S.COMMITTED}
+    for name, installs in record.installs.items():
+        if record.desired_version(name) is not None:
+            retired = [one for one in installs if one.state is _S.RETIRED and one.committed_at is not None]
+            retired.sort(key=lambda one: one.committed_at or 0.0)
+            keep |= {one.ref for one in retired[-limits.keep_previous :]} if limits.keep_previous else set()
+    return [Collect(frozenset(keep))] if frozenset(keep) != facts.collected else []
+
+
+def _because(install: Install, reason: str | None) -> list[Step]:
+    return [] if install.reason == reason else [Revise(install.ref, {"reason": reason})]
+
+
+def _complete(facts: Facts, install: Install) -> bool:
+    stored = facts.stored.get(install.ref)
+    return stored is not None and stored.missing == 0 and stored.manifest_digest == install.manifest_digest
+
+
+def _due_later(install: Install, facts: Facts) -> bool:
+    """Return whether a back-off is still running; one that lies absurdly far off is a clock that jumped."""
+    return install.not_before is not None and facts.now_s < install.not_before < facts.now_s + 2 * 3600.0
+
+
+def _megabytes(size_bytes: int) -> str:
+    return f"{size_bytes / 1e6:.1f}".removesuffix(".0")

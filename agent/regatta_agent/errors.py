@@ -1,0 +1,26 @@
+"""The agent's own errors, within the families of regatta_protocol.errors.
+
+Retryable
+└── Unanswered    the fleet is silent though the broker is there: as being offline, no fault of the version
+BadDigest
+└── WrongBlob     a file arrived whole and is not the promised one; it is fetched once more
+"""
+
+from __future__ import annotations
+
+from regatta_protocol.errors import BadDigest, Retryable
+from regatta_protocol.ids import Digest
+
+__all__ = ["Unanswered", "WrongBlob"]
+
+
+class Unanswered(Retryable):
+    """Nobody answered in time."""
+
+
+class WrongBlob(BadDigest):
+    """A file arrived whole and is not the promised one."""
+
+    def __init__(self, message: str, digest: Digest) -> None:
+        super().__init__(message)
+        self.digest = digest

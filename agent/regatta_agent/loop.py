@@ -1,0 +1,364 @@
+"""The loop: the only owner of the agent's state, in one thread.
+
+    inbox -> take in one event -> record (persisted) -> plan -> steps -> actions; then report what changed
+
+Invariants:
+- Nothing is done about a change of the record before the change is on disk. While the disk takes none, only steps
+  that need no record are carried out: workers, links, cancelling, and deleting what nobody needs.
+- Every turn is bounded: at most a full inbox is taken in, and planning must run out of recorded steps.
+- The watchdog is fed here and nowhere else.
+"""
+
+from __future__ import annotations
+
+import logging
+import queue
+from dataclasses import dataclass
+from random import Random
+
+from regatta_agent.actions import Actions
+from regatta_agent.clock import Clock
+from regatta_agent.core import outcomes
+from regatta_agent.core.facts import (
+    Advance,
+    Begin,
+    Cancel,
+    Collect,
+    Facts,
+    JobKind,
+    Limits,
+    Revise,
+    Step,
+    StoredVersion,
+)
+from regatta_agent.core.installs import AgentRecord
+from regatta_agent.core.planner import plan, wake_at
+from regatta_agent.courier import Courier
+from regatta_agent.desired import DesiredState
+from regatta_agent.events import ChildEnded, ChildLine, Event
+from regatta_agent.jobs import (
+    AssignmentVerified,
+    Authorized,
+    Failed,
+    ManifestFetched,
+    Outcome,
+    Raced,
+)
+from regatta_agent.notify import Notifier
+from regatta_agent.record import RecordFile
+from regatta_agent.reporter import Reporter
+from regatta_agent.status import StatusFile
+from regatta_agent.store import Store
+from regatta_agent.workers import WorkerDeath, WorkerPool
+from regatta_protocol.bus import Bus, Connected, Disconnected, Message, Published
+from regatta_protocol.errors import Misuse, Rejected, StorageFull
+from regatta_protocol.ids import ModelRef
+from regatta_protocol.manifest import Policy
+from regatta_protocol.measurement import RaceReport
+from regatta_protocol.messages import RaceItem, ServingWindow
+
+__all__ = ["Loop", "Parts"]
+
+logger = logging.getLogger(__name__)
+
+_LONGEST_TURN_S = 1.0  # between looks at deadlines
+_FETCHING_TURN_S = 0.1  # lost chunks are noticed after 0.5 s or more (core/transfer.py)
+_MAX_EVENTS = 256  # taken in before planning
+_MAX_PLANS = 200  # in one turn; each records at least one step, and no version takes more than about 12
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What the loop is built of (bootstrap.py builds it)."""
+
+    inbox: queue.Queue[Event]
+    bus: Bus
+    clock: Clock
+    rng: Random
+    limits: Limits
+    record_file: RecordFile
+    store: Store
+    workers: WorkerPool
+    actions: Actions
+    desired: DesiredState
+    courier: Courier
+    reporter: Reporter
+    notifier: Notifier
+    status: StatusFile
+
+
+class Loop:
+    """The agent at work."""
+
+    def __init__(self, parts: Parts) -> None:
+        self._parts = parts
+        self.record = AgentRecord()
+        self.online = False
+        self.stopping: str | None = None  # why; a signal handler sets it, and the loop ends within a turn
+        self._saved: AgentRecord | None = None
+        self._save_failed = False
+        self._stored: dict[ModelRef, StoredVersion | None] = {}
+
+    def run(self) -> None:
+        """Work until `stopping` is set."""
+        self.start()
+        while self.stopping is None:
+            self.turn(self._patience())
+        self.stop()
+
+    def start(self) -> None:
+        """Take up the work where it was left, and serve at once what the disk knows; the network may come later."""
+        parts = self._parts
+        parts.store.prepare()
+        parts.workers.prepare()
+        self.record = outcomes.recovered(parts.record_file.load(), parts.limits)
+        self._saved = None
+        self._settle()
+        parts.status.say(self.online, None)
+        parts.bus.start()
+        parts.notifier.ready()
+        logger.info("event=started generation=%d versions=%d", self.record.generation, len(list(self.record.all())))
+
+    def turn(self, patience_s: float) -> None:
+        """Take in what has come (waiting up to `patience_s` for the first), and act on it."""
+        events = 0
+        while events < _MAX_EVENTS:
+            try:
+                event = self._parts.inbox.get(timeout=patience_s) if patience_s > 0 else self._parts.inbox.get_nowait()
+            except queue.Empty:
+                break
+            self._take_in(event)
+            events += 1
+            patience_s = 0.0
+        self._look_at_deadlines()
+        self._settle()
+        self._report()
+        self._parts.status.say(self.online, self._parts.desired.refused)
+        self._parts.notifier.alive(f"generation {self.record.generation}, {'online' if self.online else 'offline'}")
+
+    def stop(self) -> None:
+        """End cleanly: presence down, workers drained, everything kept."""
+        parts = self._parts
+        logger.info("event=stopping reason=%s", self.stopping)
+        parts.notifier.stopping()
+        parts.actions.cancel_all()
+        parts.desired.cancel()
+        parts.workers.stop_all(parts.clock.monotonic())
+        while parts.workers.running():
+            try:
+                event = parts.inbox.get(timeout=_LONGEST_TURN_S)
+            except queue.Empty:
+                parts.workers.tick(parts.clock.monotonic())
+                continue
+            if isinstance(event, ChildLine | ChildEnded):
+                self._hear_worker(event)
+        self._save()
+        parts.courier.flush(parts.clock.monotonic(), self.online)
+        parts.bus.stop()
+        parts.status.clear()
+
+    def wall(self) -> float:
+        """Return seconds since 1970, never below what is known for sure to be past."""
+        return max(self._parts.clock.wall(), self.record.time_floor)
+
+    def facts(self) -> Facts:
+        """Return the world as it is now."""
+        parts = self._parts
+        now_s = parts.clock.monotonic()
+        for install in self.record.all():
+            if install.ref not in self._stored:
+                self._stored[install.ref] = parts.store.look(install.ref)
+        return Facts(
+            now_s=self.wall(),
+            online=self.online,
+            free_bytes=parts.store.free_bytes(),
+            stored={ref: stored for ref, stored in self._stored.items() if stored is not None},
+            jobs=parts.actions.kinds(),
+            workers=parts.workers.facts(now_s),
+            links=parts.workers.links(),
+            collected=parts.actions.collected,
+        )
+
+    def _take_in(self, event: Event) -> None:
+        """Let one event change the record, in memory. `_settle` persists it before anything is done about it."""
+        parts = self._parts
+        now_s = parts.clock.monotonic()
+        if isinstance(event, Connected):
+            self._connected()
+        elif isinstance(event, Disconnected):
+            self._disconnected(event)
+        elif isinstance(event, Published):
+            parts.courier.acknowledged(event.token)
+        elif isinstance(event, Message):
+            received = self.record.bytes_received + len(event.payload)
+            self.record = self.record.model_copy(update={"bytes_received": received})
+            parts.desired.offer(event, self.record, now_s)
+        else:
+            self._hear_worker(event)
+        verified = parts.desired.handle(event, self.record, now_s)
+        if verified is not None:
+            self._take_up(verified)
+        for ref, outcome in parts.actions.handle(event, now_s):
+            self._conclude(ref, outcome)
+
+    def _connected(self) -> None:
+        if not self.online:
+            logger.info("event=online")
+        self.online = True
+        self._parts.reporter.connected()
+
+    def _disconnected(self, event: Disconnected) -> None:
+        if self.online:
+            logger.warning("event=offline reason=%s", event.reason)
+        self.online = False
+        self._parts.actions.went_offline()
+        self._stored.clear()  # how much of a download is kept has changed
+
+    def _hear_worker(self, event: ChildLine | ChildEnded) -> None:
+        result = self._parts.workers.handle(event, self._parts.clock.monotonic())
+        if isinstance(result, ServingWindow):
+            self._parts.courier.keep(result)
+        elif isinstance(result, WorkerDeath):
+            self._mourn(result)
+
+    def _mourn(self, death: WorkerDeath) -> None:
+        self._stored.pop(death.ref, None)
+        self.record = outcomes.worker_died(
+            self.record, death.ref, death.why, death.lived_s, self.wall(), self._parts.rng, self._parts.limits
+        )
+
+    def _take_up(self, verified: AssignmentVerified) -> None:
+        before = self.record.generation
+        self.record = outcomes.take_up(self.record, verified.signed, verified.assignment)
+        if self.record.generation != before:
+            logger.info("event=assigned generation=%d", self.record.generation)
+
+    def _conclude(self, ref: ModelRef, outcome: Outcome) -> None:
+        """Write what came of a job into the record."""
+        self._stored.pop(ref, None)
+        if isinstance(outcome, Authorized):
+            self._learn_root(outcome.root_version)
+            self.record = outcomes.authorized(
+                self.record, ref, outcome.digest, outcome.size_bytes, outcome.role_versions
+            )
+        elif isinstance(outcome, ManifestFetched):
+            self.record = outcomes.manifest_stored(self.record, ref)
+        elif isinstance(outcome, Raced):
+            self._take_result(ref, outcome.report)
+        elif isinstance(outcome, Failed):
+            self._learn_root(outcome.root_version)
+            logger.warning("event=job_failed version=%s error=%s", ref, outcome.error)
+            parts = self._parts
+            self.record = outcomes.failed(self.record, ref, outcome.error, self.wall(), parts.rng, parts.limits)
+
+    def _learn_root(self, root_version: int | None) -> None:
+        if root_version is not None and root_version > self.record.root_version:
+            self.record = self.record.model_copy(update={"root_version": root_version})
+
+    def _take_result(self, ref: ModelRef, report: RaceReport) -> None:
+        manifest = self._parts.store.manifest(ref)
+        try:
+            self._parts.store.save_race(ref, report)
+        except (StorageFull, OSError) as err:
+            logger.error("event=race_report_lost version=%s error=%s", ref, err)
+        self._parts.courier.keep(RaceItem(at=self.wall(), report=report))
+        self.record = outcomes.raced(self.record, report, ref, manifest.policy if manifest is not None else Policy())
+
+    def _look_at_deadlines(self) -> None:
+        parts = self._parts
+        now_s = parts.clock.monotonic()
+        for ref, outcome in parts.actions.tick(now_s):
+            self._conclude(ref, outcome)
+        parts.desired.tick(self.record, now_s)
+        parts.workers.tick(now_s)
+        parts.courier.flush(now_s, self.online)
+
+    def _settle(self) -> None:
+        """Plan and record until there is nothing more to record; persist; then carry the steps out."""
+        for _ in range(_MAX_PLANS):
+            facts = self.facts()
+            steps = plan(self.record, facts, self._parts.limits)
+            recorded = [step for step in steps if isinstance(step, Advance | Revise)]
+            if not recorded and not self._carry_out([step for step in steps if not isinstance(step, Advance | Revise)]):
+                return
+            for step in recorded:
+                self._apply(step)
+        raise Misuse(f"the plan does not settle: {[str(step) for step in steps][:5]}; this is a bug of the agent")
+
+    def _apply(self, step: Advance | Revise) -> None:
+        if isinstance(step, Revise):
+            self.record = self.record.changed(step.ref, **step.changes)
+            return
+        before = self.record.find(step.ref)
+        self.record = self.record.advanced(step.ref, step.event, **step.changes)
+        after = self.record.find(step.ref)
+        self._stored.pop(step.ref, None)
+        logger.info(
+            "event=%s version=%s from=%s to=%s reason=%s",
+            step.event,
+            step.ref,
+            before.state if before is not None else "unknown",
+            after.state if after is not None else "unknown",
+            step.changes.get("reason", ""),
+        )
+
+    def _carry_out(self, steps: list[Step]) -> bool:
+        """Persist, then do the steps; return whether that changed the record, so that it must be planned again."""
+        saved = self._save()
+        parts = self._parts
+        before = self.record
+        for step in steps:
+            if isinstance(step, Begin) and not saved:
+                continue
+            result = parts.actions.carry_out(step, self.record, self.wall(), parts.clock.monotonic())
+            if isinstance(step, Cancel | Collect):
+                self._stored.clear()
+            if isinstance(result, WorkerDeath):
+                self._mourn(result)
+            elif result is not None:
+                self._conclude(*result)
+        return self.record is not before
+
+    def _save(self) -> bool:
+        """Persist the record when it differs from what is on disk; return whether the disk has it."""
+        if self._saved is not None and _without_counters(self._saved) == _without_counters(self.record):
+            return True
+        try:
+            self._parts.record_file.save(self.record)
+        except (StorageFull, OSError) as err:
+            if not self._save_failed:
+                logger.error("event=record_not_saved error=%s action=nothing_new_is_begun", err)
+            self._save_failed = True
+            return False
+        if self._save_failed:
+            logger.info("event=record_saved_again")
+        self._save_failed = False
+        self._saved = self.record
+        return True
+
+    def _report(self) -> None:
+        """Tell the fleet, when it can hear and there is something new; the sequence is on disk before it is used."""
+        parts = self._parts
+        facts = self.facts()
+        if not self.online or not parts.reporter.due(self.record, facts, parts.clock.monotonic()):
+            return
+        before = self.record
+        self.record = before.model_copy(update={"report_sequence": before.report_sequence + 1})
+        if not self._save():
+            self.record = before
+            return
+        try:
+            parts.reporter.send(self.record, facts, parts.clock.monotonic())
+        except Rejected as err:
+            logger.error("event=report_refused error=%s", err)
+
+    def _patience(self) -> float:
+        facts = self.facts()
+        wake = wake_at(self.record, facts)
+        fetching = any(kind in (JobKind.MANIFEST, JobKind.FILES) for kind in facts.jobs.values())
+        longest = min(_FETCHING_TURN_S if fetching else _LONGEST_TURN_S, (self._parts.notifier.watchdog_s or 60.0) / 3)
+        return longest if wake is None else min(longest, max(0.01, wake - facts.now_s))
+
+
+def _without_counters(record: AgentRecord) -> AgentRecord:
+    return record.model_copy(update={"bytes_received": 0})

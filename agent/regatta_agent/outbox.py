@@ -1,0 +1,221 @@
+"""Telemetry that waits for the broker, in SQLite: stored before it is sent, deleted when the broker has it.
+
+Invariants:
+- An item belongs to at most one batch. A batch keeps its id and its items until it is acknowledged, over restarts,
+  so the server can count a repeated one once.
+- The file is bounded by bytes: the oldest items that are in no batch go first, and how many went is told to the
+  server in the next batch.
+- A damaged file is put aside and begun anew: telemetry never stops the agent.
+"""
+
+from __future__ import annotations
+
+import logging
+import sqlite3
+import uuid
+from collections.abc import Callable
+from pathlib import Path
+
+from pydantic import RootModel
+
+from regatta_protocol.codec import MAX_INFLATED_BYTES, encode, encode_zlib
+from regatta_protocol.errors import RegattaError, StorageFull, TooLarge
+from regatta_protocol.ids import DeviceId
+from regatta_protocol.messages import RaceItem, ServingWindow, TelemetryBatch, TelemetryItem
+
+__all__ = ["MAX_BATCH_ITEMS", "Outbox"]
+
+logger = logging.getLogger(__name__)
+
+MAX_BATCH_ITEMS = 60
+_MAX_BATCH_RAW_BYTES = MAX_INFLATED_BYTES // 2  # before compression; well inside what the receiver inflates
+_BUSY_TIMEOUT_S = 5.0
+
+_SCHEMA = """
+CREATE TABLE IF NOT EXISTS items (
+    id INTEGER PRIMARY KEY AUTOINCREMENT, batch TEXT, size_bytes INTEGER NOT NULL, body BLOB NOT NULL
+);
+CREATE INDEX IF NOT EXISTS items_by_batch ON items (batch);
+CREATE TABLE IF NOT EXISTS batches (id TEXT PRIMARY KEY, dropped INTEGER NOT NULL);
+CREATE TABLE IF NOT EXISTS counters (name TEXT PRIMARY KEY, value INTEGER NOT NULL);
+"""
+
+
+class _Item(RootModel[TelemetryItem]):
+    pass
+
+
+class Outbox:
+    """The stored telemetry of one device. Used by one thread."""
+
+    def __init__(
+        self, path: Path, device: DeviceId, max_bytes: int, new_id: Callable[[], str] = lambda: uuid.uuid4().hex
+    ) -> None:
+        self._path = path
+        self._device = device
+        self._max_bytes = max_bytes
+        self._new_id = new_id
+        self._database: sqlite3.Connection | None = None
+        self._size_bytes = 0
+
+    def open(self) -> None:
+        """Open the file, or begin a new one when it is damaged.
+
+        Raises:
+            StorageFull: when there is no space for it.
+        """
+        try:
+            self._connect()
+        except sqlite3.DatabaseError as err:
+            if _is_full(err):
+                raise StorageFull(f"no space left for {self._path}: free some and start again") from err
+            aside = self._path.with_suffix(".damaged")
+            logger.error("event=outbox_damaged path=%s error=%s action=put_aside_as %s", self._path, err, aside.name)
+            self.close()
+            for suffix in ("-wal", "-shm"):
+                self._path.with_name(self._path.name + suffix).unlink(missing_ok=True)
+            self._path.replace(aside)
+            self._connect()
+
+    def close(self) -> None:
+        """Close the file. May be called twice."""
+        if self._database is not None:
+            self._database.close()
+            self._database = None
+
+    def put(self, item: RaceItem | ServingWindow) -> None:
+        """Store one item; when it does not fit, the oldest go.
+
+        Raises:
+            StorageFull: when the disk is full; the item is lost and counted as dropped with the next one stored.
+        """
+        body = encode(_Item(item), MAX_INFLATED_BYTES)
+        if len(body) > _MAX_BATCH_RAW_BYTES:
+            raise TooLarge(f"a telemetry item of {len(body)} bytes is over the limit of {_MAX_BATCH_RAW_BYTES}")
+        try:
+            with self._open as database:
+                self._make_room(database, len(body))
+                database.execute("INSERT INTO items (size_bytes, body) VALUES (?, ?)", (len(body), body))
+        except sqlite3.OperationalError as err:
+            if _is_full(err):
+                raise StorageFull(f"no space left to keep telemetry in {self._path}") from err
+            raise
+        self._size_bytes += len(body)
+
+    def waiting(self) -> int:
+        """Return how many items are not acknowledged yet."""
+        return int(self._open.execute("SELECT COUNT(*) FROM items").fetchone()[0])
+
+    def unsent(self) -> int:
+        """Return how many items are in no batch yet."""
+        return int(self._open.execute("SELECT COUNT(*) FROM items WHERE batch IS NULL").fetchone()[0])
+
+    def batches(self) -> list[str]:
+        """Return the batches that were made and not acknowledged, oldest first."""
+        rows = self._open.execute("SELECT batch FROM items WHERE batch IS NOT NULL GROUP BY batch ORDER BY MIN(id)")
+        return [str(row[0]) for row in rows]
+
+    def new_batch(self) -> str | None:
+        """Put the oldest free items into a new batch and return its id; None when there are none."""
+        chosen: list[int] = []
+        size = 0
+        rows = self._open.execute(
+            "SELECT id, size_bytes FROM items WHERE batch IS NULL ORDER BY id LIMIT ?", (MAX_BATCH_ITEMS,)
+        )
+        for row_id, size_bytes in rows:
+            if chosen and size + size_bytes > _MAX_BATCH_RAW_BYTES:
+                break
+            chosen.append(row_id)
+            size += size_bytes
+        return self._bind(chosen) if chosen else None
+
+    def payload(self, batch: str) -> bytes | None:
+        """Return the batch as it travels; None when it is gone, or was split because it was too large to travel."""
+        rows = self._open.execute("SELECT id, body FROM items WHERE batch = ? ORDER BY id", (batch,)).fetchall()
+        items: list[RaceItem | ServingWindow] = []
+        for row_id, body in rows:
+            try:
+                items.append(_Item.model_validate_json(body).root)
+            except ValueError as err:  # pydantic's ValidationError: an item of another version of the agent
+                logger.error("event=telemetry_unreadable item=%d error=%s", row_id, err)
+        dropped = self._open.execute("SELECT dropped FROM batches WHERE id = ?", (batch,)).fetchone()
+        if not items:
+            self.acknowledge(batch)
+            return None
+        message = TelemetryBatch(
+            id=batch, device=self._device, dropped=int(dropped[0]) if dropped else 0, items=tuple(items)
+        )
+        try:
+            return encode_zlib(message)
+        except TooLarge:
+            self._split(batch, [int(row[0]) for row in rows])
+            return None
+
+    def acknowledge(self, batch: str) -> None:
+        """Forget a batch that the broker has taken over."""
+        with self._open as database:
+            database.execute("DELETE FROM items WHERE batch = ?", (batch,))
+            database.execute("DELETE FROM batches WHERE id = ?", (batch,))
+        self._size_bytes = self._measure()
+
+    @property
+    def _open(self) -> sqlite3.Connection:
+        if self._database is None:
+            raise RegattaError(f"the outbox {self._path} is not open")
+        return self._database
+
+    def _connect(self) -> None:
+        self._database = sqlite3.connect(self._path, timeout=_BUSY_TIMEOUT_S, check_same_thread=True)
+        self._database.execute("PRAGMA journal_mode = WAL")
+        self._database.execute("PRAGMA synchronous = FULL")
+        self._database.executescript(_SCHEMA)
+        self._size_bytes = self._measure()
+
+    def _measure(self) -> int:
+        return int(self._open.execute("SELECT COALESCE(SUM(size_bytes), 0) FROM items").fetchone()[0])
+
+    def _make_room(self, database: sqlite3.Connection, size_bytes: int) -> None:
+        dropped = 0
+        while self._size_bytes + size_bytes > self._max_bytes:
+            oldest = database.execute(
+                "SELECT id, size_bytes FROM items WHERE batch IS NULL ORDER BY id LIMIT 1"
+            ).fetchone()
+            if oldest is None:
+                break
+            database.execute("DELETE FROM items WHERE id = ?", (oldest[0],))
+            self._size_bytes -= oldest[1]
+            dropped += 1
+        if dropped:
+            database.execute(
+                "INSERT INTO counters VALUES ('dropped', ?) ON CONFLICT (name) DO UPDATE SET value = value + ?",
+                (dropped, dropped),
+            )
+
+    def _bind(self, chosen: list[int]) -> str:
+        batch = self._new_id()
+        with self._open as database:
+            row = database.execute("SELECT value FROM counters WHERE name = 'dropped'").fetchone()
+            database.execute("INSERT INTO batches VALUES (?, ?)", (batch, int(row[0]) if row else 0))
+            database.execute("DELETE FROM counters WHERE name = 'dropped'")
+            database.executemany("UPDATE items SET batch = ? WHERE id = ?", [(batch, row_id) for row_id in chosen])
+        return batch
+
+    def _split(self, batch: str, ids: list[int]) -> None:
+        """Make two batches of one that is too large; a single item that is too large is dropped and counted."""
+        with self._open as database:
+            if len(ids) == 1:
+                logger.error("event=telemetry_dropped reason=too_large batch=%s", batch)
+                database.execute("DELETE FROM items WHERE id = ?", (ids[0],))
+                database.execute(
+                    "INSERT INTO counters VALUES ('dropped', 1) ON CONFLICT (name) DO UPDATE SET value = value + 1"
+                )
+                database.execute("DELETE FROM batches WHERE id = ?", (batch,))
+                return
+            second = self._new_id()
+            database.execute("INSERT INTO batches VALUES (?, 0)", (second,))
+            half = ids[len(ids) // 2 :]
+            database.executemany("UPDATE items SET batch = ? WHERE id = ?", [(second, row_id) for row_id in half])
+
+
+def _is_full(err: sqlite3.DatabaseError) -> bool:
+    return getattr(err, "sqlite_errorname", "") == "SQLITE_FULL" or "disk is full" in str(err)

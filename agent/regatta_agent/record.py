@@ -1,0 +1,73 @@
+"""The record on disk: `record.json`, and the good copy before it, `record.previous.json`.
+
+Invariants:
+- `save` returns only when the record survives a power cut; a failed save leaves the old record in place.
+- `load` never fails on bad content: it takes the previous copy, else begins anew and says so. A beginning anew is
+  safe: the broker retains the assignment, and what lies verified on disk is not downloaded again.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from pathlib import Path
+
+from regatta_agent.core.installs import AgentRecord
+from regatta_protocol.codec import decode, encode
+from regatta_protocol.durable import read_bounded, write_durably
+from regatta_protocol.errors import Misuse, RegattaError
+
+__all__ = ["MAX_RECORD_BYTES", "SCHEMA_VERSION", "RecordFile"]
+
+logger = logging.getLogger(__name__)
+
+MAX_RECORD_BYTES = 4 * 1024 * 1024  # 64 models of 16 versions at about 2 KB
+SCHEMA_VERSION = 1
+
+
+class RecordFile:
+    """The record's place on disk."""
+
+    def __init__(self, state_dir: Path) -> None:
+        self._path = state_dir / "record.json"
+        self._previous = state_dir / "record.previous.json"
+
+    def load(self) -> AgentRecord:
+        """Return what was last saved, or the copy before it, or an empty record.
+
+        Raises:
+            Misuse: when a newer agent wrote it: going on would lose what this one does not know.
+        """
+        for path in (self._path, self._previous):
+            try:
+                record = decode(AgentRecord, read_bounded(path, MAX_RECORD_BYTES), MAX_RECORD_BYTES)
+            except FileNotFoundError:
+                continue
+            except (RegattaError, OSError) as err:
+                logger.error("event=record_unreadable path=%s error=%s action=try_the_copy_before", path, err)
+                continue
+            if record.schema_version > SCHEMA_VERSION:
+                raise Misuse(
+                    f"{path} was written by a newer agent (record version {record.schema_version}; this one knows "
+                    f"{SCHEMA_VERSION}): install that agent again"
+                )
+            return record
+        if self._path.exists():
+            logger.error("event=record_rebuilt path=%s action=waiting_for_the_assignment", self._path)
+        return AgentRecord(schema_version=SCHEMA_VERSION)
+
+    def save(self, record: AgentRecord) -> None:
+        """Persist the record; the one before stays beside it.
+
+        Raises:
+            StorageFull: when the disk is full; the record on disk is the old one.
+            OSError: when it cannot be written; likewise.
+        """
+        data = encode(record, MAX_RECORD_BYTES)
+        temporary = self._previous.with_name(f".{self._previous.name}.tmp")
+        temporary.unlink(missing_ok=True)
+        if self._path.exists():
+            # A second name for the content that is on disk and synced already: no write, no window without a record.
+            os.link(self._path, temporary)
+            temporary.replace(self._previous)
+        write_durably(self._path, data)

@@ -1,0 +1,87 @@
+"""Presence and reports on their way out: the latest report wins, and is said again after every connection."""
+
+from __future__ import annotations
+
+import logging
+
+from regatta_agent.core.facts import Facts
+from regatta_agent.core.installs import AgentRecord
+from regatta_agent.reporting import model_reports
+from regatta_protocol import topics
+from regatta_protocol.bus import Bus, Will
+from regatta_protocol.codec import encode
+from regatta_protocol.errors import Retryable
+from regatta_protocol.ids import DeviceId
+from regatta_protocol.measurement import BoardFacts
+from regatta_protocol.messages import ModelReport, Presence, Reported
+
+__all__ = ["Reporter", "presence_will"]
+
+logger = logging.getLogger(__name__)
+
+_SHORTEST_PERIOD_S = 0.1  # a burst of steps is one report
+
+
+def presence_will(device: DeviceId, boot: str, agent_version: str) -> Will:
+    """Return what the broker says for us when we are gone."""
+    presence = Presence(up=False, boot=boot, agent_version=agent_version)
+    return Will(topics.up(device, topics.Up.STATE), encode(presence))
+
+
+class Reporter:
+    """Says what the device runs. Used by the loop's thread only."""
+
+    def __init__(
+        self, bus: Bus, device: DeviceId, board: BoardFacts, boot: str, agent_version: str, heartbeat_s: float
+    ) -> None:
+        self._bus = bus
+        self._device = device
+        self._board = board
+        self._boot = boot
+        self._version = agent_version
+        self._heartbeat_s = heartbeat_s
+        self._said: tuple[int, tuple[ModelReport, ...]] | None = None
+        self._said_s = float("-inf")
+
+    def connected(self) -> None:
+        """Say that the device is up; the report follows."""
+        self._said = None
+        self._said_s = float("-inf")
+        presence = Presence(up=True, boot=self._boot, agent_version=self._version)
+        try:
+            self._bus.publish(topics.up(self._device, topics.Up.STATE), encode(presence), retain=True)
+        except Retryable as err:
+            logger.debug("event=presence_waits error=%s", err)
+
+    def due(self, record: AgentRecord, facts: Facts, now_s: float) -> bool:
+        """Return whether the fleet should hear something new, or hear again that nothing is."""
+        if now_s - self._said_s < _SHORTEST_PERIOD_S:
+            return False
+        return self._said != (record.generation, model_reports(record, facts)) or (
+            now_s - self._said_s >= self._heartbeat_s
+        )
+
+    def send(self, record: AgentRecord, facts: Facts, now_s: float) -> None:
+        """Publish the report under the record's sequence; when that fails it is due again.
+
+        Raises:
+            TooLarge: when the report is over the limit of a message.
+        """
+        models = model_reports(record, facts)
+        report = Reported(
+            device=self._device,
+            generation=record.generation,
+            sequence=record.report_sequence,
+            agent_version=self._version,
+            boot=self._boot,
+            board=self._board,
+            bytes_received=record.bytes_received,
+            models=models,
+        )
+        self._said_s = now_s
+        self._said = (record.generation, models)
+        try:
+            self._bus.publish(topics.up(self._device, topics.Up.REPORTED), encode(report))
+        except Retryable as err:
+            logger.debug("event=report_waits error=%s", err)
+            self._said = None

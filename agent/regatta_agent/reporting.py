@@ -1,0 +1,41 @@
+"""What the fleet is told of each version, from the record and the workers: the `models` of a report. Pure."""
+
+from __future__ import annotations
+
+from regatta_agent.core.facts import Facts
+from regatta_agent.core.installs import AgentRecord, Install
+from regatta_protocol.messages import InstallState, ModelReport
+
+__all__ = ["is_serving", "model_reports"]
+
+_REPORTED = 256  # as many as a report may hold
+
+
+def model_reports(record: AgentRecord, facts: Facts) -> tuple[ModelReport, ...]:
+    """Return a line for every version known, wanted ones and the last ones before them alike."""
+    reports = [_report(install, is_serving(install, facts)) for install in record.all()]
+    return tuple(reports[-_REPORTED:])
+
+
+def is_serving(install: Install, facts: Facts) -> bool:
+    """Return whether requests to the model's socket reach this version's worker."""
+    worker = facts.workers.get(install.ref)
+    serves = install.state in (InstallState.ON_TRIAL, InstallState.COMMITTED)
+    return serves and worker is not None and worker.ready and facts.links.get(install.name) == worker.socket
+
+
+def _report(install: Install, serving: bool) -> ModelReport:
+    race = install.race
+    return ModelReport(
+        name=install.name,
+        version=install.version,
+        state=install.state,
+        serving=serving,
+        reason=install.reason,
+        rollout=install.rollout,
+        attempt=install.attempt,
+        placement=install.placement,
+        accuracy=race.accuracy if race is not None else install.measured,
+        latency=race.latency if race is not None else None,
+        power=race.power if race is not None else None,
+    )

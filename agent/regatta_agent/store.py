@@ -1,0 +1,182 @@
+"""The model files on disk: blobs by digest, manifests by version, race reports; and what may be deleted.
+
+    blobs/<sha256>                          complete, verified files; never written in place
+    partial/<sha256>, partial/<sha256>.bits downloads under way
+    models/<name>/<version>/manifest.json   as received, digest verified
+    races/<name>-<version>.json             the last race of a version
+
+A file appears under `blobs/` only by a rename, after its digest was verified and its content synced.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from regatta_agent.core.facts import StoredVersion
+from regatta_protocol.codec import decode, encode
+from regatta_protocol.durable import read_bounded, remove_durably, write_durably
+from regatta_protocol.errors import BadDigest, RegattaError, Rejected
+from regatta_protocol.ids import Digest, ModelRef, digest_of_bytes, parse_model_ref
+from regatta_protocol.manifest import MAX_MANIFEST_BYTES, FileRef, Manifest
+from regatta_protocol.measurement import RaceReport
+
+__all__ = ["MAX_RACE_BYTES", "Store"]
+
+logger = logging.getLogger(__name__)
+
+MAX_RACE_BYTES = 1024 * 1024
+
+
+class Store:
+    """The files of one agent."""
+
+    def __init__(self, state_dir: Path) -> None:
+        self.blobs = state_dir / "blobs"
+        self.partial = state_dir / "partial"
+        self._models = state_dir / "models"
+        self._races = state_dir / "races"
+
+    def prepare(self) -> None:
+        """Make the folders and clear what a cut left half-written."""
+        for folder in (self.blobs, self.partial, self._models, self._races):
+            folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+            for leftover in folder.rglob(".*.tmp"):
+                leftover.unlink(missing_ok=True)
+
+    def blob_path(self, digest: Digest) -> Path:
+        return self.blobs / digest
+
+    def manifest_path(self, ref: ModelRef) -> Path:
+        return self._models / ref.name / str(ref.version) / "manifest.json"
+
+    def manifest(self, ref: ModelRef) -> Manifest | None:
+        """Return the stored manifest, or None when there is none that can be read."""
+        try:
+            return decode(Manifest, read_bounded(self.manifest_path(ref), MAX_MANIFEST_BYTES), MAX_MANIFEST_BYTES)
+        except FileNotFoundError:
+            return None
+        except (RegattaError, OSError) as err:
+            logger.error("event=manifest_unreadable version=%s error=%s", ref, err)
+            return None
+
+    def put_manifest(self, ref: ModelRef, data: bytes, digest: Digest) -> Manifest:
+        """Store a manifest as received, after checking that it is the promised one.
+
+        Raises:
+            BadDigest: when the bytes are not those with `digest`.
+            Rejected: when it is no manifest of `ref`.
+            StorageFull: when there is no space for it.
+        """
+        if digest_of_bytes(data) != digest:
+            raise BadDigest(f"the manifest of {ref} has digest {digest_of_bytes(data)} instead of {digest}")
+        manifest = decode(Manifest, data, MAX_MANIFEST_BYTES)
+        if manifest.ref != ref:
+            raise Rejected(f"the manifest signed for {ref} is of {manifest.ref}: push the version again")
+        path = self.manifest_path(ref)
+        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        write_durably(path, data)
+        return manifest
+
+    def look(self, ref: ModelRef) -> StoredVersion | None:
+        """Return what is here of a version; None without its manifest."""
+        manifest = self.manifest(ref)
+        if manifest is None:
+            return None
+        missing = self.missing(manifest)
+        return StoredVersion(
+            manifest_digest=digest_of_bytes(read_bounded(self.manifest_path(ref), MAX_MANIFEST_BYTES)),
+            missing=len(missing),
+            missing_bytes=sum(max(0, file.size_bytes - self._kept_bytes(file.digest)) for file in missing),
+        )
+
+    def missing(self, manifest: Manifest) -> list[FileRef]:
+        """Return the files of the bundle that are not here whole."""
+        return [file for file in manifest.files() if not self.has(file)]
+
+    def has(self, file: FileRef) -> bool:
+        """Return whether the blob is here with its length; its digest was verified before it came here."""
+        try:
+            return self.blob_path(file.digest).stat().st_size == file.size_bytes
+        except OSError:
+            return False
+
+    def free_bytes(self) -> int:
+        """Return the space that this process may still use."""
+        facts = os.statvfs(self.blobs)
+        return facts.f_bavail * facts.f_frsize
+
+    def save_race(self, ref: ModelRef, report: RaceReport) -> None:
+        """Keep the report for `regatta-agent why`.
+
+        Raises:
+            StorageFull: when there is no space for it.
+        """
+        write_durably(self._race_path(ref), encode(report, MAX_RACE_BYTES))
+
+    def race(self, ref: ModelRef) -> RaceReport | None:
+        """Return the last race of the version, or None."""
+        try:
+            return decode(RaceReport, read_bounded(self._race_path(ref), MAX_RACE_BYTES), MAX_RACE_BYTES)
+        except FileNotFoundError:
+            return None
+        except (RegattaError, OSError) as err:
+            logger.error("event=race_unreadable version=%s error=%s", ref, err)
+            return None
+
+    def drop_blob(self, digest: Digest) -> None:
+        """Delete one blob and what was kept of its download."""
+        for path in (self.blob_path(digest), self.partial / digest, self.partial / f"{digest}.bits"):
+            if path.exists():
+                remove_durably(path)
+
+    def collect(self, keep: Iterable[ModelRef], keep_digests: Iterable[Digest] = ()) -> int:
+        """Delete every version not in `keep` and every blob that no kept version needs.
+
+        Args:
+            keep: versions whose manifest and files stay.
+            keep_digests: more blobs and unfinished downloads that stay, such as manifests on their way.
+
+        Returns:
+            the bytes that came free.
+        """
+        kept = set(keep)
+        digests = set(keep_digests)
+        for ref in kept:
+            manifest = self.manifest(ref)
+            digests |= {file.digest for file in manifest.files()} if manifest is not None else set()
+        freed = 0
+        for ref in list(self._stored_versions()):
+            if ref not in kept:
+                freed += self._remove_version(ref)
+        for folder in (self.blobs, self.partial):
+            for path in folder.iterdir():
+                if path.name.removesuffix(".bits") not in digests:
+                    freed += path.stat().st_size
+                    path.unlink()
+        return freed
+
+    def _stored_versions(self) -> Iterator[ModelRef]:
+        for folder in sorted(self._models.glob("*/*")):
+            try:
+                yield parse_model_ref(f"{folder.parent.name}:{folder.name}")
+            except Rejected:
+                logger.warning("event=unknown_folder path=%s", folder)
+
+    def _remove_version(self, ref: ModelRef) -> int:
+        path = self.manifest_path(ref)
+        freed = path.stat().st_size if path.exists() else 0
+        path.unlink(missing_ok=True)
+        path.parent.rmdir()
+        return freed
+
+    def _race_path(self, ref: ModelRef) -> Path:
+        return self._races / f"{ref.name}-{ref.version}.json"
+
+    def _kept_bytes(self, digest: Digest) -> int:
+        try:
+            return (self.partial / digest).stat().st_blocks * 512
+        except OSError:
+            return 0

@@ -1,0 +1,236 @@
+"""The serving workers: one process a version, its own socket, and the model's socket that leads to one of them.
+
+`<run_dir>/<model>.sock` is a symbolic link into `<run_dir>/workers/`, replaced by a rename, so that the swap to a new
+version and the way back take no longer than that. A worker that does not get ready, falls silent or does not drain in
+time is killed.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import NamedTuple
+
+from regatta_agent.children import Child, Launcher
+from regatta_agent.core.facts import WorkerFacts
+from regatta_agent.events import ChildEnded, ChildLine
+from regatta_agent.serving.events import Failed, Ready, WindowClosed, parse_event
+from regatta_agent.serving.spec import ServeSpec, check_socket_path
+from regatta_agent.store import Store
+from regatta_protocol.codec import encode
+from regatta_protocol.errors import Rejected
+from regatta_protocol.ids import ModelName, ModelRef
+from regatta_protocol.manifest import Manifest
+from regatta_protocol.messages import ServingWindow
+
+__all__ = ["WorkerDeath", "WorkerPool"]
+
+logger = logging.getLogger(__name__)
+
+_READY_MARGIN_S = 15.0  # on top of the worker's own limit for load and self-test: interpreter start on a slow card
+_SILENCE_S = 60.0  # on top of three windows: a worker says something every window
+_DRAIN_MARGIN_S = 3.0
+
+
+class WorkerDeath(NamedTuple):
+    """A worker ended unasked."""
+
+    ref: ModelRef
+    why: str
+    lived_s: float
+
+
+@dataclass
+class _Worker:
+    ref: ModelRef
+    candidate: str
+    spec: ServeSpec
+    spec_path: Path
+    child: Child
+    started_s: float  # monotonic, as all times here
+    heard_s: float
+    ready_s: float | None = None
+    stopping_s: float | None = None
+    killed_for: str | None = None
+    requests: int = 0
+    errors: int = 0
+    failure: str | None = None
+    windows: list[ServingWindow] = field(default_factory=list)
+
+
+class WorkerPool:
+    """The workers of one agent. Used by the loop's thread only."""
+
+    def __init__(self, run_dir: Path, store: Store, launcher: Launcher, window_s: float) -> None:
+        self._run_dir = run_dir
+        self._folder = run_dir / "workers"
+        self._store = store
+        self._launcher = launcher
+        self._window_s = window_s
+        self._workers: dict[str, _Worker] = {}
+        self._started = 0
+
+    def prepare(self) -> None:
+        """Make the folder and clear what an agent before this one left there."""
+        # A folder of its own: a model may be named like another model's worker.
+        self._folder.mkdir(parents=True, exist_ok=True)
+        self._folder.chmod(0o750)  # whatever the umask: the service's group may reach the sockets, as their mode says
+        for pattern in ("*.sock", ".*.sock.new", "workers/*"):
+            for leftover in self._run_dir.glob(pattern):
+                leftover.unlink(missing_ok=True)
+
+    def start(self, ref: ModelRef, candidate: str, now_s: float) -> None:
+        """Start a worker for one version.
+
+        Raises:
+            Rejected: when the version has no such variant, or is not on disk.
+            Misuse: when the run folder's name is too long for a socket.
+            OSError: when the process cannot be started.
+        """
+        manifest = self._store.manifest(ref)
+        if manifest is None:
+            raise Rejected(f"the manifest of {ref} is not on disk: it is fetched again")
+        self._started += 1
+        stem = f"{ref.name}-{ref.version}-{self._started}"
+        spec = self._spec(manifest, candidate, self._folder / f"{stem}.sock")
+        spec_path = self._folder / f"{stem}.json"
+        spec_path.write_bytes(encode(spec))
+        argv = [sys.executable, "-m", "regatta_agent.serving", str(spec_path)]
+        child = self._launcher.launch(f"worker:{stem}", argv, None)
+        self._workers[f"worker:{stem}"] = _Worker(ref, candidate, spec, spec_path, child, now_s, now_s)
+        logger.info("event=worker_started version=%s candidate=%s pid=%d", ref, candidate, child.pid)
+
+    def stop(self, ref: ModelRef, now_s: float) -> None:
+        """Let the workers of a version answer what they were asked, and end."""
+        for worker in self._workers.values():
+            if worker.ref == ref and worker.stopping_s is None:
+                worker.stopping_s = now_s
+                worker.child.finish()
+
+    def stop_all(self, now_s: float) -> None:
+        """Let every worker end."""
+        for worker in list(self._workers.values()):
+            self.stop(worker.ref, now_s)
+
+    def running(self) -> int:
+        """Return how many worker processes have not ended."""
+        return len(self._workers)
+
+    def facts(self, now_s: float) -> Mapping[ModelRef, WorkerFacts]:
+        """Return what each worker is up to."""
+        return {
+            worker.ref: WorkerFacts(
+                candidate=worker.candidate,
+                ready=worker.ready_s is not None and worker.killed_for is None,
+                ready_for_s=now_s - worker.ready_s if worker.ready_s is not None else 0.0,
+                socket=worker.spec.socket_path.name,
+                stopping=worker.stopping_s is not None or worker.killed_for is not None,
+                requests=worker.requests,
+                errors=worker.errors,
+            )
+            for worker in self._workers.values()
+        }
+
+    def handle(self, event: ChildLine | ChildEnded, now_s: float) -> WorkerDeath | ServingWindow | None:
+        """Return what an event of a worker comes to: telemetry, a death unasked, or nothing to do."""
+        worker = self._workers.get(event.child)
+        if worker is None:
+            return None
+        if isinstance(event, ChildEnded):
+            return self._ended(worker, event, now_s)
+        worker.heard_s = now_s
+        try:
+            said = parse_event(event.line)
+        except Rejected as err:
+            logger.warning("event=worker_said_nonsense version=%s error=%s", worker.ref, err)
+            return None
+        if isinstance(said, Ready):
+            worker.ready_s = now_s
+            logger.info("event=worker_ready version=%s self_test=%s", worker.ref, said.self_test.reason)
+        elif isinstance(said, Failed):
+            worker.failure = said.reason
+        elif isinstance(said, WindowClosed):
+            worker.requests += said.requests
+            worker.errors += said.errors
+            return said.window() if said.requests else None
+        return None
+
+    def tick(self, now_s: float) -> None:
+        """Kill the workers that are over a deadline."""
+        for worker in self._workers.values():
+            reason = self._overdue(worker, now_s)
+            if reason is not None and worker.killed_for is None:
+                logger.warning("event=worker_killed version=%s reason=%s", worker.ref, reason)
+                worker.killed_for = reason
+                worker.child.kill()
+
+    def links(self) -> Mapping[ModelName, str]:
+        """Return for each model's socket the worker's socket that it leads to."""
+        return {
+            ModelName(path.name.removesuffix(".sock")): path.readlink().name
+            for path in self._run_dir.glob("*.sock")
+            if path.is_symlink()
+        }
+
+    def point(self, ref: ModelRef, socket: str) -> None:
+        """Let the model's socket lead to the worker's `socket`, in one rename.
+
+        Raises:
+            OSError: when the run folder cannot be written.
+        """
+        fresh = self._run_dir / f".{ref.name}.sock.new"
+        fresh.unlink(missing_ok=True)
+        fresh.symlink_to(f"{self._folder.name}/{socket}")
+        fresh.replace(self._link(ref.name))
+        logger.info("event=serving version=%s socket=%s", ref, self._link(ref.name))
+
+    def unpoint(self, name: ModelName) -> None:
+        """Take the model's socket away."""
+        self._link(name).unlink(missing_ok=True)
+
+    def _ended(self, worker: _Worker, event: ChildEnded, now_s: float) -> WorkerDeath | None:
+        del self._workers[event.child]
+        worker.spec_path.unlink(missing_ok=True)
+        worker.spec.socket_path.unlink(missing_ok=True)
+        if worker.stopping_s is not None:
+            logger.info("event=worker_stopped version=%s", worker.ref)
+            return None
+        why = worker.failure or worker.killed_for or event.describe()
+        logger.warning("event=worker_died version=%s reason=%s", worker.ref, why)
+        return WorkerDeath(worker.ref, why, now_s - worker.started_s)
+
+    def _overdue(self, worker: _Worker, now_s: float) -> str | None:
+        limits = worker.spec.limits
+        if worker.stopping_s is not None:
+            late = now_s - worker.stopping_s > limits.drain_s + _DRAIN_MARGIN_S
+            return f"not drained within {limits.drain_s:g} s" if late else None
+        if worker.ready_s is None:
+            late = now_s - worker.started_s > limits.self_test_s + _READY_MARGIN_S
+            return f"not ready within {limits.self_test_s:g} s" if late else None
+        silence_s = 3.0 * worker.spec.window_s + _SILENCE_S
+        return f"silent for {silence_s:g} s" if now_s - worker.heard_s > silence_s else None
+
+    def _spec(self, manifest: Manifest, candidate: str, socket_path: Path) -> ServeSpec:
+        check_socket_path(socket_path)
+        name = candidate.split("/")[1] if candidate.count("/") >= 3 else ""
+        variant = next((one for one in manifest.variants if one.name == name), None)
+        if variant is None:
+            raise Rejected(f"{manifest.ref} has no variant for the candidate {candidate!r}")
+        labels = manifest.labels
+        return ServeSpec(
+            model=manifest.name,
+            version=manifest.version,
+            candidate_id=candidate,
+            variant_path=self._store.blob_path(variant.file.digest),
+            manifest_path=self._store.manifest_path(manifest.ref),
+            labels_path=self._store.blob_path(labels.digest) if labels is not None else None,
+            golden_path=self._store.blob_path(manifest.golden.digest),
+            socket_path=socket_path,
+            window_s=self._window_s,
+        )
+
+    def _link(self, name: ModelName) -> Path:
+        return self._run_dir / f"{name}.sock"

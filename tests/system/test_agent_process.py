@@ -1,0 +1,96 @@
+"""`regatta-agent run` as a process, against the real broker: presence, report, a clean stop, and a kill."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from mosquitto import Wire, connected, require_mosquitto, running_wire
+from regatta_protocol import topics
+from regatta_protocol.bus import Message
+from regatta_protocol.codec import decode
+from regatta_protocol.messages import Presence, Reported
+from regatta_provisioning.assignments import AssignmentKey
+from regatta_provisioning.identity import IdentityFile
+from regatta_provisioning.repository import MetadataRepository
+
+pytestmark = pytest.mark.system
+
+DEVICE = "pi-one"
+_PROGRAM = "from regatta_agent.cli import main; main()"
+
+
+@pytest.fixture
+def wire(tmp_path: Path) -> Iterator[Wire]:
+    require_mosquitto()
+    (tmp_path / "wire").mkdir()
+    with running_wire(tmp_path / "wire") as running:
+        yield running
+
+
+def _enrolled(wire: Wire, folder: Path) -> Path:
+    """Return a state folder with an identity that this wire's authority gave."""
+    identity = folder / "state" / "identity"
+    identity.mkdir(parents=True)
+    config = wire.mqtt_config(DEVICE)
+    (identity / "key.pem").write_bytes(config.key_path.read_bytes())
+    (identity / "cert.pem").write_bytes(config.cert_path.read_bytes())
+    (identity / "ca.pem").write_bytes(config.ca_path.read_bytes())
+    (identity / "root.json").write_text(MetadataRepository.create(folder / "metadata").root_json)
+    key = AssignmentKey.create(folder / "assignments")
+    file = IdentityFile.model_validate(
+        {
+            "fleet": "fleet", "device": DEVICE, "broker_host": config.host, "broker_port": config.port,
+            "api_url": "https://localhost", "assignment_key": key.public_key_b64, "assignment_key_id": key.key_id,
+            "key": "key.pem", "certificate": "cert.pem", "ca": "ca.pem", "root": "root.json",
+        }
+    )  # fmt: skip
+    (identity / "identity.json").write_text(file.model_dump_json())
+    return folder / "state"
+
+
+def _start(state: Path) -> subprocess.Popen[bytes]:
+    argv = [sys.executable, "-c", _PROGRAM, "run", "--state-dir", str(state), "--run-dir", str(state.parent / "run")]
+    return subprocess.Popen(argv, stderr=(state.parent / "agent.log").open("ab"))
+
+
+def test_it_is_there_reports_and_leaves_as_it_should(wire: Wire, tmp_path: Path) -> None:
+    """Up and a report after start; down after SIGTERM with status 0; down by the will after SIGKILL."""
+    state = _enrolled(wire, tmp_path)
+    server = wire.mqtt_config("regatta-server", filters=topics.SERVER_FILTERS)
+    with connected(server) as (_, inbox):
+
+        def heard(kind: topics.Up) -> Message:
+            deadline = time.monotonic() + 15
+            while time.monotonic() < deadline:
+                event = inbox.get(timeout=15)
+                if isinstance(event, Message) and event.topic == topics.up(DEVICE, kind):  # type: ignore[arg-type]
+                    return event
+            raise AssertionError((tmp_path / "agent.log").read_text())
+
+        agent = _start(state)
+        try:
+            assert decode(Presence, heard(topics.Up.STATE).payload).up
+            first = decode(Reported, heard(topics.Up.REPORTED).payload)
+            assert first.device == DEVICE
+            assert json.loads((tmp_path / "run" / "agent.json").read_text())["online"] is True
+            agent.send_signal(signal.SIGTERM)
+            assert not decode(Presence, heard(topics.Up.STATE).payload).up
+            assert agent.wait(timeout=10) == 0
+
+            agent = _start(state)
+            assert decode(Presence, heard(topics.Up.STATE).payload).up
+            again = decode(Reported, heard(topics.Up.REPORTED).payload)
+            assert again.sequence > first.sequence
+            agent.kill()
+            assert not decode(Presence, heard(topics.Up.STATE).payload).up
+        finally:
+            agent.kill()
+            agent.wait()

@@ -1,0 +1,145 @@
+"""The device's commands: texts, JSON, exit codes, and what they import."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from device_rig import Rig
+from regatta_agent.cli import COMMANDS, cli, main
+from regatta_agent.config import AgentConfig, load_config
+from regatta_protocol import errors
+from regatta_protocol.errors import Misuse
+
+_DOCS = Path(__file__).parents[3] / "docs"
+
+
+def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
+    with pytest.raises(SystemExit) as ended:
+        main(arguments)
+    out, err = capsys.readouterr()
+    return int(ended.value.code or 0), out, err
+
+
+def test_the_control_process_imports_nothing_heavy() -> None:
+    """`regatta-agent run` holds no runtime, numpy, cryptography or TUF."""
+    code = (
+        "import sys, regatta_agent.bootstrap, regatta_agent.cli.run, regatta_protocol.mqtt, regatta_runtimes.board\n"
+        "heavy = {'numpy', 'ai_edge_litert', 'tflite_runtime', 'cryptography', 'tuf', 'securesystemslib', 'requests'}\n"
+        "print(sorted(heavy & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
+
+    assert done.stdout.strip() == "[]"
+
+
+def test_help_lists_every_command_and_imports_none(capsys: pytest.CaptureFixture[str]) -> None:
+    """The overview is quick."""
+    status, out, _ = run(capsys, "--help")
+
+    assert status == 0
+    assert all(name in out for name in COMMANDS)
+
+
+@pytest.mark.parametrize("name", sorted(set(COMMANDS) - {"infer"}))
+def test_each_command_has_help_with_examples(name: str) -> None:
+    """`--help` shows how it is used."""
+    arguments = [name, "check", "--help"] if name == "config" else [name, "--help"]
+    result = CliRunner().invoke(cli, arguments)
+
+    assert result.exit_code == 0
+    assert "Examples:" in result.output
+
+
+def test_every_exit_code_is_documented() -> None:
+    """docs/exit-codes.md names each family's code."""
+    text = (_DOCS / "exit-codes.md").read_text()
+    codes = {getattr(errors, name).exit_code for name in errors.__all__}
+
+    assert codes <= {int(code) for code in re.findall(r"^\| (\d+) \|", text, re.MULTILINE)}
+
+
+def test_status_and_why_answer_from_disk_while_no_agent_runs(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Both say whether the agent runs; why shows each candidate and the reason of a roll-back."""
+    rig = Rig(tmp_path)
+    rig.accuracy = {1: 0.98, 2: 0.41}
+    rig.start()
+    for version in (1, 2):
+        rig.fleet.push(version)
+        rig.fleet.assign(version, f"r{version}")
+        rig.run(12)
+    rig.kill()
+    folders = ("--state-dir", str(rig.config.state_dir), "--run-dir", str(rig.config.run_dir))
+
+    status, out, _ = run(capsys, "status", *folders)
+    assert status == 0
+    assert "not running" in out
+    assert re.search(r"digits:1 +committed", out)
+    status, out, _ = run(capsys, "status", "--json", *folders)
+    models = json.loads(out)["models"]
+    assert [(m["version"], m["state"]) for m in models] == [(1, "committed"), (2, "rolled_back")]
+    status, out, _ = run(capsys, "why", "digits", *folders)
+    assert "57 points below digits:1's 0.98" in out
+    assert "litert/int8/xnnpack/t1" in out
+    status, out, _ = run(capsys, "why", "digits:2", "--json", *folders)
+    assert json.loads(out)["race"]["placement"] == "litert/int8/xnnpack/t1"
+    status, _, err = run(capsys, "why", "faces", *folders)
+    assert (status, "not known here" in err) == (78, True)
+
+
+def test_a_missing_state_folder_is_told_with_what_to_do(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Not enrolled is a set-up error."""
+    status, _, err = run(capsys, "status", "--state-dir", str(tmp_path / "none"))
+
+    assert status == 78
+    assert "enroll" in err
+
+
+def test_run_without_an_identity_ends_with_the_way_to_get_one(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Exit 78, as systemd's RestartPreventExitStatus wants it."""
+    status, _, err = run(capsys, "run", "--state-dir", str(tmp_path), "--run-dir", str(tmp_path / "r"))
+
+    assert status == 78
+    assert "not enrolled" in err
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("telemetry_perod_s = 1", "telemetry_perod_s"),
+        ("max_attempts = 0", "max_attempts"),
+        ("max_attempts = ", "is not TOML"),
+        ('log_level = "loud"', "log_level"),
+    ],
+)
+def test_a_wrong_key_is_named(tmp_path: Path, text: str, words: str) -> None:
+    """The file and the key stand in the message."""
+    path = tmp_path / "agent.toml"
+    path.write_text(text)
+
+    with pytest.raises(Misuse, match=words) as raised:
+        load_config(path)
+    assert str(path) in str(raised.value)
+
+
+def test_flags_come_before_environment_before_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The order of the settings' sources."""
+    path = tmp_path / "agent.toml"
+    path.write_text('state_dir = "/file"\nrun_dir = "/file"\nmax_attempts = 3')
+    monkeypatch.setenv("REGATTA_STATE_DIR", "/environment")
+    monkeypatch.setenv("REGATTA_RUN_DIR", "/environment")
+
+    config = load_config(path, {"state_dir": Path("/flag"), "run_dir": None})
+
+    assert (str(config.state_dir), str(config.run_dir), config.max_attempts) == ("/flag", "/environment", 3)
+    assert AgentConfig().max_attempts == 8

@@ -1,0 +1,123 @@
+"""Real child processes: bounded, read to the end, and ended for sure; and the words to systemd."""
+
+from __future__ import annotations
+
+import queue
+import socket
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from regatta_agent import children
+from regatta_agent.children import ProcessLauncher
+from regatta_agent.events import ChildEnded, ChildLine, Event
+from regatta_agent.notify import Notifier
+from regatta_agent.status import StateLock, is_running
+from regatta_protocol.errors import Misuse
+
+
+@pytest.fixture
+def inbox() -> queue.Queue[Event]:
+    return queue.Queue(100)
+
+
+@pytest.fixture
+def launcher(inbox: queue.Queue[Event]) -> Iterator[ProcessLauncher]:
+    made = ProcessLauncher(inbox)
+    yield made
+    made.close()
+
+
+def python(code: str) -> list[str]:
+    return [sys.executable, "-S", "-c", code]
+
+
+def until_end(inbox: queue.Queue[Event]) -> tuple[list[bytes], ChildEnded]:
+    lines: list[bytes] = []
+    while True:
+        event = inbox.get(timeout=20)
+        if isinstance(event, ChildEnded):
+            return lines, event
+        assert isinstance(event, ChildLine)
+        lines.append(event.line)
+
+
+def test_lines_and_the_end_come_in_order(launcher: ProcessLauncher, inbox: queue.Queue[Event]) -> None:
+    """Standard output by lines, also a last one without its end; then the status with the last words."""
+    code = "import sys; data = sys.stdin.read(); print(data); print('b', end=''); sys.exit('too bad')"
+    launcher.launch("one", python(code), b"hello")
+
+    lines, ended = until_end(inbox)
+    assert lines == [b"hello", b"b"]
+    assert ended.describe() == "exit status 1: too bad"
+
+
+def test_finish_is_the_end_of_standard_input(launcher: ProcessLauncher, inbox: queue.Queue[Event]) -> None:
+    """A worker that waits for its input ends by itself."""
+    child = launcher.launch("two", python("import sys; sys.stdin.read(); print('drained')"), None)
+    child.finish()
+
+    assert until_end(inbox)[0] == [b"drained"]
+
+
+def test_kill_ends_the_whole_group(launcher: ProcessLauncher, inbox: queue.Queue[Event]) -> None:
+    """A grandchild that holds the pipe open does not survive."""
+    code = "import subprocess; subprocess.Popen(['sleep', '60']); print('up', flush=True); input()"
+    child = launcher.launch("three", python(code), None)
+    assert inbox.get(timeout=20) == ChildLine("three", b"up")
+    child.kill()
+
+    begun = time.monotonic()
+    assert until_end(inbox)[1].status == -9
+    assert time.monotonic() - begun < 5
+
+
+def test_a_line_without_end_is_no_memory_leak(
+    launcher: ProcessLauncher, inbox: queue.Queue[Event], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A child that floods one line is killed."""
+    monkeypatch.setattr(children, "MAX_LINE_BYTES", 100_000)
+    launcher.launch("four", python("import sys\nwhile True: sys.stdout.write('x' * 9999)"), None)
+
+    assert until_end(inbox)[1].status == -9
+
+
+def test_the_notifier_speaks_to_systemd_s_socket(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """READY, WATCHDOG and STOPPING as datagrams; the watchdog's period is read from the environment."""
+    path = tmp_path / "notify"
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as systemd:
+        systemd.bind(str(path))
+        systemd.settimeout(5)
+        monkeypatch.setenv("NOTIFY_SOCKET", str(path))
+        monkeypatch.setenv("WATCHDOG_USEC", "30000000")
+        monkeypatch.delenv("WATCHDOG_PID", raising=False)
+        notifier = Notifier.from_environment()
+        notifier.ready()
+        notifier.alive("well")
+        notifier.stopping()
+
+        said = [systemd.recv(200) for _ in range(3)]
+    assert said == [b"READY=1", b"WATCHDOG=1\nSTATUS=well", b"STOPPING=1"]
+    assert notifier.watchdog_s == 30.0
+
+
+def test_without_systemd_nothing_is_said() -> None:
+    """A run in a terminal is no error."""
+    Notifier(None, None).ready()
+    Notifier("/nowhere/at/all", None).ready()
+
+
+def test_a_state_folder_has_one_agent(tmp_path: Path) -> None:
+    """A second one is refused with words, and the lock shows who runs."""
+    lock = StateLock(tmp_path)
+    assert not is_running(tmp_path)
+    lock.take()
+    assert is_running(tmp_path)
+
+    with pytest.raises(Misuse, match="another regatta-agent"):
+        StateLock(tmp_path).take()
+    lock.release()
+    assert not is_running(tmp_path)

@@ -1,0 +1,137 @@
+"""Files of models: verified before they are believed, collected when nobody needs them, resumed after a cut."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from random import Random
+
+import pytest
+
+from regatta_agent.errors import WrongBlob
+from regatta_agent.partial import PartialFile
+from regatta_agent.store import Store
+from regatta_protocol.codec import encode
+from regatta_protocol.errors import BadDigest, Rejected
+from regatta_protocol.ids import ModelName, ModelRef, digest_of_bytes
+from regatta_protocol.manifest import FileRef, Manifest, TensorSpec, Variant
+
+DATA = Random(1).randbytes(5 * 1024 + 7)
+FILE = FileRef(digest=digest_of_bytes(DATA), size_bytes=len(DATA))
+CHUNK = 1024
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    made = Store(tmp_path)
+    made.prepare()
+    return made
+
+
+def manifest(version: int = 1) -> Manifest:
+    tensor = TensorSpec(name="x", dtype="int8", shape=(1,))
+    variant = Variant(name="int8", file=FILE, precision="int8", inputs=(tensor,), outputs=(tensor,))
+    return Manifest(name=ModelName("m"), version=version, created_at="now", variants=(variant,), golden=FILE)
+
+
+def partial(store: Store, chunk_bytes: int = CHUNK) -> PartialFile:
+    made = PartialFile(store.partial, store.blobs, FILE, chunk_bytes)
+    made.open()
+    return made
+
+
+def piece(index: int) -> bytes:
+    return DATA[index * CHUNK : (index + 1) * CHUNK]
+
+
+def test_a_download_in_any_order_becomes_a_blob(store: Store) -> None:
+    """Chunks may come twice and in any order."""
+    file = partial(store)
+    for index in [5, 0, 3, 3, 1, 4, 2]:
+        file.write(index, piece(index))
+    file.finish()
+
+    assert store.blob_path(FILE.digest).read_bytes() == DATA
+    assert list(store.partial.iterdir()) == []
+    assert store.has(FILE)
+
+
+def test_only_what_was_synced_is_believed_after_a_cut(store: Store) -> None:
+    """Bits are written after content."""
+    file = partial(store)
+    file.write(0, piece(0))
+    file.sync()
+    file.write(1, piece(1))
+    file.close()
+
+    again = partial(store)
+    assert again.missing() == [1, 2, 3, 4, 5]
+    assert again.bitmap() == b"\x01"
+
+
+def test_another_chunk_size_begins_anew(store: Store) -> None:
+    """Bits of other chunks say nothing."""
+    file = partial(store)
+    file.write(0, piece(0))
+    file.sync()
+    file.close()
+
+    assert partial(store, 2048).missing() == [0, 1, 2]
+
+
+@pytest.mark.parametrize("bits", [b"", b"xx", b"\x00" * 999])
+def test_damaged_bits_begin_anew(store: Store, bits: bytes) -> None:
+    """A torn bitmap costs a download, never a wrong file."""
+    file = partial(store)
+    file.write(0, piece(0))
+    file.sync()
+    file.close()
+    (store.partial / f"{FILE.digest}.bits").write_bytes(bits)
+
+    assert partial(store).missing() == [0, 1, 2, 3, 4, 5]
+
+
+@pytest.mark.parametrize(("index", "payload"), [(-1, b""), (6, b"x"), (0, b"short"), (5, piece(0))])
+def test_chunks_that_do_not_fit_are_refused(store: Store, index: int, payload: bytes) -> None:
+    """Neither place nor length is taken on trust."""
+    file = partial(store)
+
+    assert file.write(index, payload) is False
+
+
+def test_a_wrong_whole_leaves_nothing_behind(store: Store) -> None:
+    """The digest of the whole is the judge."""
+    file = partial(store)
+    for index in range(6):
+        file.write(index, bytes(len(piece(index))))
+
+    with pytest.raises(WrongBlob, match="arrived with digest"):
+        file.finish()
+    assert list(store.partial.iterdir()) == []
+    assert list(store.blobs.iterdir()) == []
+
+
+def test_a_manifest_with_another_digest_or_name_is_refused(store: Store) -> None:
+    """What was signed is what is stored."""
+    data = encode(manifest())
+    ref = ModelRef(ModelName("m"), 1)
+
+    with pytest.raises(BadDigest):
+        store.put_manifest(ref, data, digest_of_bytes(b"other"))
+    with pytest.raises(Rejected, match="is of m:1"):
+        store.put_manifest(ModelRef(ModelName("m"), 2), data, digest_of_bytes(data))
+    assert store.manifest(ref) is None
+
+
+def test_collect_keeps_what_is_needed_and_frees_the_rest(store: Store) -> None:
+    """Shared files stay while one version needs them."""
+    for version in (1, 2):
+        data = encode(manifest(version))
+        store.put_manifest(ModelRef(ModelName("m"), version), data, digest_of_bytes(data))
+    store.blob_path(FILE.digest).write_bytes(DATA)
+    (store.blobs / ("0" * 64)).write_bytes(b"old")
+
+    store.collect({ModelRef(ModelName("m"), 2)})
+    assert store.has(FILE)
+    assert store.manifest(ModelRef(ModelName("m"), 1)) is None
+    assert store.collect(set()) > len(DATA)
+    assert list(store.blobs.iterdir()) == []
