@@ -15,7 +15,7 @@ pytestmark = [pytest.mark.system, pytest.mark.timeout(300)]
 @pytest.fixture(scope="module")
 def document() -> dict[str, Any]:
     done = subprocess.run(
-        [sys.executable, "-m", "regatta_fleet.cli", "demo", "--exit", "--json"],
+        [sys.executable, "-m", "regatta_fleet", "demo", "--exit", "--json"],
         capture_output=True,
         text=True,
         timeout=240,
@@ -37,7 +37,7 @@ def test_variants_are_measured_and_smaller(document: dict[str, Any]) -> None:
 
 
 def test_each_device_raced_placed_and_served(document: dict[str, Any]) -> None:
-    """Every device has a placement that is its best measured candidate, served inferences, and says what power it saw."""
+    """Every device has a measured placement, served inferences, and says what power it saw."""
     assert len(document["devices"]) == 2
     for device in document["devices"]:
         measured = {c["id"]: c for c in device["candidates"] if c.get("p50_us") is not None}

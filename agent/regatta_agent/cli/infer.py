@@ -6,14 +6,14 @@ import json
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import click
 
 from regatta_agent.client import Client
 from regatta_agent.serving.sources import MAX_FILE_BYTES, input_shape, read_samples
 from regatta_agent.serving.tensors import Array
-from regatta_protocol.errors import RegattaError, Rejected, TooLarge
+from regatta_protocol.errors import Rejected, TooLarge
 from regatta_protocol.ids import parse_model_name
 
 __all__ = ["infer"]
@@ -26,6 +26,11 @@ DEFAULT_RUN_DIR = "/run/regatta-agent"
 @click.argument("files", nargs=-1, required=True, metavar="FILE...")
 @click.option("--top", default=5, show_default=True, type=click.IntRange(1, 1000), help="How many classes to print.")
 @click.option("--label", help="The right label or class of the files: told to the worker, which counts its accuracy.")
+@click.option(
+    "--labels",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="A text file with the right label or class of each sample, one a line, told to the worker likewise.",
+)
 @click.option("--json", "as_json", is_flag=True, help="One JSON object a line for each sample.")
 @click.option(
     "--run-dir",
@@ -35,24 +40,60 @@ DEFAULT_RUN_DIR = "/run/regatta-agent"
     type=click.Path(path_type=Path),
     help="Where the agent's sockets are.",
 )
-def infer(model: str, files: tuple[str, ...], top: int, label: str | None, as_json: bool, run_dir: Path) -> None:
+def infer(
+    model: str,
+    files: tuple[str, ...],
+    top: int,
+    label: str | None,
+    labels: Path | None,
+    as_json: bool,
+    run_dir: Path,
+) -> None:
     """Infer each FILE with MODEL and print the best classes.
 
     A FILE is a picture, a .npy array or a CSV table with one sample a row; - reads standard input.
+
+    \b
+    Examples:
+      regatta-agent infer mobilenet cat.bmp
+      regatta-agent infer digits samples.npy --labels truth.txt --json
     """
-    try:
-        name = parse_model_name(model)
-        with Client(run_dir / f"{name}.sock") as client:
-            for file in files:
-                for answer in _answers(client, name, file, top, label):
-                    click.echo(json.dumps(answer) if as_json else _text(answer))
-    except RegattaError as err:
-        _fail(err)
+    if label is not None and labels is not None:
+        raise Rejected("give --label for all samples or --labels for each of them, not both")
+    name = parse_model_name(model)
+    truth = _Truth(label, None if labels is None else _read(str(labels)))
+    with Client(run_dir / f"{name}.sock") as client:
+        for file in files:
+            for answer in _answers(client, name, file, top, truth):
+                click.echo(json.dumps(answer) if as_json else _text(answer))
+    truth.check_used_up()
 
 
-def _fail(err: RegattaError) -> NoReturn:
-    click.echo(f"regatta-agent infer: {err}", err=True)
-    raise SystemExit(err.exit_code)
+class _Truth:
+    """The right answers, in the order of the samples."""
+
+    def __init__(self, label: str | None, lines: bytes | None) -> None:
+        self._label = label
+        self._labels = None if lines is None else lines.decode(errors="replace").splitlines()
+        self._next = 0
+
+    def next(self, sample: str) -> str | None:
+        """Return the label of the next sample, or None when none was given.
+
+        Raises:
+            Rejected: when there are fewer labels than samples.
+        """
+        if self._labels is None:
+            return self._label
+        if self._next >= len(self._labels):
+            raise Rejected(f"--labels has {len(self._labels)} lines, but there are more samples: {sample} has none")
+        self._next += 1
+        return self._labels[self._next - 1].strip()
+
+    def check_used_up(self) -> None:
+        """Raise Rejected when labels are left over: they were for other samples."""
+        if self._labels is not None and self._next != len(self._labels):
+            raise Rejected(f"--labels has {len(self._labels)} lines for {self._next} samples: are they of these files?")
 
 
 def _read(file: str) -> bytes:
@@ -67,11 +108,11 @@ def _read(file: str) -> bytes:
     return data
 
 
-def _answers(client: Client, model: str, file: str, top: int, label: str | None) -> Iterator[dict[str, Any]]:
+def _answers(client: Client, model: str, file: str, top: int, truth: _Truth) -> Iterator[dict[str, Any]]:
     samples = read_samples(_read(file), file, input_shape(client.metadata(model)))
     for index, sample in enumerate(samples):
         name = file if len(samples) == 1 else f"{file}[{index}]"
-        yield {"file": name, **_answer(client, model, sample, top, label)}
+        yield {"file": name, **_answer(client, model, sample, top, truth.next(name))}
 
 
 def _answer(client: Client, model: str, sample: Array, top: int, label: str | None) -> dict[str, Any]:

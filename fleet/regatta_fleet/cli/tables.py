@@ -243,6 +243,7 @@ def optimized(report: OptimizeReport) -> Table:
             if variant.latency and original.latency and original.latency.p50_us > 0
             else None
         )
+        size_ratio = variant.size_bytes / original.size_bytes if variant.size_bytes and original.size_bytes else None
         recommended = variant.name == report.recommended and variant.accepted
         verdict = "recommended" if recommended else variant.reason or ("kept" if variant.accepted else "refused")
         style: Style = "good" if recommended else "" if variant.accepted else "dim"
@@ -250,7 +251,7 @@ def optimized(report: OptimizeReport) -> Table:
             (
                 Cell(variant.name, style),
                 figures.size(variant.size_bytes),
-                figures.ratio(variant.size_bytes / original.size_bytes if original.size_bytes else None),
+                figures.ratio(size_ratio),
                 figures.accuracy(variant.accuracy),
                 figures.latency(variant.latency.p50_us if variant.latency else None),
                 figures.ratio(latency_ratio),

@@ -46,7 +46,7 @@ _STEPS = 8
 _TRIAL_S = 2.0
 _POLL_PERIOD_S = 0.1
 _INFERENCES = 200
-_AGENT = "regatta_agent.cli"
+_AGENT = "regatta_agent"
 
 T = TypeVar("T")
 
@@ -143,7 +143,7 @@ def _step(number: int, text: str) -> None:
 def _play(stage: Stage) -> dict[str, Any]:
     """Show all the steps; returns the document."""
     _step(1, "A fleet: certificate authority, signing keys, database, private broker with mutual TLS")
-    stage.programs.start("server", "regatta_fleet.cli", "up", "--home", str(stage.home))
+    stage.programs.start("server", "regatta_fleet", "up", "--home", str(stage.home))
     with stage.wait("the server starts", lambda: _connect(stage)) as fleet:
         page = _page(stage)
         output.line(f"broker {fleet.status().broker}, status page {page}")
