@@ -122,7 +122,8 @@ def print_race(report: RaceReport) -> None:
         ["CANDIDATE", "OUTCOME", "P50 us", "P99 us", "ACCURACY", "MEMORY MB", "POWER", "WHY"],
         [_candidate_row(one, report.placement) for one in order],
     )
-    click.echo(f"\nplacement: {report.placement or 'none'}: {report.reason}")
+    why_this = report.reason.removeprefix(f"{report.placement}: ")
+    click.echo(f"\nplacement: {report.placement or 'none'}: {why_this}")
 
 
 def _latest(record: AgentRecord, name: ModelName) -> ModelRef:
