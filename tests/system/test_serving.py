@@ -320,7 +320,7 @@ def test_golden_samples_are_checked_before_anybody_is_served(folder: Path) -> No
         bad.kill()
 
     assert ready.self_test.passed
-    assert (ready.self_test.samples, ready.self_test.top1_agreement) == (8, 1.0)
+    assert (ready.self_test.samples, ready.self_test.passed) == (8, True)
     assert (ready.self_test.snr_db or 0) > 60
     assert (failed.family, "self-test" in failed.reason) == ("rejected", True)
 
@@ -482,7 +482,30 @@ def test_infer_reads_csv_and_npy(worker: ServingProcess, folder: Path) -> None:
     answers = [json.loads(line) for line in result.output.splitlines()]
     assert [Path(answer["file"]).name for answer in answers] == ["two.csv[0]", "two.csv[1]", "one.npy"]
     assert len({answer["classes"][0]["label"] for answer in answers}) == 1
-    assert (missing.exit_code, "served in" in missing.output) == (Retryable.exit_code, True)
+    assert isinstance(missing.exception, Retryable)
+    assert "served in" in str(missing.exception)
+
+
+def test_infer_takes_a_label_for_each_sample(worker: ServingProcess, folder: Path) -> None:
+    """--labels tells the worker the truth of each sample, and refuses a file of another length."""
+    run_dir = folder / "labelled"
+    run_dir.mkdir()
+    (run_dir / "tiny.sock").symlink_to(worker.spec.socket_path)
+    array, truth = folder / "three.npy", folder / "truth.txt"
+    np.save(array, np.repeat(IMAGE, 3, axis=0))
+    arguments = ["tiny", str(array), "--run-dir", str(run_dir), "--json", "--labels", str(truth)]
+
+    truth.write_text("0\n1\n2\n")
+    told = CliRunner().invoke(infer, arguments)
+    truth.write_text("0\n1\n2\n3\n")
+    too_long = CliRunner().invoke(infer, arguments)
+    truth.write_text("0\n")
+    too_short = CliRunner().invoke(infer, arguments)
+
+    verdicts = [json.loads(line)["correct"] for line in told.output.splitlines()]
+    assert (len(verdicts), verdicts.count(True)) == (3, verdicts.count(True)) and verdicts.count(True) <= 1
+    assert isinstance(too_long.exception, Rejected) and "4 lines" in str(too_long.exception)
+    assert isinstance(too_short.exception, Rejected) and "1 lines" in str(too_short.exception)
 
 
 def test_a_picture_of_a_cat_is_a_cat(tmp_path: Path) -> None:

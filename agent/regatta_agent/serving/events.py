@@ -27,7 +27,6 @@ class SelfTest(Wire):
 
     samples: int = Field(ge=0)  # 0: there were none for this variant
     snr_db: float | None = None  # of all outputs against the reference kernels; None when equal or untested
-    top1_agreement: float | None = Field(default=None, ge=0, le=1)  # of the first output's largest element
     passed: bool
     reason: str
 
