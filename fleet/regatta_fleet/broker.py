@@ -32,12 +32,11 @@ from pathlib import Path
 
 from regatta_protocol.durable import write_durably
 from regatta_protocol.errors import Misuse, Retryable
+from regatta_protocol.ids import SERVER_IDENTITY
 
-__all__ = ["SERVER_NAME", "Broker", "BrokerConfig", "access_list", "find_mosquitto", "mosquitto_settings"]
+__all__ = ["Broker", "BrokerConfig", "access_list", "find_mosquitto", "mosquitto_settings"]
 
 logger = logging.getLogger(__name__)
-
-SERVER_NAME = "regatta-server"  # common name of the server's own client certificate
 
 _START_TIMEOUT_S = 15.0
 _STOP_TIMEOUT_S = 5.0  # it writes its database first
@@ -82,7 +81,7 @@ def find_mosquitto() -> str:
 def access_list() -> str:
     """Return the text of Mosquitto's ACL file. `%u` is the common name of the client's certificate."""
     return (
-        f"user {SERVER_NAME}\n"
+        f"user {SERVER_IDENTITY}\n"
         "topic readwrite #\n"
         "topic read $SYS/#\n"
         "\n"

@@ -19,6 +19,7 @@ __all__ = [
     "DEVICE_ID_PATTERN",
     "DIGEST_PATTERN",
     "MODEL_NAME_PATTERN",
+    "SERVER_IDENTITY",
     "DeviceId",
     "DeviceIdField",
     "Digest",
@@ -41,7 +42,16 @@ DeviceId = NewType("DeviceId", str)
 ModelName = NewType("ModelName", str)
 Digest = NewType("Digest", str)
 
-DeviceIdField = Annotated[DeviceId, StringConstraints(pattern=DEVICE_ID_PATTERN), AfterValidator(DeviceId)]
+SERVER_IDENTITY = "regatta-server"  # the server's own name at the broker, which may do everything there: no device's
+
+
+def _not_the_server(text: str) -> DeviceId:
+    if text == SERVER_IDENTITY:
+        raise ValueError(f"{SERVER_IDENTITY!r} is the server's own name")
+    return DeviceId(text)
+
+
+DeviceIdField = Annotated[DeviceId, StringConstraints(pattern=DEVICE_ID_PATTERN), AfterValidator(_not_the_server)]
 ModelNameField = Annotated[ModelName, StringConstraints(pattern=MODEL_NAME_PATTERN), AfterValidator(ModelName)]
 DigestField = Annotated[Digest, StringConstraints(pattern=DIGEST_PATTERN), AfterValidator(Digest)]
 
@@ -72,10 +82,12 @@ def parse_device_id(text: str) -> DeviceId:
     """Return `text` as a device id.
 
     Raises:
-        Rejected: when it is not 1 to 64 lower-case letters, digits and hyphens.
+        Rejected: when it is not 1 to 64 lower-case letters, digits and hyphens, or is the server's own name.
     """
     if re.fullmatch(DEVICE_ID_PATTERN[1:-1], text) is None:
         raise Rejected(f"device id {text[:80]!r} is not valid: use 1 to 64 of a-z, 0-9 and '-'")
+    if text == SERVER_IDENTITY:
+        raise Rejected(f"device id {text!r} is the server's own name: choose another")
     return DeviceId(text)
 
 

@@ -20,12 +20,12 @@ from typing import Literal
 from regatta_protocol.bus import Connected, Disconnected, Event, Inbox, Message, Published, Will
 from regatta_protocol.codec import MAX_PAYLOAD_BYTES
 from regatta_protocol.errors import Misuse, TooLarge
+from regatta_protocol.ids import SERVER_IDENTITY
 from regatta_protocol.outgoing import Outgoing
 
 __all__ = ["Faults", "MemoryBroker", "MemoryBus", "fleet_rules", "matches"]
 
 _MAX_QUEUED = 1000  # as the fleet's Mosquitto is set; what is over is dropped silently
-_SERVER = "regatta-server"
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ def matches(pattern: str, topic: str) -> bool:
 
 def fleet_rules(client_id: str, action: Literal["read", "write"], topic: str) -> bool:
     """Say whether the fleet's broker lets this client read or write the topic."""
-    if client_id == _SERVER:
+    if client_id == SERVER_IDENTITY:
         return True
     allowed = {"read": (f"rg/d/{client_id}/dn/#", "rg/b/#"), "write": (f"rg/d/{client_id}/up/#",)}[action]
     return any(matches(pattern, topic) for pattern in allowed)
