@@ -81,7 +81,7 @@ def receive(bus: MqttBus, inbox: queue.Queue[Event], digest: Digest, size_bytes:
 
 @pytest.mark.parametrize("chunk_bytes", [16_384, 65_536])
 def test_four_megabytes_arrive_whole(tmp_path: Path, chunk_bytes: int) -> None:
-    """Every byte, at no more than 5 % extra, at a rate that no board's network reaches (at least 1 MB/s on two busy cores)."""
+    """Every byte, at no more than 5 % extra, and faster than 1 MB/s even on two busy cores."""
     data = random.Random(2).randbytes(4_000_000)
     with (
         running_wire(tmp_path) as wire,

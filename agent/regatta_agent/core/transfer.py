@@ -8,7 +8,7 @@ it); too many stand in a queue before every command (wire.md). So the window fol
 - then it grows by one each round trip while the smoothed round trip is within 75 ms of the shortest one, stays up to
   150 ms, and above that shrinks towards 1.25 x the product of rate and shortest round trip. A delay decides, as in
   LEDBAT (RFC 6817), and not the product alone: with jitter or loss the measured rate falls short, and a window that
-  follows only it dwindles to nothing (6 % of a link with 10 % loss in tests/unit/transfer);
+  follows only it dwindles to one (tests/unit/transfer has such links);
 - a round trip over the shortest one + 500 ms halves it, at most once a round trip;
 - a timeout (two smoothed round trips + four deviations, RFC 6298, doubled with each timeout in a row) gives up what
   is on its way as lost, halves it too, and asks again.

@@ -79,7 +79,7 @@ def test_what_is_asked_for_twice_in_vain_stays_under_five_percent(link: Link, se
     [
         (Link(MEGABIT, 0.2, drop=0.02), 0.85),  # the link of wire.md, where a window of 1 has 35-61 %
         (Link(10 * MEGABIT, 0.05), 0.9),
-        (Link(8 * MEGABIT, 0.1, jitter_s=0.3), 0.5),  # a window that follows the rate alone dwindles here to 8 %
+        (Link(8 * MEGABIT, 0.1, jitter_s=0.3), 0.5),  # a window that follows the rate alone dwindles here
     ],
     ids=["1 Mbit/s, 200 ms, 2 % loss", "10 Mbit/s, 50 ms", "8 Mbit/s, 100 ms + up to 300 ms"],
 )
