@@ -22,7 +22,7 @@ from fastapi import FastAPI
 from regatta_fleet.api.device import device_app
 from regatta_fleet.api.operator import OperatorParts, operator_app
 from regatta_fleet.blobs import BlobStore
-from regatta_fleet.broker import SERVER_NAME, Broker, BrokerConfig
+from regatta_fleet.broker import Broker, BrokerConfig
 from regatta_fleet.controller import INBOX_LENGTH, Controller, Inbox
 from regatta_fleet.database.engine import Database, open_database, sqlite_url
 from regatta_fleet.enrolling import Enroller, FleetFacts
@@ -36,6 +36,7 @@ from regatta_fleet.settings import Settings
 from regatta_fleet.views import Views
 from regatta_protocol import __version__
 from regatta_protocol.durable import write_durably
+from regatta_protocol.ids import SERVER_IDENTITY
 from regatta_protocol.mqtt import MqttBus, MqttConfig
 from regatta_protocol.topics import SERVER_FILTERS
 from regatta_provisioning.assignments import AssignmentKey
@@ -171,7 +172,7 @@ def _start(
 
 def _broker(settings: Settings, home: Home, fleet: FleetFile, authority: Authority) -> tuple[Broker | None, MqttConfig]:
     """Return the private broker, unless others run one, and how the server connects."""
-    client_key, client_certificate = authority.issue_client(SERVER_NAME)
+    client_key, client_certificate = authority.issue_client(SERVER_IDENTITY)
     ca_path = home.broker / "ca.pem"
     home.broker.mkdir(mode=0o700, exist_ok=True)
     write_durably(ca_path, authority.ca_pem.encode(), 0o644)
@@ -188,7 +189,7 @@ def _broker(settings: Settings, home: Home, fleet: FleetFile, authority: Authori
     link = MqttConfig(
         host=host,
         port=port,
-        client_id=SERVER_NAME,
+        client_id=SERVER_IDENTITY,
         ca_path=settings.broker_ca or ca_path,
         cert_path=settings.broker_certificate or client_certificate,
         key_path=settings.broker_key or client_key,
