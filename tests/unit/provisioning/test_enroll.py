@@ -216,6 +216,19 @@ def test_an_answer_that_would_not_work_later_is_refused_now(
         load_identity(tmp_path / "identity")
 
 
+def test_a_certificate_that_another_authority_signed_is_refused(server: EnrollingServer, tmp_path: Path) -> None:
+    """The broker would refuse it for ever."""
+    other = Authority.create(tmp_path / "other", "lab")
+
+    def change(response: EnrollResponse) -> EnrollResponse:
+        foreign = other.sign_device_csr(server.requests[-1].csr_pem, response.device)
+        return response.model_copy(update={"certificate_pem": foreign})
+
+    server.change = change
+    with pytest.raises(Rejected, match="damaged certificate"):
+        _enroll(server.token(), tmp_path / "identity")
+
+
 def test_an_identity_is_replaced_only_when_asked(server: EnrollingServer, tmp_path: Path) -> None:
     first = _enroll(server.token(), tmp_path)
 

@@ -265,6 +265,26 @@ def test_after_a_theft_versions_may_start_again_with_new_keys(scene: Scene) -> N
     assert result.versions["timestamp"] < high
 
 
+@pytest.mark.parametrize("role", ["timestamp", "snapshot"])
+def test_a_new_key_of_one_online_role_frees_both(scene: Scene, role: str) -> None:
+    """A stolen timestamp key alone can name a high version of snapshot, and the other way round."""
+    device, fleet = scene.device, scene.fleet
+    device.floor = {**device.floor, "timestamp": 900, "snapshot": 900}
+    device.lose_metadata()
+    root = fleet.repository._root()
+    (key_id,) = root.roles[role].keyids
+    root.revoke_key(key_id, role)
+    root.add_key(fleet.repository._new_key(role), role)
+    fleet.repository._commit_root(root)
+    fleet.repository._complete()
+
+    result = device.verify(fleet.answer(root_version=1))
+
+    assert result.ok, result.reason
+    assert result.versions["timestamp"] < 900
+    assert result.versions["targets"] == 1
+
+
 def test_a_kill_at_any_point_leaves_a_device_that_goes_on(scene: Scene, tmp_path: Path) -> None:
     scene.fleet.repository.rotate_online_keys()
     answer = scene.fleet.answer(SECOND, root_version=1)
