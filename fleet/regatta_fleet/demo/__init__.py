@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import signal
 import sys
 import tempfile
 import time
@@ -100,6 +101,8 @@ def demo(end: bool, as_json: bool, folder: Path | None) -> None:
     first. Everything listens on loopback only, and stays up until Ctrl-C, so that you can look at the status page.
     """
     started = time.monotonic()
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.default_int_handler)  # whatever ends it, its programs end with it
     with ExitStack() as stack:
         if as_json:
             stack.enter_context(redirect_stdout(sys.stderr))
