@@ -9,7 +9,7 @@ from regatta_fleet import figures
 from regatta_fleet.schemas import DeviceModel, DeviceSummary, RolloutDetail, WaveState
 from regatta_protocol.measurement import CandidateResult, Outcome, RaceReport
 
-__all__ = ["candidate_verdict", "current_wave", "ordered", "progress", "shown_models", "up_since"]
+__all__ = ["candidate_verdict", "current_wave", "progress", "shown_models", "up_since"]
 
 _WORDS = {
     Outcome.UNAVAILABLE: "not on this board",
@@ -21,7 +21,7 @@ _WORDS = {
     Outcome.NO_OP: "its delegate took no part of the model",
     Outcome.WRONG_OUTPUT: "wrong outputs",
     Outcome.INACCURATE: "loses too much accuracy",
-    Outcome.DROPPED: "dropped early as clearly slower",
+    Outcome.DROPPED: "dropped early",
 }
 
 
@@ -43,17 +43,6 @@ def candidate_verdict(result: CandidateResult, report: RaceReport) -> str:
     if not best or ours < best:
         return "not chosen: the policy prefers the placed one"
     return f"{figures.ratio(ours / best)} the placed one's {figure[:3]}"
-
-
-def ordered(report: RaceReport) -> tuple[CandidateResult, ...]:
-    """Return the candidates with the winner first, then by latency, then those that measured nothing."""
-
-    def key(result: CandidateResult) -> tuple[bool, bool, float, str]:
-        finished = result.outcome == Outcome.MEASURED
-        p50_us = result.latency.p50_us if result.latency else float("inf")
-        return result.id != report.placement, not finished, p50_us, result.id
-
-    return tuple(sorted(report.candidates, key=key))
 
 
 def shown_models(device: DeviceSummary) -> tuple[DeviceModel, ...]:

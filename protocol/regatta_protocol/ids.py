@@ -47,7 +47,7 @@ SERVER_IDENTITY = "regatta-server"  # the server's own name at the broker, which
 
 def _not_the_server(text: str) -> DeviceId:
     if text == SERVER_IDENTITY:
-        raise ValueError(f"{SERVER_IDENTITY!r} is the server's own name")
+        raise ValueError(f"{SERVER_IDENTITY!r} is kept for the server")
     return DeviceId(text)
 
 
@@ -87,7 +87,7 @@ def parse_device_id(text: str) -> DeviceId:
     if re.fullmatch(DEVICE_ID_PATTERN[1:-1], text) is None:
         raise Rejected(f"device id {text[:80]!r} is not valid: use 1 to 64 of a-z, 0-9 and '-'")
     if text == SERVER_IDENTITY:
-        raise Rejected(f"device id {text!r} is the server's own name: choose another")
+        raise Rejected(f"device id {text!r} is kept for the server: choose another")
     return DeviceId(text)
 
 

@@ -116,7 +116,9 @@ def test_it_runs_as_an_ordinary_user(tmp_path: Path) -> None:
     os.chown(readable, 65534, 65534)
     program = (
         # What is imported late comes first: the interpreter may live where this user cannot read.
-        "import sys, os, pathlib, encodings.idna, mosquitto\n"
+        "import sys, os, pathlib, tempfile, encodings.idna, mosquitto\n"
+        "with tempfile.TemporaryDirectory() as scratch:\n"
+        "    mosquitto.TestAuthority(pathlib.Path(scratch)).issue('warm-up')\n"
         "os.setgroups([]); os.setgid(65534); os.setuid(65534)\n"
         "wire = mosquitto.Wire(pathlib.Path(sys.argv[1])); wire.broker.start()\n"
         "assert 'user root' not in (wire.config.folder / 'mosquitto.conf').read_text()\n"

@@ -18,6 +18,7 @@ from regatta_protocol.errors import Misuse, RegattaError
 from regatta_protocol.ids import ModelName, ModelRef, parse_model_name, parse_model_ref
 from regatta_protocol.measurement import CandidateResult, RaceReport
 from regatta_provisioning.identity import load_identity
+from regatta_runtimes.report import ranked
 
 __all__ = ["status", "why"]
 
@@ -117,10 +118,9 @@ def why(model: str, config_path: Path | None, state_dir: Path | None, run_dir: P
 
 def print_race(report: RaceReport) -> None:
     """Print the candidates of a race, best first, and the decision."""
-    order = sorted(report.candidates, key=lambda one: (one.id != report.placement, one.latency is None, _p50(one)))
     print_table(
         ["CANDIDATE", "OUTCOME", "P50 us", "P99 us", "ACCURACY", "MEMORY MB", "POWER", "WHY"],
-        [_candidate_row(one, report.placement) for one in order],
+        [_candidate_row(one, report.placement) for one in ranked(report)],
     )
     why_this = report.reason.removeprefix(f"{report.placement}: ")
     click.echo(f"\nplacement: {report.placement or 'none'}: {why_this}")
@@ -152,7 +152,7 @@ def _install_row(record: AgentRecord, install: Install, run_dir: Path) -> list[s
         install.state,
         "yes" if _serving(record, install, run_dir) else "",
         install.placement or "",
-        f"{race.latency.p50_us:.0f}" if race is not None and race.latency is not None else "",
+        _us(race.latency.p50_us) if race is not None and race.latency is not None else "",
         f"{race.accuracy.value:.3f}" if race is not None and race.accuracy is not None else "",
         (install.reason or "") + _waiting_text(install),
     ]
@@ -168,8 +168,8 @@ def _candidate_row(one: CandidateResult, placement: str | None) -> list[str]:
     return [
         one.id,
         "placed" if one.id == placement else str(one.outcome),
-        f"{one.latency.p50_us:.0f}" if one.latency is not None else "-",
-        f"{one.latency.p99_us:.0f}" if one.latency is not None else "-",
+        _us(one.latency.p50_us) if one.latency is not None else "-",
+        _us(one.latency.p99_us) if one.latency is not None else "-",
         f"{one.accuracy.value:.3f}" if one.accuracy is not None else "-",
         f"{one.peak_rss_bytes / 1e6:.0f}" if one.peak_rss_bytes is not None else "-",
         power,
@@ -177,8 +177,8 @@ def _candidate_row(one: CandidateResult, placement: str | None) -> list[str]:
     ]
 
 
-def _p50(one: CandidateResult) -> float:
-    return one.latency.p50_us if one.latency is not None else 0.0
+def _us(latency_us: float) -> str:
+    return f"{latency_us:.1f}" if latency_us < 100 else f"{latency_us:.0f}"
 
 
 def _because(install: Install) -> str:

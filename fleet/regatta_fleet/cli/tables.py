@@ -22,6 +22,7 @@ from regatta_fleet.schemas import (
 from regatta_protocol.manifest import Manifest
 from regatta_protocol.measurement import BoardFacts, Outcome, RaceReport
 from regatta_protocol.messages import InstallState
+from regatta_runtimes.report import ranked
 
 if TYPE_CHECKING:
     from regatta_fleet.optimize.report import OptimizeReport
@@ -137,7 +138,7 @@ def board_facts(board: BoardFacts) -> tuple[tuple[str, str], ...]:
 def race(report: RaceReport) -> Table:
     """Return every candidate with its figures and why it lost."""
     rows = []
-    for result in verdicts.ordered(report):
+    for result in ranked(report):
         placed = result.id == report.placement
         style: Style = "good" if placed else "" if result.outcome in (Outcome.MEASURED, Outcome.DROPPED) else "dim"
         rows.append(

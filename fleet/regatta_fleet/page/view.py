@@ -22,6 +22,7 @@ from regatta_fleet.schemas import (
 )
 from regatta_protocol.measurement import Accuracy, CandidateResult, Latency, Outcome, Power, RaceReport
 from regatta_protocol.messages import InstallState
+from regatta_runtimes.report import ranked
 
 __all__ = [
     "MAX_RACED_DEVICES",
@@ -178,7 +179,7 @@ def race_view(device: str, report: RaceReport) -> RaceView:
             verdict=verdicts.candidate_verdict(result, report),
             bar=_bar(result.latency, scale_us) if result.latency else None,
         )
-        for result in verdicts.ordered(report)
+        for result in ranked(report)
     )
     return RaceView(device, report, rows)
 

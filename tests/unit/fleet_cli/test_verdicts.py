@@ -6,12 +6,13 @@ import pytest
 
 from regatta_fleet import verdicts
 from regatta_protocol.measurement import Outcome, RaceReport
+from regatta_runtimes.report import ranked
 from sample_fleet import device, harbor, race
 
 
 def test_the_winner_comes_first_and_failures_last() -> None:
     """Candidates are ordered by what a reader looks for."""
-    found = verdicts.ordered(RaceReport.model_validate(race()))
+    found = ranked(RaceReport.model_validate(race()))
 
     assert found[0].id == "litert/int8-pruned/xnnpack/t2"
     measured = [one.latency.p50_us for one in found if one.outcome == Outcome.MEASURED and one.latency]

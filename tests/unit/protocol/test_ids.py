@@ -45,7 +45,7 @@ def test_what_is_no_device_id(text: str) -> None:
 
 def test_the_servers_name_is_told_apart() -> None:
     """A device of that name could do everything at the broker, so the reason says so."""
-    with pytest.raises(Rejected, match="the server's own name"):
+    with pytest.raises(Rejected, match="kept for the server"):
         parse_device_id(SERVER_IDENTITY)
 
 
