@@ -54,7 +54,9 @@ class _LazyGroup(click.Group):
             formatter.write_dl([(name, COMMANDS[name][2]) for name in self.list_commands(ctx)])
 
 
-@click.group(cls=_LazyGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.group(
+    "regatta-agent", cls=_LazyGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100}
+)
 @click.version_option(__version__, prog_name="regatta-agent")
 @click.option("--verbose", "-v", is_flag=True, help="Show debug messages, and tracebacks of errors.")
 @click.pass_context

@@ -1,15 +1,11 @@
 """The reference page of a click program, as Markdown: every command, option, example, and what it may end with.
 
-    python -m regatta_fleet.cli.reference > docs/cli.md
-
 A test compares the page with the program, so neither can change alone.
 """
 
 from __future__ import annotations
 
 import inspect
-import os
-import sys
 from collections.abc import Iterator, Mapping
 
 import click
@@ -19,8 +15,8 @@ __all__ = ["commands", "page", "regatta_page"]
 _INTRODUCTION = """\
 # `regatta`: the fleet's command line
 
-This page is made from the program (`python -m regatta_fleet.cli.reference > docs/cli.md`); a test keeps them equal.
-On the device there is another program, `regatta-agent`.
+This page is made from the program (`./run docs`); a test keeps them equal.
+On the device there is another program, [`regatta-agent`](agent-cli.md).
 
 - Results go to standard output, hints and progress to standard error. Tables have color on a terminal only.
 - `--json` prints the API's own shapes (`/docs` of a running server describes them).
@@ -105,8 +101,15 @@ def _option_row(option: click.Option, context: click.Context) -> str:
 
 
 def _prose(text: str) -> str:
-    paragraphs = inspect.cleandoc(text).split("\n\n")
-    return "\n\n".join(" ".join(paragraph.split()) for paragraph in paragraphs)
+    """Return the paragraphs, each on one line; those that click keeps as they are (\\b) become their commands."""
+    return "\n\n".join(_paragraph(paragraph) for paragraph in inspect.cleandoc(text).split("\n\n"))
+
+
+def _paragraph(text: str) -> str:
+    if not text.startswith("\b\n"):
+        return " ".join(text.split())
+    shown = [line.strip() for line in text.splitlines() if line.startswith("  ")]
+    return "\n".join(["```sh", *shown, "```"])
 
 
 def _first_line(command: click.Command) -> str:
@@ -115,10 +118,3 @@ def _first_line(command: click.Command) -> str:
 
 def _cell(text: str) -> str:
     return " ".join(text.split()).replace("|", "\\|")
-
-
-if __name__ == "__main__":
-    # The defaults that the page shows are the program's, not this shell's.
-    for _name in _ENVIRONMENT:
-        os.environ.pop(_name, None)
-    sys.stdout.write(regatta_page())

@@ -67,7 +67,6 @@ def test_a_race_places_an_accurate_variant_and_explains_the_rest(tmp_path: Path)
     assert not any(result.outcome == Outcome.MEASURED for result in report.candidates if result.variant == "bad")
     assert decode(RaceReport, encode(report, 1 << 20), 1 << 20) == report
     assert ranked(report)[0].id == report.placement
-    assert ranked(report)[0].id == report.placement
     assert lines
 
 
