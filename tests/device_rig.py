@@ -21,7 +21,6 @@ from regatta_agent.config import AgentConfig
 from regatta_agent.core.installs import Install
 from regatta_agent.events import Event
 from regatta_agent.loop import Loop
-from regatta_agent.notify import Notifier
 from regatta_agent.outbox import Outbox
 from regatta_agent.testing import FakeClock, ScriptedLauncher
 from regatta_protocol import topics
@@ -44,6 +43,7 @@ from regatta_protocol.messages import (
 )
 from regatta_protocol.testing import Faults, MemoryBroker, MemoryBus
 from regatta_provisioning.identity import Identity
+from regatta_provisioning.notify import Notifier
 from regatta_provisioning.verifying import AssignmentJob, MetadataJob, VerifiedTarget, VerifyResult
 
 DEVICE = DeviceId("pi-one")

@@ -20,7 +20,6 @@ from regatta_agent.courier import Courier
 from regatta_agent.desired import DesiredState
 from regatta_agent.events import INBOX_LENGTH, Event
 from regatta_agent.loop import Loop, Parts
-from regatta_agent.notify import Notifier
 from regatta_agent.outbox import Outbox
 from regatta_agent.racing import RaceSettings
 from regatta_agent.record import RecordFile
@@ -32,6 +31,7 @@ from regatta_protocol import __version__, topics
 from regatta_protocol.bus import Bus, Will
 from regatta_protocol.measurement import BoardFacts
 from regatta_provisioning.identity import Identity, load_identity
+from regatta_provisioning.notify import Notifier
 
 __all__ = ["assemble", "limits_of", "run_agent"]
 

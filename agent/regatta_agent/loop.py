@@ -44,7 +44,6 @@ from regatta_agent.jobs import (
     Outcome,
     Raced,
 )
-from regatta_agent.notify import Notifier
 from regatta_agent.record import RecordFile
 from regatta_agent.reporter import Reporter
 from regatta_agent.status import StatusFile
@@ -56,6 +55,7 @@ from regatta_protocol.ids import ModelRef
 from regatta_protocol.manifest import Policy
 from regatta_protocol.measurement import RaceReport
 from regatta_protocol.messages import RaceItem, ServingWindow
+from regatta_provisioning.notify import Notifier
 
 __all__ = ["Loop", "Parts"]
 

@@ -16,8 +16,8 @@ import uvicorn
 
 from regatta_fleet.bootstrap import Face, Running, running
 from regatta_fleet.home import ServerInfo
-from regatta_fleet.notify import notify, watchdog_period_s
 from regatta_fleet.settings import Settings
+from regatta_provisioning.notify import Notifier
 
 __all__ = ["run_server"]
 
@@ -39,9 +39,10 @@ def run_server(settings: Settings, ready: Callable[[ServerInfo], None]) -> None:
         Misuse: when the set-up cannot work; the text says what to change.
         StorageFull: when the disk is full at the start.
     """
+    notifier = Notifier.from_environment()
     with running(settings) as parts:
-        asyncio.run(_serve(parts, ready))
-        notify("STOPPING=1")
+        asyncio.run(_serve(parts, ready, notifier))
+        notifier.stopping()
 
 
 class _Server(uvicorn.Server):
@@ -52,7 +53,7 @@ class _Server(uvicorn.Server):
         yield
 
 
-async def _serve(parts: Running, ready: Callable[[ServerInfo], None]) -> None:
+async def _serve(parts: Running, ready: Callable[[ServerInfo], None], notifier: Notifier) -> None:
     servers = [_server(parts.operator), _server(parts.device)]
     loop = asyncio.get_running_loop()
     stopping = asyncio.Event()
@@ -70,9 +71,9 @@ async def _serve(parts: Running, ready: Callable[[ServerInfo], None]) -> None:
         else:
             parts.home.announce(parts.info)
             ready(parts.info)
-            notify("READY=1")
+            notifier.ready()
             logger.info("event=server_ready url=%s device_url=%s", parts.info.url, parts.info.device_url)
-        await _wait(parts, stopping, tasks)
+        await _wait(parts, stopping, tasks, notifier)
     finally:
         parts.home.withdraw()
         for server in servers:
@@ -81,14 +82,16 @@ async def _serve(parts: Running, ready: Callable[[ServerInfo], None]) -> None:
     logger.info("event=server_stopped")
 
 
-async def _wait(parts: Running, stopping: asyncio.Event, tasks: list[asyncio.Task[None]]) -> None:
+async def _wait(parts: Running, stopping: asyncio.Event, tasks: list[asyncio.Task[None]], notifier: Notifier) -> None:
     """Return when asked to stop, or when a face ended; meanwhile tell systemd that we live."""
-    period_s = watchdog_period_s()
+    period_s = min(
+        1.0, (notifier.watchdog_s or 2.0) / 2
+    )  # twice as often as systemd asks, as sd_watchdog_enabled(3) says
     while not stopping.is_set() and not any(task.done() for task in tasks):
         with contextlib.suppress(asyncio.TimeoutError):
-            await asyncio.wait_for(stopping.wait(), min(period_s or 1.0, 1.0))
-        if period_s is not None and parts.alive():
-            notify("WATCHDOG=1")
+            await asyncio.wait_for(stopping.wait(), period_s)
+        if parts.alive():
+            notifier.alive("serving")
 
 
 def _server(face: Face) -> _Server:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import queue
-import socket
 import sys
 import time
 from collections.abc import Iterator
@@ -14,7 +13,6 @@ import pytest
 from regatta_agent import children
 from regatta_agent.children import ProcessLauncher
 from regatta_agent.events import ChildEnded, ChildLine, Event
-from regatta_agent.notify import Notifier
 from regatta_agent.status import StateLock, is_running
 from regatta_protocol.errors import Misuse
 
@@ -83,31 +81,6 @@ def test_a_line_without_end_is_no_memory_leak(
     launcher.launch("four", python("import sys\nwhile True: sys.stdout.write('x' * 9999)"), None)
 
     assert until_end(inbox)[1].status == -9
-
-
-def test_the_notifier_speaks_to_systemd_s_socket(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """READY, WATCHDOG and STOPPING as datagrams; the watchdog's period is read from the environment."""
-    path = tmp_path / "notify"
-    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as systemd:
-        systemd.bind(str(path))
-        systemd.settimeout(5)
-        monkeypatch.setenv("NOTIFY_SOCKET", str(path))
-        monkeypatch.setenv("WATCHDOG_USEC", "30000000")
-        monkeypatch.delenv("WATCHDOG_PID", raising=False)
-        notifier = Notifier.from_environment()
-        notifier.ready()
-        notifier.alive("well")
-        notifier.stopping()
-
-        said = [systemd.recv(200) for _ in range(3)]
-    assert said == [b"READY=1", b"WATCHDOG=1\nSTATUS=well", b"STOPPING=1"]
-    assert notifier.watchdog_s == 30.0
-
-
-def test_without_systemd_nothing_is_said() -> None:
-    """A run in a terminal is no error."""
-    Notifier(None, None).ready()
-    Notifier("/nowhere/at/all", None).ready()
 
 
 def test_a_state_folder_has_one_agent(tmp_path: Path) -> None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import socket
 import stat
 import threading
 from pathlib import Path
@@ -12,7 +10,6 @@ import pytest
 from pydantic import ValidationError
 
 from regatta_fleet.home import Home, listen, read_server_info, server_info, wait_until_free
-from regatta_fleet.notify import notify, watchdog_period_s
 from regatta_fleet.settings import Settings, default_home
 from regatta_protocol.errors import Misuse
 
@@ -131,22 +128,6 @@ def test_the_default_home(monkeypatch: pytest.MonkeyPatch) -> None:
     assert default_home() == Path("/srv/fleet")
     monkeypatch.delenv("REGATTA_HOME")
     assert default_home() == Path.home() / ".local/share/regatta"
-
-
-def test_words_to_systemd(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """They arrive where NOTIFY_SOCKET says, and nowhere without it."""
-    monkeypatch.delenv("NOTIFY_SOCKET", raising=False)
-    notify("READY=1")
-    monkeypatch.setenv("WATCHDOG_USEC", "4000000")
-    assert watchdog_period_s() == 2.0
-    monkeypatch.delenv("WATCHDOG_USEC")
-    assert watchdog_period_s() is None
-    for address in (str(tmp_path / "s"), f"@regatta-test-{os.getpid()}"):
-        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as listener:
-            listener.bind(address.replace("@", "\0", 1))
-            monkeypatch.setenv("NOTIFY_SOCKET", address)
-            notify("READY=1")
-            assert listener.recv(100) == b"READY=1"
 
 
 def test_a_port_that_becomes_free_is_waited_for() -> None:
