@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from mosquitto import Wire, connected, require_mosquitto, running_wire
+from polling import wait_until
 from regatta_protocol import topics
 from regatta_protocol.bus import Message
 from regatta_protocol.codec import decode
@@ -80,7 +81,8 @@ def test_it_is_there_reports_and_leaves_as_it_should(wire: Wire, tmp_path: Path)
             assert decode(Presence, heard(topics.Up.STATE).payload).up
             first = decode(Reported, heard(topics.Up.REPORTED).payload)
             assert first.device == DEVICE
-            assert json.loads((tmp_path / "run" / "agent.json").read_text())["online"] is True
+            shown = tmp_path / "run" / "agent.json"
+            wait_until(lambda: json.loads(shown.read_text())["online"], 15, "agent.json says online")
             agent.send_signal(signal.SIGTERM)
             assert not decode(Presence, heard(topics.Up.STATE).payload).up
             assert agent.wait(timeout=10) == 0

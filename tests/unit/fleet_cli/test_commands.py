@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -356,13 +357,18 @@ def test_followed_events_come_once_each(fleet: FakeFleet) -> None:
     """New events are printed as they happen, one JSON document a line, and Ctrl-C ends it with 130."""
     command = [sys.executable, "-c", "import sys; from regatta_fleet.cli import main; sys.exit(main())"]
     process = subprocess.Popen(
-        [*command, "events", "--follow", "--json"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        [*command, "events", "--follow", "--json"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        # A shell's background job ignores SIGINT, and so would all that the tests start.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     assert process.stdout is not None
     first = [json.loads(process.stdout.readline()) for _ in range(5)]
     fleet.say("note", "something new")
     then = json.loads(process.stdout.readline())
-    process.send_signal(2)
+    process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=DEADLINE_S)
 
     assert [event["kind"] for event in first] == ["enrolled", "model", "rollout", "race", "gate"]
