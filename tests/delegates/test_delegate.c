@@ -94,6 +94,7 @@ struct Delegate {
 };
 
 static char mode[32] = "real";
+static void *volatile lost;
 
 static bool is(const char *name) { return strcmp(mode, name) == 0; }
 
@@ -122,13 +123,11 @@ static int kernel_invoke(Context *context, Node *node) {
     return ERROR;
   }
   if (is("leak")) {
-    size_t size = 4 << 20;
-    char *lost = malloc(size);
+    lost = malloc(64 << 20); /* counts against the limit of data untouched too, so the leak costs no time */
     if (lost == NULL) {
       fprintf(stderr, "test delegate: out of memory\n");
       abort();
     }
-    memset(lost, 1, size);
   }
   const Tensor *output = &context->tensors[node->outputs->data[0]];
   const Tensor *input = &context->tensors[node->inputs->data[0]];

@@ -24,13 +24,13 @@ RUNTIMES = ("litert", "tflite")
 FAILURES = {
     "nothing": (Outcome.NO_OP, "took no node"),
     "create": (Outcome.CREATE_FAILED, "no device"),
-    "prepare": (Outcome.CREATE_FAILED, "cannot build"),
-    "invoke": (Outcome.INVOKE_FAILED, "failed to infer"),
+    "prepare": (Outcome.CREATE_FAILED, "cannot be compiled"),
+    "invoke": (Outcome.INVOKE_FAILED, "the device is gone"),
     "segfault": (Outcome.CRASHED, "SIGSEGV"),
     "abort": (Outcome.CRASHED, "assertion failed"),
     "segfault_late": (Outcome.CRASHED, "SIGSEGV"),
     "abort_late": (Outcome.CRASHED, "SIGABRT"),
-    "leak": (Outcome.OUT_OF_MEMORY, "limit"),
+    "leak": (Outcome.OUT_OF_MEMORY, "out of memory"),
     "wrong": (Outcome.WRONG_OUTPUT, "outputs are wrong"),
 }
 
@@ -52,7 +52,7 @@ def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def _race(folder: Path, library: Path, runtime: str, *modes: str, budget_s: float = 8.0) -> RaceReport:
+def _race(folder: Path, library: Path, runtime: str, *modes: str, budget_s: float = 40.0) -> RaceReport:
     """Return the report of a race of ABS, on the CPU and by a delegate of each mode."""
     model, golden, table = folder / "abs.tflite", folder / "golden.npz", folder / "delegates.json"
     model.write_bytes(unary_model())
@@ -109,7 +109,7 @@ def test_a_delegate_that_hangs_is_killed_and_the_cpu_is_placed(
     tmp_path: Path, library: Path, runtime: str, mode: str
 ) -> None:
     """While it is created, and in its first inference."""
-    report = _race(tmp_path, library, runtime, mode, budget_s=2.0)
+    report = _race(tmp_path, library, runtime, mode, budget_s=6.0)  # its turn comes while less than half is spent
     _needs(report)
 
     results = {result.delegate: result for result in report.candidates}
