@@ -3,29 +3,41 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+
+from pydantic import Field
 
 from regatta_protocol.errors import Rejected
+from regatta_protocol.wire import Wire
 
-__all__ = ["MAX_THREADS", "Candidate", "parse_candidate_id"]
+__all__ = ["MAX_THREADS", "PART", "Candidate", "Plugin", "parse_candidate_id"]
 
 MAX_THREADS = 256
-_PART = r"[a-z0-9][a-z0-9._-]{0,63}"
-_ID = re.compile(rf"({_PART})/({_PART})/({_PART})/t([1-9][0-9]{{0,2}})")
+PART = r"[a-z0-9][a-z0-9._-]{0,63}"
+_ID = re.compile(rf"({PART})/({PART})/({PART})/t([1-9][0-9]{{0,2}})")
+
+
+class Plugin(Wire):
+    """An external delegate: a library to load and what to tell it."""
+
+    library: str
+    options: dict[str, str] = Field(default_factory=dict)
 
 
 @dataclass(frozen=True, order=True)
 class Candidate:
     """Runtime × variant × delegate × threads.
 
-    `runtime` is litert or tflite; `delegate` is xnnpack, none (the runtime's own kernels) or ref (its reference
-    kernels, which never race).
+    `runtime` is litert or tflite; `delegate` is xnnpack, none (the runtime's own kernels), ref (its reference
+    kernels, which never race) or the name of an external one; `plugin` says what to load for that, and None leaves it
+    to the table of delegates.
     """
 
     runtime: str
     variant: str
     delegate: str
     threads: int
+    plugin: Plugin | None = field(default=None, compare=False)
 
     @property
     def id(self) -> str:

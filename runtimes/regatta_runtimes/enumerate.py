@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from regatta_protocol.measurement import BoardFacts, CandidateResult, Outcome
-from regatta_runtimes.candidate import Candidate
-from regatta_runtimes.delegates import explain_absence
+from regatta_runtimes.candidate import Candidate, Plugin
+from regatta_runtimes.delegates import DELEGATES, DelegateFacts, find_plugin
 
 __all__ = ["CPU_DELEGATES", "Entrant", "default_threads", "enumerate_candidates", "unavailable"]
 
 CPU_DELEGATES = ("xnnpack", "none")
+_PLUGIN_RUNTIMES = ("litert", "tflite")  # those that load external delegates
 
 
 @dataclass(frozen=True)
@@ -42,25 +44,27 @@ def unavailable(candidate: Candidate, reason: str) -> CandidateResult:
 
 
 def enumerate_candidates(
-    entrants: Iterable[Entrant],
+    entrants: Sequence[Entrant],
     runtimes: Mapping[str, str | None],
     board: BoardFacts,
     threads: Sequence[int],
+    rows: Mapping[str, DelegateFacts] = DELEGATES,
+    root: Path = Path("/"),
 ) -> tuple[list[Candidate], list[CandidateResult]]:
-    """Return the candidates to race, simplest first, and a result with its reason for each that cannot take part.
+    """Return the candidates to race, and a result with its reason for each that cannot take part.
+
+    The CPU's come first, simplest first: a delegate that hangs must not eat the time of those.
 
     Args:
         runtimes: name -> None when it works here, or why it does not; in order of preference.
-        threads: thread counts to try.
+        threads: thread counts to try; an external delegate gets one.
+        rows: the delegates that are known.
+        root: where the board's file system lies, for the delegates' libraries.
     """
     candidates: list[Candidate] = []
     absent: list[CandidateResult] = []
     for entrant in entrants:
         if entrant.requires:
-            absent += [
-                unavailable(Candidate("litert", entrant.name, required, 1), explain_absence(required, board))
-                for required in entrant.requires
-            ]
             continue
         for runtime, reason in runtimes.items():
             if reason is not None:
@@ -69,4 +73,33 @@ def enumerate_candidates(
             candidates += [
                 Candidate(runtime, entrant.name, delegate, count) for count in threads for delegate in CPU_DELEGATES
             ]
-    return sorted(candidates, key=lambda candidate: candidate.threads), absent
+    candidates.sort(key=lambda candidate: candidate.threads)
+    for entrant in entrants:
+        for name in entrant.requires or _volunteers(rows, board, root):
+            plugin = find_plugin(name, board, rows, root)
+            if isinstance(plugin, str):
+                absent.append(unavailable(Candidate("litert", entrant.name, name, 1), plugin))
+                continue
+            for runtime in _PLUGIN_RUNTIMES:
+                candidate = Candidate(runtime, entrant.name, name, 1, plugin)
+                reason = runtimes.get(runtime, "this race leaves it out")
+                if reason is None:
+                    candidates.append(candidate)
+                elif entrant.requires:  # else the runtime's absence is told with the CPU's candidates
+                    absent.append(unavailable(candidate, reason))
+    return candidates, absent
+
+
+def _volunteers(rows: Mapping[str, DelegateFacts], board: BoardFacts, root: Path) -> list[str]:
+    """Return the delegates to try on any variant: those that this board may have, and all that a user added."""
+    return [
+        name
+        for name, facts in rows.items()
+        if facts.libraries
+        and not facts.compiled_only
+        and (
+            facts is not DELEGATES.get(name)
+            or any(accelerator in facts.accelerators for accelerator in board.accelerators)
+            or isinstance(find_plugin(name, board, rows, root), Plugin)
+        )
+    ]

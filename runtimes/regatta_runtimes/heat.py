@@ -43,7 +43,7 @@ _POWER_RUN_S = 3.0
 class Heats:
     """One race under way; call its heats in order: qualify, evaluate, rounds, weigh."""
 
-    trials: Sequence[Trial]  # ordered by threads
+    trials: Sequence[Trial]  # ordered by threads, external delegates last
     nurseries: Mapping[str, Nursery]
     policy: Policy
     floor: Floor | None

@@ -11,6 +11,7 @@ from pydantic import Field, RootModel
 
 from regatta_protocol.manifest import TensorSpec
 from regatta_protocol.wire import Wire
+from regatta_runtimes.candidate import Plugin
 
 __all__ = [
     "MAX_ANSWER_BYTES",
@@ -46,6 +47,7 @@ class Open(Wire):
     model_path: str
     golden: str | None = None
     evaluation: str | None = None
+    plugin: Plugin | None = None
 
 
 class Check(Wire):

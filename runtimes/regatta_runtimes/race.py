@@ -25,6 +25,7 @@ from regatta_protocol.measurement import Accuracy, BoardFacts, Outcome, RaceRepo
 from regatta_protocol.wire import Wire
 from regatta_runtimes.board import probe_board
 from regatta_runtimes.candidate import Candidate
+from regatta_runtimes.delegates import read_delegates
 from regatta_runtimes.enumerate import Entrant, default_threads, enumerate_candidates
 from regatta_runtimes.errors import RuntimeMissing
 from regatta_runtimes.heat import Heats
@@ -51,7 +52,11 @@ class RaceVariant(Wire):
 
 
 class RaceSpec(Wire):
-    """What to race. `backends` adds runtimes: name -> module with open_session and version."""
+    """What to race.
+
+    `backends` adds runtimes: name -> module with open_session and version. `delegate_files` adds rows to the table of
+    delegates (delegates.py).
+    """
 
     model: str
     version: int
@@ -65,6 +70,7 @@ class RaceSpec(Wire):
     memory_bytes: int = Field(default=DEFAULT_MEMORY_BYTES, ge=64 << 20)  # of one worker
     runtimes: tuple[str, ...] = _RUNTIMES
     backends: dict[str, str] = Field(default_factory=dict)
+    delegate_files: tuple[str, ...] = Field(default=(), max_length=64)
 
 
 def run_race(spec: RaceSpec, progress: Callable[[str], None] = lambda _line: None) -> RaceReport:
@@ -72,15 +78,19 @@ def run_race(spec: RaceSpec, progress: Callable[[str], None] = lambda _line: Non
 
     Args:
         progress: told a line about each step.
+
+    Raises:
+        Rejected: when a delegate file is wrong.
     """
     begun = time.monotonic()
+    rows = read_delegates(Path(file) for file in spec.delegate_files)
     board = probe_board(Path(spec.sysroot))
     floor = accuracy_floor([variant.accuracy for variant in spec.variants], spec.policy)
     with ExitStack() as stack:
         nurseries, reasons = _nurseries(spec, stack)
         entrants = [Entrant(variant.name, variant.requires) for variant in spec.variants]
         threads = spec.threads or default_threads(board.cores)
-        candidates, absent = enumerate_candidates(entrants, reasons, board, threads)
+        candidates, absent = enumerate_candidates(entrants, reasons, board, threads, rows, Path(spec.sysroot))
         progress(f"{len(candidates)} candidates, {len(absent)} unavailable")
         trials = _trials(spec, candidates)
         heats = Heats(trials, nurseries, spec.policy, floor, spec.budget_s, progress)

@@ -102,6 +102,7 @@ class Trial:
                 model_path=str(self.files.model.absolute()),
                 golden=None if self.files.golden is None else str(self.files.golden.absolute()),
                 evaluation=None if self.files.evaluation is None else str(self.files.evaluation.absolute()),
+                plugin=self.candidate.plugin,
             ),
             self.limits.open_s,
         )

@@ -11,6 +11,7 @@ import os
 import time
 from collections.abc import Mapping
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
 from regatta_protocol.codec import decode
@@ -75,7 +76,7 @@ class _Worker:
         return self._time(self._session, command)
 
     def _open(self, command: Open) -> Answer:
-        candidate = parse_candidate_id(command.candidate_id)
+        candidate = replace(parse_candidate_id(command.candidate_id), plugin=command.plugin)
         begun = time.perf_counter()
         session = open_session(candidate, Path(command.model_path), self._backends)
         session.run(noise(session.inputs))

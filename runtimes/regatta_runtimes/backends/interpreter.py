@@ -14,14 +14,16 @@ import numpy as np
 
 from regatta_protocol.errors import Rejected
 from regatta_protocol.manifest import TensorSpec
+from regatta_runtimes.backends.plugin import load_plugin
 from regatta_runtimes.candidate import Candidate
 from regatta_runtimes.errors import CreateFailed, InvokeFailed
 from regatta_runtimes.session import Array
 
 __all__ = ["RESOLVERS", "InterpreterSession"]
 
-# delegate -> member of the vendor's OpResolverType
+# delegate -> member of the vendor's OpResolverType; external delegates get the nodes before any other would
 RESOLVERS = {"xnnpack": "AUTO", "none": "BUILTIN_WITHOUT_DEFAULT_DELEGATES", "ref": "BUILTIN_REF"}
+_PLAIN = RESOLVERS["none"]
 
 
 def _spec(detail: dict[str, Any]) -> TensorSpec:
@@ -62,15 +64,15 @@ class InterpreterSession:
         """Return the model built with the vendor's interpreter.
 
         Raises:
-            CreateFailed: when the delegate is not one of RESOLVERS, or the vendor refuses the model.
+            CreateFailed: when the delegate cannot be loaded, or the vendor or the delegate refuses the model.
         """
-        if candidate.delegate not in RESOLVERS:
-            raise CreateFailed(f"{candidate.id}: delegate {candidate.delegate!r} is not one of {', '.join(RESOLVERS)}")
+        delegates = [] if candidate.delegate in RESOLVERS else [load_plugin(vendor, candidate)]
         try:
             interpreter = vendor.Interpreter(
                 model_path=str(model_path),
                 num_threads=candidate.threads,
-                experimental_op_resolver_type=getattr(vendor.OpResolverType, RESOLVERS[candidate.delegate]),
+                experimental_op_resolver_type=getattr(vendor.OpResolverType, RESOLVERS.get(candidate.delegate, _PLAIN)),
+                experimental_delegates=delegates,
             )
         except (RuntimeError, ValueError, SystemError) as err:
             raise CreateFailed(f"{candidate.id} cannot build {model_path.name}: {_short(err)}") from err

@@ -124,8 +124,8 @@ def test_candidates_are_runtime_by_variant_by_delegate_by_threads() -> None:
     [
         ("edgetpu", (), "none was found here (accelerators found: none): plug in a Coral"),
         ("edgetpu", ("jetson",), "accelerators found: jetson"),
-        ("edgetpu", ("coral-usb",), "coral-usb is here, but this agent has no backend"),
-        ("abacus", (), "does not know: update the agent"),
+        ("edgetpu", ("coral-usb",), "coral-usb is here, but libedgetpu.so.1 was not found"),
+        ("abacus", (), "does not know: update the agent or describe it"),
     ],
 )
 def test_a_variant_for_an_accelerator_is_explained(requires: str, accelerators: tuple[str, ...], words: str) -> None:

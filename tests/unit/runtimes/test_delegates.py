@@ -1,0 +1,217 @@
+"""External delegates in a race: one small C library that fails in each way, in both runtimes, and the table of them."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from regatta_protocol.errors import Rejected
+from regatta_protocol.measurement import BoardFacts, Outcome, RaceReport
+from regatta_runtimes.candidate import Candidate, Plugin
+from regatta_runtimes.delegates import DELEGATES, DelegateFacts, find_plugin, read_delegates
+from regatta_runtimes.enumerate import Entrant, enumerate_candidates
+from regatta_runtimes.golden import write_golden
+from regatta_runtimes.race import RaceSpec, RaceVariant, run_race
+from tiny_models import unary_model
+
+SOURCE = Path(__file__).resolve().parents[2] / "delegates" / "test_delegate.c"
+RUNTIMES = ("litert", "tflite")
+# mode of the library -> outcome, and what the reason says
+FAILURES = {
+    "nothing": (Outcome.NO_OP, "took no node"),
+    "create": (Outcome.CREATE_FAILED, "no device"),
+    "prepare": (Outcome.CREATE_FAILED, "cannot be compiled"),
+    "invoke": (Outcome.INVOKE_FAILED, "the device is gone"),
+    "segfault": (Outcome.CRASHED, "SIGSEGV"),
+    "abort": (Outcome.CRASHED, "assertion failed"),
+    "segfault_late": (Outcome.CRASHED, "SIGSEGV"),
+    "abort_late": (Outcome.CRASHED, "SIGABRT"),
+    "leak": (Outcome.OUT_OF_MEMORY, "out of memory"),
+    "wrong": (Outcome.WRONG_OUTPUT, "outputs are wrong"),
+}
+
+
+@pytest.fixture(scope="module")
+def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The test delegate, built."""
+    if shutil.which("gcc") is None:
+        pytest.skip("gcc is not installed, which builds the test delegate")
+    path = tmp_path_factory.mktemp("delegate") / "libtest_delegate.so"
+    done = subprocess.run(
+        ["gcc", "-Wall", "-Wextra", "-Werror", "-O1", "-shared", "-fPIC", "-o", path, SOURCE, "-lm"],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return path
+
+
+def _race(folder: Path, library: Path, runtime: str, *modes: str, budget_s: float = 40.0) -> RaceReport:
+    """Return the report of a race of ABS, on the CPU and by a delegate of each mode."""
+    model, golden, table = folder / "abs.tflite", folder / "golden.npz", folder / "delegates.json"
+    model.write_bytes(unary_model())
+    write_golden({"float32": model}, golden)
+    rows = {mode: {"what": "a test", "libraries": [str(library)], "options": {"mode": mode}} for mode in modes}
+    table.write_text(json.dumps(rows))
+    return run_race(
+        RaceSpec(
+            model="abs",
+            version=1,
+            variants=(RaceVariant(name="float32", path=str(model)),),
+            golden=str(golden),
+            threads=(1,),
+            budget_s=budget_s,
+            memory_bytes=256 << 20,
+            runtimes=(runtime,),
+            delegate_files=(str(table),),
+        )
+    )
+
+
+def _needs(report: RaceReport) -> None:
+    """Skip when the runtime cannot be used here at all."""
+    for result in report.candidates:
+        if result.delegate == "none" and result.outcome == Outcome.UNAVAILABLE:
+            pytest.skip(f"{result.reason}")
+
+
+@pytest.mark.parametrize("runtime", RUNTIMES)
+def test_each_failure_of_a_delegate_has_its_name_and_a_sound_candidate_wins(
+    tmp_path: Path, library: Path, runtime: str
+) -> None:
+    """No-op, create, prepare, invoke, crashes early and late, a leak, wrong outputs: told apart in one race."""
+    report = _race(tmp_path, library, runtime, "real", *FAILURES)
+    _needs(report)
+
+    results = {result.delegate: result for result in report.candidates}
+    assert {mode: results[mode].outcome for mode in FAILURES} == {
+        mode: outcome for mode, (outcome, _) in FAILURES.items()
+    }
+    for mode, (_, words) in FAILURES.items():
+        assert words in (results[mode].reason or ""), mode
+        assert results[mode].id == f"{runtime}/float32/{mode}/t1"
+    assert results["real"].outcome in (Outcome.MEASURED, Outcome.DROPPED)
+    assert results["real"].latency is not None
+    placed = report.placed()
+    assert placed is not None
+    assert placed.delegate not in FAILURES
+
+
+@pytest.mark.parametrize("runtime", RUNTIMES)
+@pytest.mark.parametrize("mode", ["hang", "hang_late"])
+def test_a_delegate_that_hangs_is_killed_and_the_cpu_is_placed(
+    tmp_path: Path, library: Path, runtime: str, mode: str
+) -> None:
+    """While it is created, and in its first inference."""
+    report = _race(tmp_path, library, runtime, mode, budget_s=6.0)  # its turn comes while less than half is spent
+    _needs(report)
+
+    results = {result.delegate: result for result in report.candidates}
+    assert results[mode].outcome == Outcome.HUNG
+    placed = report.placed()
+    assert placed is not None
+    assert placed.delegate in ("none", "xnnpack")
+
+
+@pytest.mark.parametrize("damage", ["empty", "text", "no-symbols"])
+def test_a_damaged_library_cannot_be_created(tmp_path: Path, library: Path, damage: str) -> None:
+    """An empty file, a text, and a library without the two functions: create_failed, with the path."""
+    broken = tmp_path / "libbroken.so"
+    if damage == "no-symbols":
+        (tmp_path / "empty.c").write_text("int regatta_nothing;\n")
+        subprocess.run(["gcc", "-shared", "-fPIC", "-o", broken, tmp_path / "empty.c"], check=True, timeout=60)
+    else:
+        broken.write_text("" if damage == "empty" else "not a library")
+
+    report = _race(tmp_path, broken, "litert", "broken")
+
+    (result,) = (result for result in report.candidates if result.delegate == "broken")
+    assert result.outcome == Outcome.CREATE_FAILED
+    assert str(broken) in (result.reason or "")
+    assert report.placement is not None
+
+
+def test_a_library_that_is_absent_is_unavailable(tmp_path: Path) -> None:
+    """A user's row is never passed over in silence."""
+    report = _race(tmp_path, tmp_path / "libgone.so", "litert", "gone")
+
+    (result,) = (result for result in report.candidates if result.delegate == "gone")
+    assert result.outcome == Outcome.UNAVAILABLE
+    assert "libgone.so was not found" in (result.reason or "")
+    assert report.placement is not None
+
+
+def test_a_row_is_read_from_toml_and_from_json_and_may_replace_one(tmp_path: Path) -> None:
+    """The later file wins; the table that ships stays as it is."""
+    (tmp_path / "a.toml").write_text('[mine]\nwhat = "mine"\nlibraries = ["libmine.so"]\n[vx]\nwhat = "another"\n')
+    (tmp_path / "b.json").write_text('{"mine": {"what": "also mine", "options": {"cache": "1"}}}')
+
+    rows = read_delegates([tmp_path / "a.toml", tmp_path / "b.json"])
+
+    assert rows["mine"] == DelegateFacts(what="also mine", options={"cache": "1"})
+    assert rows["vx"].what == "another"
+    assert rows["edgetpu"] == DELEGATES["edgetpu"]
+    assert "mine" not in DELEGATES
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "words"),
+    [
+        ("a.toml", "[mine", "cannot be read"),
+        ("a.json", "[]", "no table of delegates"),
+        ("a.json", "[" * 60_000, "cannot be read"),
+        ("a.toml", '[mine]\nlibraries = ["x.so"]', "mine.what"),
+        ("a.toml", '[mine]\nwhat = "x"\nlibrary = "x.so"', "mine.library"),
+        ("a.toml", '["My NPU"]\nwhat = "x"', "My NPU"),
+        ("a.toml", '[xnnpack]\nwhat = "x"', "another name"),
+        ("gone.toml", None, "cannot be read"),
+    ],
+)
+def test_a_wrong_delegate_file_says_what_is_wrong(tmp_path: Path, name: str, text: str | None, words: str) -> None:
+    """Broken, no table, a field missing, unknown or reserved, absent: the file and the place are named."""
+    if text is not None:
+        (tmp_path / name).write_text(text)
+
+    with pytest.raises(Rejected, match=words) as caught:
+        read_delegates([tmp_path / name])
+
+    assert str(tmp_path / name) in str(caught.value)
+
+
+def test_an_accelerator_with_its_library_races_in_both_runtimes(tmp_path: Path) -> None:
+    """A Coral takes the variant compiled for it alone; an i.MX 8M Plus NPU tries any; the CPU's candidates go first."""
+    folder = tmp_path / "usr/lib/aarch64-linux-gnu"
+    folder.mkdir(parents=True)
+    for name in ("libedgetpu.so.1", "libvx_delegate.so"):
+        (folder / name).touch()
+    board = BoardFacts(accelerators=("coral-usb", "imx8mp-npu"))
+
+    candidates, absent = enumerate_candidates(
+        [Entrant("int8"), Entrant("tpu", ("edgetpu",))],
+        {"litert": None, "tflite": None},
+        board,
+        (1, 2),
+        root=tmp_path,
+    )
+
+    assert absent == []
+    assert candidates[8:] == [
+        Candidate("litert", "int8", "vx", 1),
+        Candidate("tflite", "int8", "vx", 1),
+        Candidate("litert", "tpu", "edgetpu", 1),
+        Candidate("tflite", "tpu", "edgetpu", 1),
+    ]
+    assert candidates[8].plugin == Plugin(library=str(folder / "libvx_delegate.so"))
+
+
+def test_an_accelerator_without_its_library_is_explained(tmp_path: Path) -> None:
+    """The board has the NPU, so the missing library is told."""
+    why = find_plugin("vx", BoardFacts(accelerators=("imx8mp-npu",)), root=tmp_path)
+
+    assert why == "imx8mp-npu is here, but libvx_delegate.so was not found: install libvx_delegate.so from NXP's BSP"
