@@ -132,6 +132,17 @@ def test_classes_feedback_and_metrics(worker: ServingProcess, client: Client) ->
     assert metrics.endswith("# EOF\n")
 
 
+def test_a_web_page_cannot_change_the_accuracy(worker: ServingProcess, client: Client) -> None:
+    """Feedback with an Origin, which every browser adds to a post, is refused and judges nothing."""
+    client.infer("tiny", IMAGE, request_id="seen")
+    forged = post("/v2/models/tiny/feedback", b'{"id":"seen","correct":false}', Origin="http://example.org")
+
+    answer = raw_exchange(worker.spec.socket_path, forged)
+
+    assert status_of(answer) == 403
+    assert client.feedback("tiny", "seen", correct=True)  # not judged before
+
+
 def test_tcp_on_loopback_answers_too(folder: Path) -> None:
     """With `tcp` the worker listens there as well and tells the address."""
     process = ServingProcess(_spec(folder, version=9, tcp="127.0.0.1:0"), folder)
@@ -175,6 +186,7 @@ def test_tcp_on_loopback_answers_too(folder: Path) -> None:
         (b"POST " + INFER.encode() + b" HTTP/1.1\r\nhost: x\r\ncontent-length: 999999999\r\n\r\n", 413),
         (b"POST " + INFER.encode() + b" HTTP/1.1\r\nhost: x\r\ncontent-length: -1\r\n\r\n", 400),
         (post("/v2/models/tiny/feedback", b"{}"), 400),
+        (post("/v2/models/tiny/versions/1/feedback", b"{}", Origin="null"), 403),
         (post("/v2/models/tiny/feedback", b'{"id":"a","label":1,"correct":true}'), 400),
     ],
 )

@@ -148,6 +148,8 @@ class Service:
         return Response(200, text.encode(), CONTENT_TYPE.encode())
 
     def _judge(self, request: Request) -> Response:
+        if b"origin" in request.headers:
+            return _of_a_web_page()
         if self.placed is None:
             return _not_ready()
         body = decode(_FeedbackBody, request.body, _MAX_FEEDBACK_BYTES)
@@ -176,8 +178,7 @@ class Service:
             self._refuse(respond, Outcome.INVALID, error_response(415, "send the body without content-encoding"))
             return
         if b"origin" in request.headers:
-            # A web page may post to a loopback port; nothing here is meant for browsers.
-            self._refuse(respond, Outcome.INVALID, error_response(403, "requests of web pages are not answered here"))
+            self._refuse(respond, Outcome.INVALID, _of_a_web_page())
             return
         if placed is None:
             self._refuse(respond, Outcome.REFUSED, _not_ready())
@@ -227,6 +228,11 @@ class Service:
 
 def _not_ready() -> Response:
     return error_response(503, "the model is being loaded and tested: try again", _RETRY)
+
+
+def _of_a_web_page() -> Response:
+    """Return the refusal of what a browser posts: a web page may reach a loopback port, and ids may be guessed."""
+    return error_response(403, "requests of web pages are not answered here")
 
 
 def _not_allowed(method: bytes) -> Response:
