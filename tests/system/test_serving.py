@@ -18,6 +18,7 @@ from click.testing import CliRunner
 from regatta_agent.cli.infer import infer
 from regatta_agent.client import Client, ServerBusy
 from regatta_agent.serving.caller import Caller
+from regatta_agent.serving.events import Failed
 from regatta_agent.serving.spec import ServeLimits, ServeSpec
 from regatta_protocol import sketch
 from regatta_protocol.errors import Misuse, Rejected, Retryable
@@ -311,6 +312,33 @@ def test_a_full_queue_answers_429(folder: Path) -> None:
     assert statuses <= {200, 429}
     assert 200 in statuses
     assert all(b"retry-after: 1" in answer for answer in answers if status_of(answer) == 429)
+
+
+_FAULTY = (  # a worker that knows one more runtime
+    "import os, sys; from regatta_runtimes import session; session.BACKENDS['faulty'] = 'faulty_backend';"
+    "from regatta_agent.serving.worker import main; os._exit(main(sys.argv[1:], 0))"
+)
+
+
+@pytest.mark.parametrize("variant", ["hang1", "hang20"])
+def test_an_inference_that_hangs_ends_the_worker(folder: Path, variant: str) -> None:
+    """On the inference thread (the first request) and on the loop's (after brief ones) alike."""
+    limits = LIMITS.model_copy(update={"hang_s": 0.5})
+    spec = _spec(folder, version=5, candidate_id=f"faulty/{variant}/none/t1", limits=limits)
+    process = ServingProcess(spec, folder, ("-c", _FAULTY))
+    try:
+        process.ready()
+        with Client(spec.socket_path, retry_s=0.0) as client, pytest.raises(Retryable):
+            for _ in range(21):
+                client.infer("tiny", np.zeros((1, 4), np.float32))
+        event = process.next_event()
+        assert process.process.wait(30) == Retryable.exit_code
+    finally:
+        process.kill()
+
+    assert isinstance(event, Failed)
+    assert (event.family, "has not ended after 0.5 s" in event.reason) == ("retryable", True)
+    assert not spec.socket_path.exists()
 
 
 # start

@@ -42,6 +42,7 @@ _EXTENSIONS = ["binary_tensor_data", "classification", "feedback"]
 _RETRY = ((b"retry-after", b"1"),)
 _JSON, _BINARY = b"application/json", b"application/octet-stream"
 _MAX_FEEDBACK_BYTES = 16_384
+_BRIEF_BYTES = 65_536  # a longer body may take long to parse however brief the others were: 64 KiB of JSON take 1 ms
 
 
 class _FeedbackBody(BaseModel):
@@ -190,7 +191,8 @@ class Service:
         def done(finished: Finished[_Inferred]) -> None:
             self._finish_infer(finished, received_ns, respond)
 
-        if not self._engine.submit(work, done):
+        accept = self._engine.perform if len(request.body) <= _BRIEF_BYTES else self._engine.submit
+        if not accept(work, done):
             text = f"{self._engine.pending} requests wait already: slow down, and try again after Retry-After"
             self._refuse(respond, Outcome.REFUSED, error_response(429, text, _RETRY))
 
