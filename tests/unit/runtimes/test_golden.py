@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from hypothesis.extra import numpy as npst
 
 from regatta_protocol.errors import Rejected
 from regatta_protocol.manifest import TensorSpec
@@ -163,6 +164,34 @@ def test_quantizing_and_back_is_within_half_a_step(real: float, scale: float, ze
 
     low, high = (-128 - zero_point) * scale, (127 - zero_point) * scale
     assert abs(back - min(max(real, low), high)) <= scale / 2 + 1e-5
+
+
+@given(
+    real=npst.arrays(
+        npst.floating_dtypes(endianness="=") | st.sampled_from([np.dtype(np.int64)]),
+        npst.array_shapes(min_dims=0, max_dims=3),
+        elements={"min_value": -1000, "max_value": 1000},
+    ),
+    dtype=st.sampled_from(["int8", "uint8", "int16", "int32"]),
+    scale=st.none() | st.floats(1e-6, 1e3),
+    zero_point=st.integers(-128, 255),
+)
+def test_quantizing_is_the_equation_and_leaves_its_input(
+    real: Array, dtype: str, scale: float | None, zero_point: int
+) -> None:
+    """Element by element round-half-even(real / scale + zero_point) in float64, clipped; the input is unchanged."""
+    spec = TensorSpec(
+        name="a", dtype=dtype, shape=real.shape, scale=scale, zero_point=None if scale is None else zero_point
+    )
+    before, info = real.copy(), np.iinfo(dtype)
+
+    native = quantize(real, spec)
+
+    shift = 0 if scale is None else zero_point
+    expected = [min(max(round(float(x) / (scale or 1.0) + shift), info.min), info.max) for x in before.ravel()]
+    assert native.ravel().tolist() == expected
+    assert (native.dtype, native.shape) == (np.dtype(dtype), real.shape or (1,))
+    assert np.array_equal(real, before)
 
 
 def test_nan_cannot_be_quantized() -> None:
