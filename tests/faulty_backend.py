@@ -54,15 +54,13 @@ def _refuse(_x: Array) -> Array:
     raise InvokeFailed("the delegate refused")
 
 
-def _late_crash() -> Callable[[Array], Array]:
+def _late(fault: Callable[[Array], Array], sound_calls: int) -> Callable[[Array], Array]:
     calls = 0
 
     def compute(x: Array) -> Array:
         nonlocal calls
         calls += 1
-        if calls > 300:
-            os.kill(os.getpid(), signal.SIGSEGV)
-        return x
+        return x if calls <= sound_calls else fault(x)
 
     return compute
 
@@ -81,7 +79,9 @@ def open_session(candidate: Candidate, _model_path: Path) -> Session:
         "invoke": _refuse,
         "wrong": lambda x: -x,
         "nan": lambda x: x * np.float32("nan"),
-        "late": _late_crash(),
+        "late": _late(_signal(signal.SIGSEGV), 300),
+        "hang1": _late(_hang, 1),
+        "hang20": _late(_hang, 20),
     }
     compute = faults.get(candidate.variant)
     return sound if compute is None else FakeSession(sound.inputs[0], sound.outputs[0], compute)

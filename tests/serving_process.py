@@ -9,7 +9,7 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,12 +30,12 @@ def shared_data() -> Path | None:
 class ServingProcess:
     """A worker process and what it says."""
 
-    def __init__(self, spec: ServeSpec, folder: Path) -> None:
+    def __init__(self, spec: ServeSpec, folder: Path, program: Sequence[str] = ("-m", "regatta_agent.serving")) -> None:
         self.spec = spec
         path = folder / f"spec-{spec.model}-{spec.version}.json"
         path.write_bytes(spec.model_dump_json(exclude_none=True).encode())
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "regatta_agent.serving", str(path)],
+            [sys.executable, *program, str(path)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,

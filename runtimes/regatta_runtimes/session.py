@@ -114,13 +114,16 @@ def quantize(real: Array, spec: TensorSpec) -> Array:
         return np.ascontiguousarray(real, dtype=dtype)
     if spec.scale is None and np.asarray(real).dtype == dtype:
         return np.ascontiguousarray(real)
-    values = np.asarray(real, dtype=np.float64)
+    values = np.array(real, dtype=np.float64)  # a copy, and then in place: temporaries cost more than the arithmetic
     if not np.isfinite(values).all():
         raise Rejected(f"tensor {spec.name!r} of {spec.dtype} cannot hold NaN or infinity: remove them from the input")
     if spec.scale is not None:
-        values = values / spec.scale + (spec.zero_point or 0)
+        values /= spec.scale
+        values += spec.zero_point or 0
     info = np.iinfo(dtype)
-    return np.ascontiguousarray(np.clip(np.rint(values), info.min, info.max).astype(dtype))
+    np.rint(values, out=values)
+    np.clip(values, info.min, info.max, out=values)
+    return np.ascontiguousarray(values.astype(dtype))
 
 
 def dequantize(native: Array, spec: TensorSpec) -> npt.NDArray[np.float32]:

@@ -18,6 +18,7 @@ from click.testing import CliRunner
 from regatta_agent.cli.infer import infer
 from regatta_agent.client import Client, ServerBusy
 from regatta_agent.serving.caller import Caller
+from regatta_agent.serving.events import Failed
 from regatta_agent.serving.spec import ServeLimits, ServeSpec
 from regatta_protocol import sketch
 from regatta_protocol.errors import Misuse, Rejected, Retryable
@@ -132,6 +133,17 @@ def test_classes_feedback_and_metrics(worker: ServingProcess, client: Client) ->
     assert metrics.endswith("# EOF\n")
 
 
+def test_a_web_page_cannot_change_the_accuracy(worker: ServingProcess, client: Client) -> None:
+    """Feedback with an Origin, which every browser adds to a post, is refused and judges nothing."""
+    client.infer("tiny", IMAGE, request_id="seen")
+    forged = post("/v2/models/tiny/feedback", b'{"id":"seen","correct":false}', Origin="http://example.org")
+
+    answer = raw_exchange(worker.spec.socket_path, forged)
+
+    assert status_of(answer) == 403
+    assert client.feedback("tiny", "seen", correct=True)  # not judged before
+
+
 def test_tcp_on_loopback_answers_too(folder: Path) -> None:
     """With `tcp` the worker listens there as well and tells the address."""
     process = ServingProcess(_spec(folder, version=9, tcp="127.0.0.1:0"), folder)
@@ -175,6 +187,7 @@ def test_tcp_on_loopback_answers_too(folder: Path) -> None:
         (b"POST " + INFER.encode() + b" HTTP/1.1\r\nhost: x\r\ncontent-length: 999999999\r\n\r\n", 413),
         (b"POST " + INFER.encode() + b" HTTP/1.1\r\nhost: x\r\ncontent-length: -1\r\n\r\n", 400),
         (post("/v2/models/tiny/feedback", b"{}"), 400),
+        (post("/v2/models/tiny/versions/1/feedback", b"{}", Origin="null"), 403),
         (post("/v2/models/tiny/feedback", b'{"id":"a","label":1,"correct":true}'), 400),
     ],
 )
@@ -299,6 +312,33 @@ def test_a_full_queue_answers_429(folder: Path) -> None:
     assert statuses <= {200, 429}
     assert 200 in statuses
     assert all(b"retry-after: 1" in answer for answer in answers if status_of(answer) == 429)
+
+
+_FAULTY = (  # a worker that knows one more runtime
+    "import os, sys; from regatta_runtimes import session; session.BACKENDS['faulty'] = 'faulty_backend';"
+    "from regatta_agent.serving.worker import main; os._exit(main(sys.argv[1:], 0))"
+)
+
+
+@pytest.mark.parametrize("variant", ["hang1", "hang20"])
+def test_an_inference_that_hangs_ends_the_worker(folder: Path, variant: str) -> None:
+    """On the inference thread (the first request) and on the loop's (after brief ones) alike."""
+    limits = LIMITS.model_copy(update={"hang_s": 0.5})
+    spec = _spec(folder, version=5, candidate_id=f"faulty/{variant}/none/t1", limits=limits)
+    process = ServingProcess(spec, folder, ("-c", _FAULTY))
+    try:
+        process.ready()
+        with Client(spec.socket_path, retry_s=0.0) as client, pytest.raises(Retryable):
+            for _ in range(21):
+                client.infer("tiny", np.zeros((1, 4), np.float32))
+        event = process.next_event()
+        assert process.process.wait(30) == Retryable.exit_code
+    finally:
+        process.kill()
+
+    assert isinstance(event, Failed)
+    assert (event.family, "has not ended after 0.5 s" in event.reason) == ("retryable", True)
+    assert not spec.socket_path.exists()
 
 
 # start

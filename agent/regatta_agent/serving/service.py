@@ -42,6 +42,7 @@ _EXTENSIONS = ["binary_tensor_data", "classification", "feedback"]
 _RETRY = ((b"retry-after", b"1"),)
 _JSON, _BINARY = b"application/json", b"application/octet-stream"
 _MAX_FEEDBACK_BYTES = 16_384
+_BRIEF_BYTES = 65_536  # a longer body may take long to parse however brief the others were: 64 KiB of JSON take 1 ms
 
 
 class _FeedbackBody(BaseModel):
@@ -148,6 +149,8 @@ class Service:
         return Response(200, text.encode(), CONTENT_TYPE.encode())
 
     def _judge(self, request: Request) -> Response:
+        if b"origin" in request.headers:
+            return _of_a_web_page()
         if self.placed is None:
             return _not_ready()
         body = decode(_FeedbackBody, request.body, _MAX_FEEDBACK_BYTES)
@@ -176,8 +179,7 @@ class Service:
             self._refuse(respond, Outcome.INVALID, error_response(415, "send the body without content-encoding"))
             return
         if b"origin" in request.headers:
-            # A web page may post to a loopback port; nothing here is meant for browsers.
-            self._refuse(respond, Outcome.INVALID, error_response(403, "requests of web pages are not answered here"))
+            self._refuse(respond, Outcome.INVALID, _of_a_web_page())
             return
         if placed is None:
             self._refuse(respond, Outcome.REFUSED, _not_ready())
@@ -189,7 +191,8 @@ class Service:
         def done(finished: Finished[_Inferred]) -> None:
             self._finish_infer(finished, received_ns, respond)
 
-        if not self._engine.submit(work, done):
+        accept = self._engine.perform if len(request.body) <= _BRIEF_BYTES else self._engine.submit
+        if not accept(work, done):
             text = f"{self._engine.pending} requests wait already: slow down, and try again after Retry-After"
             self._refuse(respond, Outcome.REFUSED, error_response(429, text, _RETRY))
 
@@ -227,6 +230,11 @@ class Service:
 
 def _not_ready() -> Response:
     return error_response(503, "the model is being loaded and tested: try again", _RETRY)
+
+
+def _of_a_web_page() -> Response:
+    """Return the refusal of what a browser posts: a web page may reach a loopback port, and ids may be guessed."""
+    return error_response(403, "requests of web pages are not answered here")
 
 
 def _not_allowed(method: bytes) -> Response:

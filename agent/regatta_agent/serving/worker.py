@@ -41,6 +41,8 @@ from regatta_agent.serving.window import Placement, Tally
 from regatta_protocol.codec import decode
 from regatta_protocol.durable import read_bounded
 from regatta_protocol.errors import Misuse, RegattaError, Rejected, Retryable
+from regatta_runtimes.backends.interpreter import RESOLVERS
+from regatta_runtimes.candidate import parse_candidate_id
 from regatta_runtimes.parent import die_with_parent
 from regatta_runtimes.power import find_sensor
 
@@ -50,6 +52,7 @@ logger = logging.getLogger(__name__)
 
 _SWEEP_S = 0.5
 _DRAIN_POLL_S = 0.02
+_BRIEF_NS = 1_000_000  # what the loop may be kept from other connections; wake-ups of a thread cost 0.03 ms
 _BACKLOG = 128
 _EVENT_QUEUE = 64  # lines; a parent that does not read loses windows, not the serving
 _LAST_WORDS_S = 2.0
@@ -159,7 +162,9 @@ class Worker:
         self._started_ns = started_ns
         self._loop = asyncio.get_running_loop()
         self._stop = asyncio.Event()
-        self._engine = Engine(self._loop, spec.limits.queue_length)
+        # A delegate on the processor does not mind which thread calls it; a GPU's context may belong to one.
+        brief_ns = _BRIEF_NS if parse_candidate_id(spec.candidate_id).delegate in RESOLVERS else 0
+        self._engine = Engine(self._loop, spec.limits.queue_length, brief_ns)
         self._tally = Tally(Placement(spec.model, spec.version, spec.candidate_id), start=time.time())
         self._feedback = Feedback()
         self._meter = PowerMeter(find_sensor())
@@ -218,6 +223,7 @@ class Worker:
         self._server.body_limit_bytes = limit
         self._service.placed = placed
         self._meter.start()
+        threading.Thread(target=self._watch_for_hang, name="watch", daemon=True).start()
         self._tally.start = time.time()
         address = None if tcp is None else "{}:{}".format(*tcp.getsockname()[:2])
         load_us = (finished.ended_ns - self._started_ns) / 1000
@@ -247,15 +253,18 @@ class Worker:
                 wait_s = min(_SWEEP_S, max(0.0, window_ends - self._loop.time()))
                 await asyncio.wait_for(self._stop.wait(), wait_s)
             self._server.sweep()
-            self._check_hang()
             if self._loop.time() >= window_ends:
                 self._close_window()
                 window_ends += self._spec.window_s
 
-    def _check_hang(self) -> None:
-        running_s, limit_s = self._engine.running_s(), self._spec.limits.hang_s
-        if running_s > limit_s:
-            raise Hung(f"an inference of {self._spec.candidate_id} has not ended after {limit_s:g} s")
+    def _watch_for_hang(self) -> None:
+        """End the process when an inference hangs; on a thread of its own, for the loop's may be what hangs."""
+        limit_s, pause = self._spec.limits.hang_s, threading.Event()
+        while self._engine.running_s() <= limit_s:
+            pause.wait(min(_SWEEP_S, limit_s))
+        error = Hung(f"an inference of {self._spec.candidate_id} has not ended after {limit_s:g} s")
+        self._spec.socket_path.unlink(missing_ok=True)
+        os._exit(_fail(error, self._reporter))
 
     def _close_window(self) -> None:
         tally, now = self._tally, time.time()
@@ -272,12 +281,10 @@ class Worker:
             quiet_s = time.monotonic() - self._server.last_request_at
             if self._server.busy == 0 and min(quiet_s, elapsed) >= limits.drain_quiet_s:
                 break
-            self._check_hang()
             await asyncio.sleep(_DRAIN_POLL_S)
         for server in servers:
             server.close()
         while self._engine.pending and self._loop.time() - began < limits.drain_s + 1.0:
-            self._check_hang()
             await asyncio.sleep(_DRAIN_POLL_S)
         self._server.close_idle()
         await asyncio.sleep(0)
@@ -307,14 +314,19 @@ def main(arguments: list[str], started_ns: int) -> int:
             raise Misuse("usage: python -m regatta_agent.serving SPEC.json")
         spec = decode(ServeSpec, read_bounded(Path(arguments[0]), MAX_SPEC_BYTES), MAX_SPEC_BYTES)
         asyncio.run(_run(spec, reporter, started_ns))
-    except Exception as err:
-        error = err if isinstance(err, RegattaError) else _as_family(err)
-        logger.error("event=failed", exc_info=err)
-        reporter.tell(Failed(reason=str(error), family=family_of(error)))
-        reporter.close()
-        return error.exit_code
+    except Exception as err:  # noqa: BLE001 - the top of the program; _fail logs it
+        return _fail(err, reporter)
     reporter.close()
     return 0
+
+
+def _fail(err: Exception, reporter: Reporter) -> int:
+    """Return the exit code for `err`, after telling of it."""
+    error = err if isinstance(err, RegattaError) else _as_family(err)
+    logger.error("event=failed", exc_info=err)
+    reporter.tell(Failed(reason=str(error), family=family_of(error)))
+    reporter.close()
+    return error.exit_code
 
 
 def _as_family(err: Exception) -> RegattaError:

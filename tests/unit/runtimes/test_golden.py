@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from hypothesis.extra import numpy as npst
 
 from regatta_protocol.errors import Rejected
 from regatta_protocol.manifest import TensorSpec
@@ -163,6 +165,33 @@ def test_quantizing_and_back_is_within_half_a_step(real: float, scale: float, ze
 
     low, high = (-128 - zero_point) * scale, (127 - zero_point) * scale
     assert abs(back - min(max(real, low), high)) <= scale / 2 + 1e-5
+
+
+@given(
+    seed=st.integers(0, 2**32),
+    shape=npst.array_shapes(min_dims=0, max_dims=3, max_side=8),
+    given_as=st.sampled_from([np.float16, np.float32, np.float64, np.int64]),
+    dtype=st.sampled_from(["int8", "uint8", "int16", "int32"]),
+    scale=st.none() | st.floats(1e-6, 10),
+    zero_point=st.integers(-128, 255),
+)
+def test_quantizing_is_the_equation_and_leaves_its_input(
+    seed: int, shape: tuple[int, ...], given_as: type[np.number[Any]], dtype: str, scale: float | None, zero_point: int
+) -> None:
+    """Element by element round-half-even(real / scale + zero_point) in float64, clipped; the input is unchanged."""
+    real = np.asarray(np.random.default_rng(seed).uniform(-1000, 1000, shape)).astype(given_as)
+    spec = TensorSpec(
+        name="a", dtype=dtype, shape=real.shape, scale=scale, zero_point=None if scale is None else zero_point
+    )
+    before, info = real.copy(), np.iinfo(dtype)
+
+    native = quantize(real, spec)
+
+    shift = 0 if scale is None else zero_point
+    expected = [min(max(round(float(x) / (scale or 1.0) + shift), info.min), info.max) for x in before.ravel()]
+    assert native.ravel().tolist() == expected
+    assert (native.dtype, native.shape) == (np.dtype(dtype), real.shape or (1,))
+    assert np.array_equal(real, before)
 
 
 def test_nan_cannot_be_quantized() -> None:
