@@ -39,6 +39,7 @@ class ServingProcess:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)},
         )
         self._events: queue.SimpleQueue[WorkerEvent | None] = queue.SimpleQueue()
         self.stderr = b""

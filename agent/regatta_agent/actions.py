@@ -152,7 +152,11 @@ class Actions:
 
     def _collect(self, step: Collect, record: AgentRecord) -> None:
         installs = [record.find(ref) for ref in step.keep]
-        digests = [one.manifest_digest for one in installs if one is not None and one.manifest_digest is not None]
+        digests = [
+            one.manifest_digest
+            for one in installs
+            if one is not None and one.manifest_digest is not None and self._store.manifest(one.ref) is None
+        ]
         freed = self._store.collect(step.keep, digests)
         self.collected = step.keep
         if freed:

@@ -34,6 +34,7 @@ class Store:
     """The files of one agent."""
 
     def __init__(self, state_dir: Path) -> None:
+        self._state_dir = state_dir
         self.blobs = state_dir / "blobs"
         self.partial = state_dir / "partial"
         self._models = state_dir / "models"
@@ -45,6 +46,11 @@ class Store:
             folder.mkdir(parents=True, exist_ok=True, mode=0o700)
             for leftover in folder.rglob(".*.tmp"):
                 leftover.unlink(missing_ok=True)
+        for leftover in self._state_dir.glob(".*.tmp"):  # of the record; each bears the id of the process that wrote it
+            leftover.unlink(missing_ok=True)
+        for bits in self.partial.glob("*.bits"):
+            if not bits.with_suffix("").exists():  # cut after the file moved to its place
+                bits.unlink(missing_ok=True)
 
     def blob_path(self, digest: Digest) -> Path:
         return self.blobs / digest

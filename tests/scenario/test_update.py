@@ -408,6 +408,21 @@ def test_both_records_lost_are_rebuilt_from_the_fleet_without_a_download(tmp_pat
     assert rig.fleet.gets == gets
 
 
+def test_a_manifest_among_the_blobs_is_deleted_once_it_is_in_its_place(tmp_path: Path) -> None:
+    """A kill between storing the manifest and dropping its blob leaves nothing for good."""
+    rig = installed(tmp_path)
+    digest = rig.install(1).manifest_digest
+    assert digest is not None
+    blob = Store(rig.config.state_dir).blob_path(digest)
+    rig.kill()
+    blob.write_bytes(rig.fleet.blobs[digest])
+    rig.make()
+    rig.start()
+
+    assert rig.run(until=rig.committed(1))
+    assert not blob.exists()
+
+
 class _Cut(BaseException):
     """The moment of a SIGKILL."""
 

@@ -135,3 +135,19 @@ def test_collect_keeps_what_is_needed_and_frees_the_rest(store: Store) -> None:
     assert store.manifest(ModelRef(ModelName("m"), 1)) is None
     assert store.collect(set()) > len(DATA)
     assert list(store.blobs.iterdir()) == []
+
+
+def test_what_a_kill_leaves_between_two_steps_is_cleared_at_the_next_start(store: Store, tmp_path: Path) -> None:
+    """Temporary files beside the record, and the bits of a file that is in its place already."""
+    file = partial(store)
+    file.write(0, piece(0))
+    file.sync()
+    file.close()
+    record = tmp_path / ".record.json.4242.tmp"
+    orphan = store.partial / f"{digest_of_bytes(b'moved')}.bits"
+    for leftover in (record, orphan):
+        leftover.write_bytes(b"half")
+    store.prepare()
+
+    assert not record.exists()
+    assert {path.name for path in store.partial.iterdir()} == {FILE.digest, f"{FILE.digest}.bits"}
