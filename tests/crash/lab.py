@@ -189,6 +189,10 @@ def _chosen(first: int, wanted: int | None, number: int | None, folder: Path) ->
         points = record(seed, folder / f"recorded-{seed}")
         print(f"crashlab: the update of seed {seed} has {len(points)} points", file=sys.stderr)
         if number is not None:
+            if not 0 <= number < len(points):
+                raise SystemExit(
+                    f"crashlab: --point {number}: the update of seed {seed} has points 0 to {len(points) - 1}"
+                )
             yield points[number]
             return
         if left is not None and left < len(points):
@@ -206,6 +210,8 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=1, help="of the first update (default: 1)")
     parser.add_argument("--point", type=int, help="only this one of the seed")
     asked = parser.parse_args()
+    if asked.points is not None and asked.points < 1:
+        parser.error(f"--points {asked.points}: ask for at least one")
     reason = obstacle()
     if reason is not None:
         print(f"crashlab: {reason}", file=sys.stderr)
