@@ -1,4 +1,4 @@
-"""`kill -9` of each program while a fleet works: what was killed is started again, and all ends as desired without help.
+"""`kill -9` of each program while a fleet works: what was killed is started again, and all ends as desired by itself.
 
 The same programs that a user starts, with the real Mosquitto: `regatta up`, two agents, models that `regatta` pushes.
 The broker and the serving workers are children, which their parents start again; the server and the agents are
@@ -130,7 +130,7 @@ class Fleet:
             return detail if detail is not None and detail.state != RolloutState.RUNNING else None
 
         detail = wait_until(decided, _DEADLINE_S, f"rollout {number} is decided")
-        assert detail.state == RolloutState.COMPLETED, detail
+        assert detail is not None and detail.state == RolloutState.COMPLETED, detail
 
     def state(self, name: str, version: int) -> InstallState | None:
         """Return how far the device is with a version, from what lies on its disk."""
