@@ -1,0 +1,269 @@
+"""`kill -9` of each program while a fleet works: what was killed is started again, and all ends as desired by itself.
+
+The same programs that a user starts, with the real Mosquitto: `regatta up`, two agents, models that `regatta` pushes.
+The broker and the serving workers are children, which their parents start again; the server and the agents are
+started again by the test, as systemd would.
+"""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from mosquitto import require_mosquitto
+from polling import wait_until
+from regatta_agent.client import Client
+from regatta_agent.core.states import IN_PROGRESS
+from regatta_agent.record import RecordFile
+from regatta_fleet.cli.connection import open_client
+from regatta_fleet.schemas import RolloutDetail, RolloutState, WaveState
+from regatta_protocol.errors import RegattaError, Retryable
+from regatta_protocol.ids import ModelName, ModelRef
+from regatta_protocol.messages import InstallState
+from tiny_model import write_tiny_model
+
+pytestmark = [pytest.mark.system, pytest.mark.timeout(150)]
+
+DEVICES = ("quay-1", "quay-2")
+MODEL = ModelName("tiny")
+# A small race, and short waits: this is about survival.
+_AGENT_CONFIG = "race_threads = [1]\nrace_budget_s = 2\ntelemetry_period_s = 0.5\nbackoff_base_s = 0.2\n"
+_DEADLINE_S = 45.0
+_LOADED_SIDE = 48  # 3.7 MB: long enough on the wire to be met there
+
+
+class Fleet:
+    """The programs of a fleet by name, and what each of them shows."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.home = folder / "fleet"
+        self._running: dict[str, subprocess.Popen[bytes]] = {}
+        self._versions = 0
+        (folder / "agent.toml").write_text(_AGENT_CONFIG)
+
+    def start(self, name: str) -> None:
+        """Start the server, or the agent of that name."""
+        argv = ["regatta_fleet", "up", "--home", str(self.home)]
+        if name in DEVICES:
+            argv = ["regatta_agent", "run", "--config", str(self.folder / "agent.toml"), *self._folders(name)]
+        with (self.folder / f"{name}.log").open("ab") as log:
+            self._running[name] = subprocess.Popen(
+                [sys.executable, "-m", *argv], stdin=subprocess.DEVNULL, stdout=log, stderr=log
+            )
+        if name == "server":
+            wait_until(self._answers, _DEADLINE_S, "the server answers")
+
+    def kill(self, name: str) -> None:
+        """End it as a power cut would."""
+        program = self._running.pop(name)
+        assert program.poll() is None, f"{name} ended by itself: {self.log(name)}"
+        program.kill()
+        program.wait(_DEADLINE_S)
+
+    def stop(self) -> None:
+        """End all of them."""
+        for program in reversed(self._running.values()):
+            program.send_signal(signal.SIGTERM)
+        for program in self._running.values():
+            try:
+                program.wait(20)
+            except subprocess.TimeoutExpired:
+                program.kill()
+                program.wait(20)
+
+    def log(self, name: str) -> str:
+        return (self.folder / f"{name}.log").read_text(errors="replace")[-3000:]
+
+    def run(self, program: str, *arguments: str) -> str:
+        """Run a command to its end and return what it printed."""
+        done = subprocess.run(
+            [sys.executable, "-m", program, *arguments], capture_output=True, text=True, timeout=_DEADLINE_S
+        )
+        assert done.returncode == 0, f"{program} {arguments}: {done.stderr}"
+        return done.stdout
+
+    def regatta(self, *arguments: str) -> Any:  # JSON
+        return json.loads(self.run("regatta_fleet", *arguments, "--home", str(self.home), "--json"))
+
+    def enroll(self, name: str) -> None:
+        """Enrol the device and start its agent."""
+        token = self.regatta("device", "token", "--device", name)["token"]
+        self.run("regatta_agent", "enroll", token, *self._folders(name)[:2])
+        self.start(name)
+
+    def push(self, side: int = 8) -> int:
+        """Push another version of the model and return its number."""
+        path = write_tiny_model(self.folder / "tiny.tflite", side, 100, seed=self._versions)
+        self._versions = self.regatta("model", "push", str(path), "--name", MODEL)["version"]
+        return self._versions
+
+    def roll_out(self, version: int, waves: str = "100%", *devices: str) -> str:
+        """Start a rollout and return its id. Speed decides nothing: the machine is busy with the test itself."""
+        to = [word for device in devices for word in ("--to", device)]
+        gate = ("--gate", "p99-ratio=1000", "--trial", "0.5s")
+        started = self.regatta("rollout", "start", f"{MODEL}:{version}", "--waves", waves, *to, *gate)
+        return str(started["id"])
+
+    def rollout(self, number: str) -> RolloutDetail | None:
+        """Return the rollout as the server shows it, or None while there is no server."""
+        try:
+            with open_client(self.home, None) as client:
+                return client.rollout(number)
+        except Retryable:
+            return None
+
+    def await_completed(self, number: str) -> None:
+        """Return when the rollout is decided; it must have completed."""
+
+        def decided() -> RolloutDetail | None:
+            detail = self.rollout(number)
+            return detail if detail is not None and detail.state != RolloutState.RUNNING else None
+
+        detail = wait_until(decided, _DEADLINE_S, f"rollout {number} is decided")
+        assert detail is not None and detail.state == RolloutState.COMPLETED, detail
+
+    def state(self, name: str, version: int) -> InstallState | None:
+        """Return how far the device is with a version, from what lies on its disk."""
+        install = RecordFile(self.folder / name / "state").load().find(ModelRef(MODEL, version))
+        return install.state if install is not None else None
+
+    def await_state(self, name: str, version: int, *states: InstallState) -> None:
+        wait_until(
+            lambda: self.state(name, version) in states, _DEADLINE_S, f"{name} is in {states[0]}", period_s=0.005
+        )
+
+    def await_served(self, name: str, version: int) -> None:
+        """Return when applications on the device are answered by this version."""
+
+        def served() -> list[str]:
+            try:
+                with Client(self.folder / name / "run" / f"{MODEL}.sock", timeout_s=5, retry_s=0) as client:
+                    return list(client.metadata(MODEL)["versions"]) if client.is_ready(MODEL) else []
+            except (RegattaError, OSError):
+                return []
+
+        wait_until(lambda: served() == [str(version)], _DEADLINE_S, f"{name} serves {MODEL}:{version}")
+
+    def child(self, name: str, words: str) -> psutil.Process | None:
+        """Return the child of a program with these words in its command line."""
+        for process in psutil.Process(self._running[name].pid).children(recursive=True):
+            try:
+                if words in " ".join(process.cmdline()):
+                    return process
+            except psutil.Error:  # it has just ended
+                continue
+        return None
+
+    def kill_child(self, name: str, words: str) -> None:
+        """Kill it, and return when its parent has started another."""
+        child = self.child(name, words)
+        assert child is not None, f"{name} has no child {words!r}"
+        child.kill()
+
+        def follower() -> psutil.Process | None:
+            other = self.child(name, words)
+            return other if other is not None and other.pid != child.pid else None
+
+        wait_until(follower, _DEADLINE_S, f"{name} starts {words!r} again")
+
+    def _folders(self, name: str) -> tuple[str, str, str, str]:
+        place = self.folder / name
+        return ("--state-dir", str(place / "state"), "--run-dir", str(place / "run"))
+
+    def _answers(self) -> bool:
+        try:
+            with open_client(self.home, None) as client:
+                return client.status().broker_up
+        except RegattaError:
+            assert self._running["server"].poll() is None, self.log("server")
+            return False
+
+
+@pytest.fixture(scope="module")
+def fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
+    """Two devices that serve the first version."""
+    require_mosquitto()
+    fleet = Fleet(tmp_path_factory.mktemp("s"))  # a short name: unix socket paths end at 107 bytes
+    try:
+        fleet.start("server")
+        for name in DEVICES:
+            fleet.enroll(name)
+        fleet.await_completed(fleet.roll_out(fleet.push()))
+        yield fleet
+    finally:
+        fleet.stop()
+
+
+def test_an_agent_killed_at_work_ends_where_it_would_have(fleet: Fleet) -> None:
+    """Killed while it fetches, while it races, and while it serves: the rollout completes, and it serves again."""
+    name = DEVICES[0]
+    version = fleet.push(side=_LOADED_SIDE)
+    rollout = fleet.roll_out(version, "100%", name)
+
+    fleet.await_state(name, version, InstallState.DOWNLOADING)
+    fleet.kill(name)
+    assert fleet.state(name, version) in IN_PROGRESS
+    fleet.start(name)
+    fleet.await_state(name, version, InstallState.RACING)
+    fleet.kill(name)
+    assert fleet.state(name, version) in IN_PROGRESS
+    fleet.start(name)
+    fleet.await_completed(rollout)
+    fleet.await_served(name, version)
+
+    fleet.kill(name)
+    fleet.start(name)
+    fleet.await_served(name, version)
+    assert fleet.state(name, version) == InstallState.COMMITTED
+
+
+def test_a_killed_worker_is_started_again(fleet: Fleet) -> None:
+    """The agent sees it die and serves the same version again; nothing is raced or rolled back for it."""
+    name = DEVICES[1]
+
+    fleet.kill_child(name, "regatta_agent.serving")
+
+    fleet.await_served(name, 1)
+    assert fleet.state(name, 1) == InstallState.COMMITTED
+
+
+def test_a_broker_killed_in_a_rollout_is_started_again(fleet: Fleet) -> None:
+    """The server starts it again, the agents come back, and the rollout completes."""
+    version = fleet.push(side=_LOADED_SIDE)
+    rollout = fleet.roll_out(version)
+
+    fleet.await_state(DEVICES[0], version, InstallState.DOWNLOADING)
+    fleet.kill_child("server", "mosquitto.conf")
+
+    fleet.await_completed(rollout)
+    for name in DEVICES:
+        fleet.await_served(name, version)
+
+
+def test_a_server_killed_in_a_rollout_goes_on_with_it(fleet: Fleet) -> None:
+    """Killed in the first wave, and again in the second: both waves pass, and no device needs help."""
+    version = fleet.push(side=_LOADED_SIDE)
+    rollout = fleet.roll_out(version, "50%,100%")
+
+    def in_wave(number: int) -> bool:
+        detail = fleet.rollout(rollout)
+        return detail is not None and detail.waves[number - 1].state == WaveState.OBSERVING
+
+    for number in (1, 2):
+        wait_until(partial(in_wave, number), _DEADLINE_S, f"wave {number} begins")
+        fleet.kill("server")
+        fleet.start("server")
+
+    fleet.await_completed(rollout)
+    for name in DEVICES:
+        fleet.await_served(name, version)
