@@ -94,6 +94,7 @@ class Loop:
         self._parts = parts
         self.record = AgentRecord()
         self.online = False
+        self._offline: str | None = None  # why, as the bus last said
         self.stopping: str | None = None  # why; a signal handler sets it, and the loop ends within a turn
         self._saved: AgentRecord | None = None
         self._save_failed = False
@@ -133,7 +134,7 @@ class Loop:
         self._look_at_deadlines()
         self._settle()
         self._report()
-        self._parts.status.say(self.online, self._parts.desired.refused)
+        self._parts.status.say(self.online, self._parts.desired.refused, self._offline)
         self._parts.notifier.alive(f"generation {self.record.generation}, {'online' if self.online else 'offline'}")
 
     def stop(self) -> None:
@@ -205,12 +206,14 @@ class Loop:
         if not self.online:
             logger.info("event=online")
         self.online = True
+        self._offline = None
         self._parts.reporter.connected()
 
     def _disconnected(self, event: Disconnected) -> None:
-        if self.online:
+        if event.reason != self._offline:
             logger.warning("event=offline reason=%s", event.reason)
         self.online = False
+        self._offline = event.reason
         self._parts.actions.went_offline()
         self._stored.clear()  # how much of a download is kept has changed
 

@@ -29,6 +29,7 @@ class AgentStatus(Wire):
     boot: str
     started_at: float
     online: bool
+    offline: str | None = None  # why the broker could not be reached, of the last try
     refused: str | None = None  # why the last desired state was not taken up
 
 
@@ -41,10 +42,15 @@ class StatusFile:
         self._started_at = started_at
         self._said: AgentStatus | None = None
 
-    def say(self, online: bool, refused: str | None) -> None:
+    def say(self, online: bool, refused: str | None, offline: str | None = None) -> None:
         """Write the status if it changed; a failure costs only the file."""
         status = AgentStatus(
-            pid=os.getpid(), boot=self._boot, started_at=self._started_at, online=online, refused=refused
+            pid=os.getpid(),
+            boot=self._boot,
+            started_at=self._started_at,
+            online=online,
+            offline=offline,
+            refused=refused,
         )
         if status == self._said:
             return

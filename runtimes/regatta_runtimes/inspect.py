@@ -45,7 +45,7 @@ def inspect_model(path: Path, timeout_s: float = 20.0, *, backends: Mapping[str,
         raise Rejected(f"{path} is not a file")
     size_bytes = path.stat().st_size
     if not 8 <= size_bytes <= MAX_FILE_BYTES:
-        raise Rejected(f"{path} has {size_bytes} bytes: a TFLite model has 8 to {MAX_FILE_BYTES}")
+        raise Rejected(f"{path} has {size_bytes} bytes: a TFLite model has 8 to {MAX_FILE_BYTES}. Is it the .tflite?")
     refusals: list[str] = []
     missing: list[str] = []
     for runtime in _RUNTIMES:
@@ -59,7 +59,10 @@ def inspect_model(path: Path, timeout_s: float = 20.0, *, backends: Mapping[str,
         refusals.append(found.refusal)
     if not refusals:
         raise Misuse(f"no runtime is installed to inspect {path.name}: {'; '.join(missing)}")
-    raise Rejected(f"no runtime here can run {path.name}: {'; '.join(refusals)}")
+    raise Rejected(
+        f"no runtime here can run {path.name}: {'; '.join(dict.fromkeys(refusals))}. "
+        "Convert it with built-in operators only, or push it beside a variant that runs here"
+    )
 
 
 def _describe(runtime: str, path: Path, timeout_s: float, backends: Mapping[str, str] | None) -> Described:

@@ -96,3 +96,25 @@ def test_it_is_there_reports_and_leaves_as_it_should(wire: Wire, tmp_path: Path)
         finally:
             agent.kill()
             agent.wait()
+
+
+def test_an_unreachable_broker_is_named_by_status(wire: Wire, tmp_path: Path) -> None:
+    """The agent keeps running, and `status` says why it is not connected; once the broker is back, it connects."""
+    state = _enrolled(wire, tmp_path)
+    wire.broker.stop()
+    status = [sys.executable, "-m", "regatta_agent", "status", "--state-dir", str(state)]
+    status += ["--run-dir", str(tmp_path / "run")]
+
+    def shown() -> str:
+        return subprocess.run(status, capture_output=True, text=True, timeout=30, check=True).stdout
+
+    agent = _start(state)
+    try:
+        wait_until(lambda: "not connected (" in shown(), 20, "status says why", period_s=0.2)
+        assert "refused" in shown().lower()
+        assert agent.poll() is None
+        wire.broker.start()
+        wait_until(lambda: "broker      connected" in shown(), 60, "the agent has connected", period_s=0.2)
+    finally:
+        agent.terminate()
+        assert agent.wait(20) == 0

@@ -12,7 +12,7 @@ from regatta_agent.cli.options import as_json, folder_options, print_json, print
 from regatta_agent.config import load_config
 from regatta_agent.core.installs import AgentRecord, Install
 from regatta_agent.record import RecordFile
-from regatta_agent.status import is_running, read_status
+from regatta_agent.status import AgentStatus, is_running, read_status
 from regatta_agent.store import Store
 from regatta_protocol.errors import Misuse, RegattaError
 from regatta_protocol.ids import ModelName, ModelRef, parse_model_name, parse_model_ref
@@ -53,6 +53,7 @@ def status(config_path: Path | None, state_dir: Path | None, run_dir: Path | Non
                 "fleet": identity.fleet if identity is not None else None,
                 "running": running,
                 "online": said.online if said is not None else False,
+                "offline": said.offline if said is not None else None,
                 "refused": said.refused if said is not None else None,
                 "generation": record.generation,
                 "bytes_received": record.bytes_received,
@@ -63,7 +64,7 @@ def status(config_path: Path | None, state_dir: Path | None, run_dir: Path | Non
     click.echo(f"device      {device}")
     click.echo(f"agent       {_running_text(running, said.pid if said is not None else None)}")
     if said is not None:
-        click.echo(f"broker      {'connected' if said.online else 'not connected: it serves, and tries again'}")
+        click.echo(f"broker      {_broker_text(said)}")
         if said.refused:
             click.echo(f"refused     {said.refused}")
     click.echo(f"generation  {record.generation}")
@@ -175,6 +176,12 @@ def _candidate_row(one: CandidateResult, placement: str | None) -> list[str]:
         power,
         one.reason or "",
     ]
+
+
+def _broker_text(said: AgentStatus) -> str:
+    if said.online:
+        return "connected"
+    return f"not connected{f' ({said.offline})' if said.offline else ''}: it serves what it has, and tries again"
 
 
 def _us(latency_us: float) -> str:
