@@ -35,7 +35,7 @@ from paho.mqtt.reasoncodes import ReasonCode
 
 from regatta_protocol.bus import Connected, Disconnected, Event, Inbox, Message, Published, Will
 from regatta_protocol.codec import MAX_PAYLOAD_BYTES
-from regatta_protocol.errors import Misuse, TooLarge
+from regatta_protocol.errors import Misuse
 from regatta_protocol.outgoing import Outgoing
 
 __all__ = ["MAX_PACKET_BYTES", "MqttBus", "MqttConfig", "backoff_s"]
@@ -149,10 +149,6 @@ class MqttBus:
             TooLarge: when the payload is over the limit of codec.py.
             Misuse: when the topic is empty or has a wildcard.
         """
-        if not topic or "+" in topic or "#" in topic:
-            raise Misuse(f"cannot publish to topic {topic!r}: it is empty or has a wildcard")
-        if len(payload) > MAX_PAYLOAD_BYTES:
-            raise TooLarge(f"message of {len(payload)} bytes to {topic} is over the limit of {MAX_PAYLOAD_BYTES}")
         token = self._outgoing.add(topic, payload, qos, retain)
         self._waker.wake()
         return token

@@ -13,7 +13,8 @@ from collections import deque
 from dataclasses import dataclass
 from typing import Literal
 
-from regatta_protocol.errors import Retryable
+from regatta_protocol.codec import MAX_PAYLOAD_BYTES
+from regatta_protocol.errors import Misuse, Retryable, TooLarge
 
 __all__ = ["Outgoing", "OutgoingMessage"]
 
@@ -45,7 +46,13 @@ class Outgoing:
 
         Raises:
             Retryable: when there is no connection, or the line is full.
+            TooLarge: when the payload is over the limit of codec.py.
+            Misuse: when the topic is empty or has a wildcard.
         """
+        if not topic or "+" in topic or "#" in topic:
+            raise Misuse(f"cannot publish to topic {topic!r}: it is empty or has a wildcard")
+        if len(payload) > MAX_PAYLOAD_BYTES:
+            raise TooLarge(f"message of {len(payload)} bytes to {topic} is over the limit of {MAX_PAYLOAD_BYTES}")
         with self._lock:
             if not self._open:
                 raise Retryable(f"not connected to the broker: publish to {topic} again after the next Connected")

@@ -18,8 +18,6 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from regatta_protocol.bus import Connected, Disconnected, Event, Inbox, Message, Published, Will
-from regatta_protocol.codec import MAX_PAYLOAD_BYTES
-from regatta_protocol.errors import Misuse, TooLarge
 from regatta_protocol.ids import SERVER_IDENTITY
 from regatta_protocol.outgoing import Outgoing
 
@@ -290,10 +288,6 @@ class MemoryBus:
             TooLarge: when the payload is over the limit of codec.py.
             Misuse: when the topic is empty or has a wildcard.
         """
-        if not topic or "+" in topic or "#" in topic:
-            raise Misuse(f"cannot publish to topic {topic!r}: it is empty or has a wildcard")
-        if len(payload) > MAX_PAYLOAD_BYTES:
-            raise TooLarge(f"message of {len(payload)} bytes to {topic} is over the limit of {MAX_PAYLOAD_BYTES}")
         token = self._outgoing.add(topic, payload, qos, retain)
         self._send_waiting()
         return token

@@ -10,8 +10,6 @@ import hmac
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from importlib import import_module
-from importlib.util import find_spec
 from typing import Annotated
 
 from fastapi import APIRouter, Depends, FastAPI, Path, Query, Request, Response
@@ -225,9 +223,7 @@ def _add_rollouts(api: APIRouter, parts: OperatorParts) -> None:
 
 
 def _add_page(app: FastAPI, parts: OperatorParts) -> None:
-    if find_spec("regatta_fleet.page") is None:
-        return
-    router = import_module("regatta_fleet.page").router  # not at the top: the page brings Jinja
+    from regatta_fleet.page import router  # not at the top: the page brings Jinja
 
     def device(identifier: DeviceId) -> DeviceDetail:
         return parts.views.device(identifier)
