@@ -18,6 +18,7 @@ __all__ = [
     "Accuracy",
     "BoardFacts",
     "CandidateResult",
+    "Conditions",
     "Latency",
     "Outcome",
     "Power",
@@ -89,15 +90,28 @@ class Outcome(StrEnum):
 
     MEASURED = "measured"
     UNAVAILABLE = "unavailable"  # the runtime, delegate or hardware is not on this board
-    CREATE_FAILED = "create_failed"  # no interpreter could be built, or tensors not allocated
+    CREATE_FAILED = "create_failed"  # no interpreter could be built
+    PREPARE_FAILED = "prepare_failed"  # it was built, but tensors or the delegate could not be prepared
     INVOKE_FAILED = "invoke_failed"
     CRASHED = "crashed"  # ended by a signal
     HUNG = "hung"  # over its time limit
     OUT_OF_MEMORY = "out_of_memory"
     NO_OP = "no_op"  # the delegate took no node
+    CPU_FALLBACK = "cpu_fallback"  # the runtime claims the accelerator, and the processor computed
+    LEAKING = "leaking"  # its memory grows with every inference
     WRONG_OUTPUT = "wrong_output"  # far from the reference kernels on golden samples
     INACCURATE = "inaccurate"  # loses more accuracy than the policy allows
     DROPPED = "dropped"  # clearly slower in an early round; its latency is from that round
+    QUARANTINED = "quarantined"  # crashed too often with this model: not tried until library, runtime or model changes
+
+
+class Conditions(Wire):
+    """The circumstances of a candidate's timed rounds; None where they could not be read."""
+
+    rounds: int = Field(default=0, ge=0)
+    steady: bool = False  # the rounds' medians had settled, by the rule in heats.py
+    temperature_c: float | None = None  # the hottest of its rounds
+    throttled: bool | None = None  # the board slowed itself down in one of its rounds
 
 
 class CandidateResult(Wire):
@@ -111,11 +125,13 @@ class CandidateResult(Wire):
     outcome: Outcome
     reason: str | None = None
     latency: Latency | None = None
+    throughput_per_s: float | None = None  # inferences a second, one after another, over the rounds that count
     first_us: float | None = None  # create + allocate + first inference, from the worker's start of work
     accuracy: Accuracy | None = None
     golden_snr_db: float | None = None
     power: Power = Field(default_factory=lambda: unknown_power("not measured"))
     peak_rss_bytes: int | None = None
+    conditions: Conditions = Conditions()
 
 
 class BoardFacts(Wire):
@@ -127,9 +143,12 @@ class BoardFacts(Wire):
     cores: int | None = None
     memory_bytes: int | None = None
     kernel: str | None = None
+    cpu_features: tuple[str, ...] = ()  # those that kernels are chosen by: avx2, asimddp, …
     accelerators: tuple[str, ...] = ()
+    drivers: dict[str, str] = Field(default_factory=dict)  # driver, firmware or library -> version
     power_sensor: str | None = None
     temperature_c: float | None = None
+    throttled: bool | None = None  # slowed down by heat or low voltage now
 
     def fingerprint_text(self) -> str:
         """Return what identifies the kind of board, without what changes from minute to minute."""
@@ -144,6 +163,7 @@ class RaceReport(Wire):
     version: int
     board: BoardFacts
     candidates: tuple[CandidateResult, ...]
+    pareto: tuple[str, ...] = ()  # ids that no other beats in every measured respect, the fastest first
     placement: str | None = None  # the winner's id; absent on the wire when none (codec.py leaves None out)
     reason: str  # plain words: why this one, or why none
     objective: str = "latency_p50"
