@@ -2,43 +2,55 @@
 
 `python -m regatta_runtimes.race SPEC.json --output REPORT.json` prints progress on stdout and ends with status 0 and a
 report even when nothing can be placed; the report says why. This process imports no numpy and no runtime.
+
+When an earlier result may exist, the race asks for it by its key (racekey.py) before it measures, and measures only
+what confirms that (confirm.py); without one, or when it does not hold here, it races in full. The program asks by the
+line `key KEY`; it reads the answer from the specification's `prior_path` when its standard input ends.
 """
 
 from __future__ import annotations
 
 import argparse
 import os
+import select
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass, replace
 from importlib import resources
 from pathlib import Path
+from random import Random
 
 from pydantic import Field
 
 from regatta_protocol.codec import decode, encode
 from regatta_protocol.durable import read_bounded, write_durably
 from regatta_protocol.errors import RegattaError, Rejected
+from regatta_protocol.ids import Digest, digest_of_file
 from regatta_protocol.manifest import Policy
-from regatta_protocol.measurement import Accuracy, BoardFacts, Outcome, RaceReport
+from regatta_protocol.measurement import Accuracy, BoardFacts, Outcome, PriorRace, RaceOrigin, RaceReport
 from regatta_protocol.wire import Wire
 from regatta_runtimes.board import probe_board
 from regatta_runtimes.candidate import Candidate
+from regatta_runtimes.claim import claim_of
+from regatta_runtimes.confirm import Confirmation
 from regatta_runtimes.delegates import read_delegates
 from regatta_runtimes.enumerate import Entrant, default_threads, enumerate_candidates
 from regatta_runtimes.errors import RuntimeMissing
 from regatta_runtimes.heat import Heats
 from regatta_runtimes.job import Failed, Open
-from regatta_runtimes.judge import accuracy_floor, judge
+from regatta_runtimes.judge import Floor, Verdict, accuracy_floor, judge
 from regatta_runtimes.nursery import DEFAULT_MEMORY_BYTES, Nursery, WorkerEnded
 from regatta_runtimes.parent import die_with_parent
 from regatta_runtimes.power import find_sensor
+from regatta_runtimes.racekey import KeyedVariant, race_key
 from regatta_runtimes.trial import Trial, TrialFiles, TrialLimits
 
 __all__ = ["RaceSpec", "RaceVariant", "main", "run_race"]
 
 MAX_SPEC_BYTES = 1 << 20
+_ANSWER_S = 15.0  # patience for the answer to a key; who is asked is bound to less (regatta_agent.racing)
 _RUNTIMES = ("litert", "tflite")  # in order of preference
 
 
@@ -71,13 +83,31 @@ class RaceSpec(Wire):
     runtimes: tuple[str, ...] = _RUNTIMES
     backends: dict[str, str] = Field(default_factory=dict)
     delegate_files: tuple[str, ...] = Field(default=(), max_length=64)
+    prior_path: str | None = None  # where the answer to the key lies once standard input has ended; None: do not ask
 
 
-def run_race(spec: RaceSpec, progress: Callable[[str], None] = lambda _line: None) -> RaceReport:
-    """Return the report of a whole race; nothing placed is a report too.
+@dataclass(frozen=True)
+class _Reuse:
+    """What came of asking for an earlier result: a verdict when it holds here, else `doubt` says why not."""
+
+    key: Digest | None = None
+    origin: RaceOrigin | None = None
+    verdict: Verdict | None = None
+    doubt: str | None = None
+
+
+Consult = Callable[[Digest], PriorRace | None]
+Nurseries = Mapping[str, Nursery]
+
+
+def run_race(
+    spec: RaceSpec, progress: Callable[[str], None] = lambda _line: None, consult: Consult | None = None
+) -> RaceReport:
+    """Return the report of a whole race, or of a confirmation run; nothing placed is a report too.
 
     Args:
         progress: told a line about each step.
+        consult: asked for an earlier result by its key, before anything is measured.
 
     Raises:
         Rejected: when a delegate file is wrong.
@@ -92,6 +122,14 @@ def run_race(spec: RaceSpec, progress: Callable[[str], None] = lambda _line: Non
         threads = spec.threads or default_threads(board.cores)
         candidates, absent = enumerate_candidates(entrants, reasons, board, threads, rows, Path(spec.sysroot))
         progress(f"{len(candidates)} candidates, {len(absent)} unavailable")
+        reuse = _Reuse()
+        if consult is not None:
+            working = {name: nurseries[name] for name, reason in reasons.items() if reason is None}
+            key = _key(spec, board, candidates, threads, working)
+            reuse = _reuse(spec, candidates, working, floor, progress, key, consult(key))
+            if reuse.verdict is not None:
+                judged = replace(reuse.verdict, candidates=(*reuse.verdict.candidates, *absent))
+                return _report(spec, board, judged, begun, nurseries, reuse)
         trials = _trials(spec, candidates)
         heats = Heats(trials, nurseries, spec.policy, floor, spec.budget_s, progress)
         fault: str | None = None
@@ -109,18 +147,81 @@ def run_race(spec: RaceSpec, progress: Callable[[str], None] = lambda _line: Non
         for trial in trials:
             trial.retire()
     verdict = judge(results, spec.policy, floor, {trial.candidate.id: trial.noise() for trial in trials})
-    after = probe_board(Path(spec.sysroot))
+    if fault is not None:
+        verdict = replace(verdict, reason=fault)
+    return _report(spec, board, verdict, begun, nurseries, reuse)
+
+
+def _report(
+    spec: RaceSpec, board: BoardFacts, verdict: Verdict, begun: float, nurseries: Nurseries, reuse: _Reuse
+) -> RaceReport:
+    """Return the report of a verdict, which came of a confirmation when `reuse` holds one."""
+    confirmed = reuse.verdict is not None
+    conditions = _conditions(board, probe_board(Path(spec.sysroot)), nurseries)
     return RaceReport(
         model=spec.model,
         version=spec.version,
         board=board,
         candidates=verdict.candidates,
         placement=verdict.placement,
-        reason=fault or verdict.reason,
+        reason=verdict.reason if reuse.doubt is None else f"{verdict.reason}; raced in full: {reuse.doubt}",
         objective=verdict.objective,
         duration_s=round(time.monotonic() - begun, 3),
-        conditions=_conditions(board, after, nurseries),
+        conditions=conditions if reuse.doubt is None else {**conditions, "prior": reuse.doubt},
+        key=reuse.key,
+        basis="confirmed" if confirmed else "full",
+        prior=reuse.origin if confirmed else None,
     )
+
+
+def _key(
+    spec: RaceSpec, board: BoardFacts, candidates: Sequence[Candidate], threads: Sequence[int], working: Nurseries
+) -> Digest:
+    """Return the key of this race, from the files as they lie on disk.
+
+    Raises:
+        Rejected: when a file of the bundle cannot be read.
+    """
+    taking_part = {candidate.variant for candidate in candidates}
+    try:
+        return race_key(
+            [
+                KeyedVariant(variant.name, digest_of_file(Path(variant.path)), variant.requires)
+                for variant in spec.variants
+                if variant.name in taking_part
+            ],
+            None if spec.golden is None else digest_of_file(Path(spec.golden)),
+            None if spec.evaluation is None else digest_of_file(Path(spec.evaluation)),
+            board,
+            {name: nursery.runtime_version for name, nursery in working.items()},
+            threads,
+        )
+    except OSError as err:
+        raise Rejected(f"a file of {spec.model}:{spec.version} cannot be read: {err}") from err
+
+
+def _reuse(
+    spec: RaceSpec,
+    candidates: Sequence[Candidate],
+    nurseries: Nurseries,
+    floor: Floor | None,
+    progress: Callable[[str], None],
+    key: Digest,
+    prior: PriorRace | None,
+) -> _Reuse:
+    """Return what the prior is worth here, by a confirmation run if it may be worth something."""
+    if prior is None:
+        return _Reuse(key)
+    source = f"the race of {prior.device} does not hold here"
+    claim = claim_of(prior, key, candidates, spec.policy, floor, Random())  # noqa: S311 - a lot, no secret
+    if isinstance(claim, str):
+        return _Reuse(key, doubt=f"{source}: {claim}")
+    trials = _trials(spec, claim.tried)
+    sensor = find_sensor(Path(spec.sysroot))
+    verdict = Confirmation(claim, trials, nurseries, spec.policy, floor, sensor, progress).run()
+    if isinstance(verdict, str):
+        return _Reuse(key, claim.origin, doubt=f"{source}: {verdict}")
+    return _Reuse(key, claim.origin, verdict)
 
 
 def _nurseries(spec: RaceSpec, stack: ExitStack) -> tuple[dict[str, Nursery], dict[str, str | None]]:
@@ -156,7 +257,7 @@ def probe_runtime(nursery: Nursery) -> str | None:
     return None
 
 
-def _trials(spec: RaceSpec, candidates: list[Candidate]) -> list[Trial]:
+def _trials(spec: RaceSpec, candidates: Sequence[Candidate]) -> list[Trial]:
     """Return a trial for each candidate."""
     paths = {variant.name: Path(variant.path) for variant in spec.variants}
     limits = TrialLimits(
@@ -169,13 +270,26 @@ def _trials(spec: RaceSpec, candidates: list[Candidate]) -> list[Trial]:
     ]
 
 
-def _conditions(before: BoardFacts, after: BoardFacts, nurseries: dict[str, Nursery]) -> dict[str, str]:
+def _conditions(before: BoardFacts, after: BoardFacts, nurseries: Nurseries) -> dict[str, str]:
     """Return what a reader of the figures should know about their circumstances."""
     conditions = {f"{name}_version": nursery.runtime_version for name, nursery in nurseries.items()}
     conditions["load_1m"] = f"{os.getloadavg()[0]:.2f}"
     if before.temperature_c is not None and after.temperature_c is not None:
         conditions["temperature_c"] = f"{before.temperature_c:.1f} to {after.temperature_c:.1f}"
     return conditions
+
+
+def _ask(key: Digest, path: Path, say: Callable[[str], None]) -> PriorRace | None:
+    """Ask who started this program for an earlier result; None when there is none, or none that can be read."""
+    say(f"key {key}")
+    ended, _, _ = select.select([sys.stdin], [], [], _ANSWER_S)  # nothing is ever written there: it only ends
+    if not ended or not path.exists():
+        return None
+    try:
+        return decode(PriorRace, read_bounded(path, MAX_SPEC_BYTES), MAX_SPEC_BYTES)
+    except (RegattaError, OSError) as err:
+        say(f"the earlier result is unreadable: {err}")
+        return None
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -192,7 +306,9 @@ def main(arguments: list[str] | None = None) -> int:
 
     try:
         spec = decode(RaceSpec, read_bounded(options.spec, MAX_SPEC_BYTES), MAX_SPEC_BYTES)
-        report = run_race(spec, say)
+        path = spec.prior_path
+        consult = None if path is None else lambda key: _ask(key, Path(path), say)
+        report = run_race(spec, say, consult)
         write_durably(options.output, encode(report, MAX_SPEC_BYTES), 0o644)
     except (RegattaError, OSError) as err:
         sys.stderr.write(f"race failed: {err}\n")
