@@ -10,7 +10,8 @@ name; what is placed was found sound, accurate and fast enough here. The rules:
 3. tried are the winner, the two next best, one more drawn by lot, and the naive default of the CPU as an anchor. The
    lot makes devices of a kind try different ones, so that a candidate wrongly called slow is found out;
 4. it holds when each of them is sound here, the winner still meets the policy and is within noise of the best, and its
-   time over the anchor's is what it was within RATIO_FACTOR. Ratios, because a busy board is slower at everything.
+   time over the anchor's is at most RATIO_FACTOR times what it was. Ratios, because a busy board is slower at
+   everything; one-sided, because a winner that wins by more than was claimed is no less the winner.
 """
 
 from __future__ import annotations
@@ -28,7 +29,9 @@ from regatta_runtimes.judge import MAX_NOISE, Floor, Verdict, broken_constraint,
 
 __all__ = ["RATIO_FACTOR", "Claim", "claim_of", "disagreement", "untried"]
 
-RATIO_FACTOR = 1.3
+# Full races of one model on one machine differed by up to 1.4 in this ratio (ResNet8 float32, two threads on a virtual
+# machine with two cores: 0.11 and 0.15); an accelerator that fell back to the processor differs by far more than 1.5.
+RATIO_FACTOR = 1.5
 _RIVALS = 2
 _FIGURES = (Outcome.MEASURED, Outcome.DROPPED)  # outcomes whose latency says something
 
@@ -133,11 +136,11 @@ def disagreement(claim: Claim, verdict: Verdict, policy: Policy) -> str | None:
 
 
 def _shifted(claim: Claim, here: Mapping[str, CandidateResult]) -> str | None:
-    """Return that the placement's time over the anchor's is not what it was."""
+    """Return that the placement's time over the anchor's is worse than it was."""
     if claim.anchor is None or claim.ratio is None:
         return None
     ours = _p50(here[claim.placement.id]) / max(_p50(here[claim.anchor.id]), 1e-9)
-    if claim.ratio / RATIO_FACTOR <= ours <= claim.ratio * RATIO_FACTOR:
+    if ours <= claim.ratio * RATIO_FACTOR:
         return None
     return (
         f"{claim.placement.id} takes {ours:.2f} times the time of {claim.anchor.id} here and {claim.ratio:.2f} times "

@@ -23,11 +23,15 @@ __all__ = ["Confirmation"]
 
 _CHECK_S = 0.1  # of golden samples; at least two are compared whatever it takes
 _EVALUATE_S, _EVALUATE_OTHER_S = 2.0, 0.3  # of the placement, whose accuracy is reported; of each other
-_TIMING_S = 0.8  # over all candidates and rounds
-_ROUNDS = 5  # the first only warms up
+_TIMING_S = 0.5  # over all candidates and rounds
+_ROUNDS = 4  # the first only warms up
 _LEAST_TURN_S = 0.02
-_TURN_SAMPLES = (3, 400)
-_LOOKS = 2  # a burst of load while timing gets a second look: that costs a tenth of a race
+_TURN_SAMPLES = (2, 400)
+_CLEARLY_SLOWER = 3.0  # times the fastest's p50
+# A doubt gets a second look, with new workers: it costs a tenth of a race. A burst of load may be over then, and a
+# worker whose two threads share a core stays slow as long as it lives (1.5 to 1.9 times, MobileNetV2 and VWW on a
+# virtual machine with two cores).
+_LOOKS = 2
 
 
 @dataclass(frozen=True)
@@ -64,7 +68,9 @@ class Confirmation:
         if not self.trials[0].alive:
             return self._out()
         doubt = ""
-        for _ in range(_LOOKS):
+        for look in range(_LOOKS):
+            if look > 0:
+                self._renew()
             self._time()
             verdict = judge(self._results(), self.policy, self.floor, self._noise())
             found = disagreement(self.claim, verdict, self.policy)
@@ -97,18 +103,27 @@ class Confirmation:
             if reason is not None:
                 trial.end(Outcome.INACCURATE, reason)
 
+    def _renew(self) -> None:
+        """Give those still in a new worker each, and forget what was timed."""
+        for trial in self.trials:
+            if trial.alive:
+                trial.retire()
+                trial.rounds.clear()
+                trial.open(self.nurseries[trial.candidate.runtime])
+
     def _time(self) -> None:
         """Time those still in for some rounds, in turns and back, so that a drift of load hits all alike."""
         running = [trial for trial in self.trials if trial.alive]
         least, most = _TURN_SAMPLES
-        turn_s = max(_LEAST_TURN_S, _TIMING_S / (_ROUNDS * max(1, len(running))))
-        turn = Time(budget_s=turn_s, min_samples=least, max_samples=most, warmup=1)
-        for trial in running:
-            trial.rounds.clear()
+        turn_s = max(_LEAST_TURN_S, _TIMING_S / (_ROUNDS * len(running)))
+        turn = Time(budget_s=turn_s, min_samples=least, max_samples=most, warmup=0)
         for number in range(_ROUNDS):
-            for trial in running if number % 2 == 0 else reversed(running):
+            for trial in running if number % 2 == 0 else running[::-1]:
                 if trial.alive:
                     trial.time(turn)
+            if number > 0:  # the rest of the time goes to those that are near each other
+                fastest_us = min(trial.p50_us for trial in running)
+                running = [trial for trial in running if trial.p50_us <= fastest_us * _CLEARLY_SLOWER]
 
     def _results(self) -> list[CandidateResult]:
         return [trial.result() for trial in self.trials]
