@@ -6,7 +6,7 @@ name; what is placed was found sound, accurate and fast enough here. The rules:
 
 1. a prior is heard when it is a full race with this board's key and says something about every candidate here;
 2. it is judged anew under today's policy and floor, so a changed policy needs no new race, unless a candidate that was
-   too inaccurate then would not be now, or the objective is energy, which a short run cannot measure;
+   too inaccurate or quarantined then would not be now, or the objective is energy, which a short run cannot measure;
 3. tried are the winner, the two next best, one more drawn by lot, and the naive default of the CPU as an anchor. The
    lot makes devices of a kind try different ones, so that a candidate wrongly called slow is found out;
 4. it holds when each of them is sound here, the winner still meets the policy and is within noise of the best, and its
@@ -16,7 +16,7 @@ name; what is placed was found sound, accurate and fast enough here. The rules:
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from random import Random
 
@@ -49,12 +49,19 @@ class Claim:
 
 
 def claim_of(
-    prior: PriorRace, key: Digest, candidates: Sequence[Candidate], policy: Policy, floor: Floor | None, lot: Random
+    prior: PriorRace,
+    key: Digest,
+    candidates: Sequence[Candidate],
+    policy: Policy,
+    floor: Floor | None,
+    quarantined: Collection[str],
+    lot: Random,
 ) -> Claim | str:
     """Return what the prior claims, or why it is of no use here.
 
     Args:
         candidates: those that this board has.
+        quarantined: ids of those that it does not try.
         lot: draws the one that is tried besides the best.
     """
     report = prior.report
@@ -68,6 +75,8 @@ def claim_of(
     for result in results:
         if result.outcome == Outcome.INACCURATE and (floor is None or floor.refuses(result.accuracy) is None):
             return f"{result.id} was too inaccurate under the policy of then, and may take part under today's"
+        if result.outcome == Outcome.QUARANTINED and result.id not in quarantined:
+            return f"{result.id} was quarantined there, and may take part here"
     verdict = judge(results, policy, floor)
     if verdict.placement is None:
         return "none of its candidates meets today's policy"

@@ -17,10 +17,9 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from importlib import resources
 from pathlib import Path
-from random import Random
 
 from pydantic import Field
 
@@ -29,22 +28,22 @@ from regatta_protocol.durable import read_bounded, write_durably
 from regatta_protocol.errors import RegattaError, Rejected
 from regatta_protocol.ids import Digest, digest_of_file
 from regatta_protocol.manifest import Policy
-from regatta_protocol.measurement import Accuracy, BoardFacts, Outcome, PriorRace, RaceOrigin, RaceReport
+from regatta_protocol.measurement import Accuracy, BoardFacts, Outcome, PriorRace, RaceReport
 from regatta_protocol.wire import Wire
 from regatta_runtimes.board import probe_board
 from regatta_runtimes.candidate import Candidate
-from regatta_runtimes.claim import claim_of
-from regatta_runtimes.confirm import Confirmation
 from regatta_runtimes.delegates import read_delegates
 from regatta_runtimes.enumerate import Entrant, default_threads, enumerate_candidates
 from regatta_runtimes.errors import RuntimeMissing
 from regatta_runtimes.heat import Heats
 from regatta_runtimes.job import Failed, Open
-from regatta_runtimes.judge import Floor, Verdict, accuracy_floor, judge
+from regatta_runtimes.judge import Verdict, accuracy_floor, judge
 from regatta_runtimes.nursery import DEFAULT_MEMORY_BYTES, Nursery, WorkerEnded
 from regatta_runtimes.parent import die_with_parent
 from regatta_runtimes.power import find_sensor
+from regatta_runtimes.quarantine import Ledger, Quarantine, pair_of
 from regatta_runtimes.racekey import KeyedVariant, race_key
+from regatta_runtimes.reuse import Course, Reuse, reuse_prior
 from regatta_runtimes.trial import Trial, TrialFiles, TrialLimits
 
 __all__ = ["RaceSpec", "RaceVariant", "main", "run_race"]
@@ -83,17 +82,8 @@ class RaceSpec(Wire):
     runtimes: tuple[str, ...] = _RUNTIMES
     backends: dict[str, str] = Field(default_factory=dict)
     delegate_files: tuple[str, ...] = Field(default=(), max_length=64)
+    quarantine: Quarantine = Quarantine()  # of the races and deaths before this one
     prior_path: str | None = None  # where the answer to the key lies once standard input has ended; None: do not ask
-
-
-@dataclass(frozen=True)
-class _Reuse:
-    """What came of asking for an earlier result: a verdict when it holds here, else `doubt` says why not."""
-
-    key: Digest | None = None
-    origin: RaceOrigin | None = None
-    verdict: Verdict | None = None
-    doubt: str | None = None
 
 
 Consult = Callable[[Digest], PriorRace | None]
@@ -122,15 +112,26 @@ def run_race(
         threads = spec.threads or default_threads(board.cores)
         candidates, absent = enumerate_candidates(entrants, reasons, board, threads, rows, Path(spec.sysroot))
         progress(f"{len(candidates)} candidates, {len(absent)} unavailable")
-        reuse = _Reuse()
+        digests = _Digests()
+        reuse = Reuse()
         if consult is not None:
             working = {name: nurseries[name] for name, reason in reasons.items() if reason is None}
-            key = _key(spec, board, candidates, threads, working)
-            reuse = _reuse(spec, candidates, working, floor, progress, key, consult(key))
+            key = _key(spec, board, candidates, threads, working, digests)
+            course = Course(
+                key=key,
+                candidates=candidates,
+                make_trials=lambda some: _trials(spec, some, nurseries, digests),
+                nurseries=nurseries,
+                policy=spec.policy,
+                floor=floor,
+                sensor=find_sensor(Path(spec.sysroot)),
+                progress=progress,
+            )
+            reuse = reuse_prior(course, consult(key))
             if reuse.verdict is not None:
                 judged = replace(reuse.verdict, candidates=(*reuse.verdict.candidates, *absent))
                 return _report(spec, board, judged, begun, nurseries, reuse)
-        trials = _trials(spec, candidates)
+        trials = _trials(spec, candidates, nurseries, digests)
         heats = Heats(trials, nurseries, spec.policy, floor, spec.budget_s, progress)
         fault: str | None = None
         try:
@@ -153,7 +154,7 @@ def run_race(
 
 
 def _report(
-    spec: RaceSpec, board: BoardFacts, verdict: Verdict, begun: float, nurseries: Nurseries, reuse: _Reuse
+    spec: RaceSpec, board: BoardFacts, verdict: Verdict, begun: float, nurseries: Nurseries, reuse: Reuse
 ) -> RaceReport:
     """Return the report of a verdict, which came of a confirmation when `reuse` holds one."""
     confirmed = reuse.verdict is not None
@@ -175,7 +176,12 @@ def _report(
 
 
 def _key(
-    spec: RaceSpec, board: BoardFacts, candidates: Sequence[Candidate], threads: Sequence[int], working: Nurseries
+    spec: RaceSpec,
+    board: BoardFacts,
+    candidates: Sequence[Candidate],
+    threads: Sequence[int],
+    working: Nurseries,
+    digests: _Digests,
 ) -> Digest:
     """Return the key of this race, from the files as they lie on disk.
 
@@ -183,45 +189,19 @@ def _key(
         Rejected: when a file of the bundle cannot be read.
     """
     taking_part = {candidate.variant for candidate in candidates}
-    try:
-        return race_key(
-            [
-                KeyedVariant(variant.name, digest_of_file(Path(variant.path)), variant.requires)
-                for variant in spec.variants
-                if variant.name in taking_part
-            ],
-            None if spec.golden is None else digest_of_file(Path(spec.golden)),
-            None if spec.evaluation is None else digest_of_file(Path(spec.evaluation)),
-            board,
-            {name: nursery.runtime_version for name, nursery in working.items()},
-            threads,
-        )
-    except OSError as err:
-        raise Rejected(f"a file of {spec.model}:{spec.version} cannot be read: {err}") from err
-
-
-def _reuse(
-    spec: RaceSpec,
-    candidates: Sequence[Candidate],
-    nurseries: Nurseries,
-    floor: Floor | None,
-    progress: Callable[[str], None],
-    key: Digest,
-    prior: PriorRace | None,
-) -> _Reuse:
-    """Return what the prior is worth here, by a confirmation run if it may be worth something."""
-    if prior is None:
-        return _Reuse(key)
-    source = f"the race of {prior.device} does not hold here"
-    claim = claim_of(prior, key, candidates, spec.policy, floor, Random())  # noqa: S311 - a lot, no secret
-    if isinstance(claim, str):
-        return _Reuse(key, doubt=f"{source}: {claim}")
-    trials = _trials(spec, claim.tried)
-    sensor = find_sensor(Path(spec.sysroot))
-    verdict = Confirmation(claim, trials, nurseries, spec.policy, floor, sensor, progress).run()
-    if isinstance(verdict, str):
-        return _Reuse(key, claim.origin, doubt=f"{source}: {verdict}")
-    return _Reuse(key, claim.origin, verdict)
+    return race_key(
+        [
+            KeyedVariant(variant.name, digests.of(Path(variant.path)), variant.requires)
+            for variant in spec.variants
+            if variant.name in taking_part
+        ],
+        golden=None if spec.golden is None else digests.of(Path(spec.golden)),
+        evaluation=None if spec.evaluation is None else digests.of(Path(spec.evaluation)),
+        board=board,
+        libraries={one.delegate: digests.of(Path(one.plugin.library)) for one in candidates if one.plugin is not None},
+        runtimes={name: nursery.runtime_version for name, nursery in working.items()},
+        threads=threads,
+    )
 
 
 def _nurseries(spec: RaceSpec, stack: ExitStack) -> tuple[dict[str, Nursery], dict[str, str | None]]:
@@ -257,17 +237,54 @@ def probe_runtime(nursery: Nursery) -> str | None:
     return None
 
 
-def _trials(spec: RaceSpec, candidates: Sequence[Candidate]) -> list[Trial]:
-    """Return a trial for each candidate."""
+def _trials(spec: RaceSpec, candidates: Sequence[Candidate], nurseries: Nurseries, digests: _Digests) -> list[Trial]:
+    """Return a trial for each candidate.
+
+    Raises:
+        Rejected: when a model file cannot be read.
+    """
     paths = {variant.name: Path(variant.path) for variant in spec.variants}
     limits = TrialLimits(
         memory_bytes=spec.memory_bytes, open_s=max(3.0, spec.budget_s / 2), answer_s=max(3.0, spec.budget_s / 4)
     )
     golden = None if spec.golden is None else Path(spec.golden)
     evaluation = None if spec.evaluation is None else Path(spec.evaluation)
+    ledger = Ledger(spec.quarantine)
     return [
-        Trial(candidate, TrialFiles(paths[candidate.variant], golden, evaluation), limits) for candidate in candidates
+        Trial(
+            candidate,
+            TrialFiles(paths[candidate.variant], golden, evaluation),
+            limits,
+            pair=pair_of(
+                candidate,
+                None if candidate.plugin is None else digests.of(Path(candidate.plugin.library)),
+                nurseries[candidate.runtime].runtime_version,
+                digests.of(paths[candidate.variant]),
+            ),
+            ledger=ledger,
+        )
+        for candidate in candidates
     ]
+
+
+class _Digests:
+    """Digests of files, each computed once."""
+
+    def __init__(self) -> None:
+        self._known: dict[Path, Digest] = {}
+
+    def of(self, path: Path) -> Digest:
+        """Return the digest of the file's content.
+
+        Raises:
+            Rejected: when it cannot be read.
+        """
+        if path not in self._known:
+            try:
+                self._known[path] = digest_of_file(path)
+            except OSError as err:
+                raise Rejected(f"{path} cannot be read: {err.strerror}") from err
+        return self._known[path]
 
 
 def _conditions(before: BoardFacts, after: BoardFacts, nurseries: Nurseries) -> dict[str, str]:

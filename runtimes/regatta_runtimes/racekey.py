@@ -1,9 +1,9 @@
 """What a race's figures depend on, as one digest: results with equal keys may stand for each other.
 
-Pure. In the key: the files that run here (variants, golden, evaluation), the kind of board, its drivers, the versions
-of the runtimes that work here, the thread counts tried, and how races measure. Not in it: temperature and load, which
-change from minute to minute; the model's name and version, for equal files are equal work; and the policy, for judging
-stored figures anew is cheap (confirm.py), measuring them is not.
+Pure. In the key: the files that run here (variants, golden, evaluation), the kind of board, its drivers and delegate
+libraries, the versions of the runtimes that work here, the thread counts tried, and how races measure. Not in it:
+temperature and load, which change from minute to minute; the model's name and version, for equal files are equal work;
+and the policy, for judging stored figures anew is cheap (claim.py), and measuring them is not.
 """
 
 from __future__ import annotations
@@ -33,7 +33,9 @@ def race_key(
     variants: Collection[KeyedVariant],
     golden: Digest | None,
     evaluation: Digest | None,
+    *,
     board: BoardFacts,
+    libraries: Mapping[str, str],
     runtimes: Mapping[str, str],
     threads: Sequence[int],
 ) -> Digest:
@@ -41,6 +43,7 @@ def race_key(
 
     Args:
         variants: those that can run here, in any order.
+        libraries: delegate -> digest of its library, of the external ones that take part.
         runtimes: name -> version of those that work here.
         threads: the counts that candidates are made of.
     """
@@ -51,6 +54,7 @@ def race_key(
         "evaluation": evaluation,
         "board": board.fingerprint_text(),
         "drivers": board.drivers,
+        "libraries": dict(libraries),
         "runtimes": dict(runtimes),
         "threads": sorted(threads),
     }
