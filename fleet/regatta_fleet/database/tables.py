@@ -29,6 +29,7 @@ __all__ = [
     "events",
     "metadata",
     "model_versions",
+    "race_results",
     "races",
     "rollout_devices",
     "rollout_waves",
@@ -193,6 +194,18 @@ races = Table(
     Column("at", Float, nullable=False),
     Column("report", Text, nullable=False),  # RaceReport
     Index(None, "device", "model"),
+)
+
+race_results = Table(
+    "race_results",
+    metadata,
+    Column("key", String(64), primary_key=True),  # RaceReport.key
+    Column("device", ForeignKey("devices.id"), primary_key=True),
+    Column("at", Float, nullable=False),  # by the device's clock
+    Column("received_at", Float, nullable=False),
+    Column("placement", String(256), nullable=False),
+    Column("report", Text),  # RaceReport of a full race; NULL: the device confirmed another's
+    Index(None, "device"),
 )
 
 events = Table(
