@@ -9,7 +9,7 @@ from regatta_fleet import figures
 from regatta_fleet.schemas import DeviceModel, DeviceSummary, RolloutDetail, WaveState
 from regatta_protocol.measurement import CandidateResult, Outcome, RaceReport
 
-__all__ = ["candidate_verdict", "current_wave", "progress", "shown_models", "up_since"]
+__all__ = ["candidate_verdict", "current_wave", "progress", "race_took", "raced", "shown_models", "up_since"]
 
 _WORDS = {
     Outcome.UNAVAILABLE: "not on this board",
@@ -34,6 +34,8 @@ def candidate_verdict(result: CandidateResult, report: RaceReport) -> str:
     reason = figures.one_line(result.reason)
     if result.id == report.placement:
         return "placed"
+    if result.outcome == Outcome.DROPPED and result.latency is None and reason:
+        return reason  # not tried, and why
     if result.outcome != Outcome.MEASURED:
         words = _WORDS.get(result.outcome, str(result.outcome))
         return f"{words}: {reason}" if reason else words
@@ -47,6 +49,18 @@ def candidate_verdict(result: CandidateResult, report: RaceReport) -> str:
     if not best or ours < best:
         return "not chosen: the policy prefers the placed one"
     return f"{figures.ratio(ours / best)} the placed one's {figure[:3]}"
+
+
+def race_took(report: RaceReport) -> str:
+    """Return how long the race took, and whose it confirmed if it was not run in full."""
+    took = f"{report.duration_s:.1f} s"
+    return took if report.prior is None else f"{took}, confirming the race of {figures.one_line(report.prior.device)}"
+
+
+def raced(report: RaceReport) -> str:
+    """Return in one line what a race came to."""
+    placed = f"placed {figures.one_line(report.placement, 200)}" if report.placement else "placed nothing"
+    return f"{figures.one_line(report.model, 64)}:{report.version} {placed} ({race_took(report)})"
 
 
 def shown_models(device: DeviceSummary) -> tuple[DeviceModel, ...]:

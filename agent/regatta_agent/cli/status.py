@@ -125,6 +125,8 @@ def print_race(report: RaceReport) -> None:
     )
     why_this = report.reason.removeprefix(f"{report.placement}: ")
     click.echo(f"\nplacement: {report.placement or 'none'}: {why_this}")
+    if report.prior is not None:
+        click.echo(f"confirmed in {report.duration_s:.1f} s, in place of a full race")
 
 
 def _latest(record: AgentRecord, name: ModelName) -> ModelRef:
