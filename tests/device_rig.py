@@ -80,7 +80,9 @@ class Fleet:
         payload=encode(assignment).decode(), key_id="k", signature=SIGNATURE
     )
     metadata: Callable[[str, int], dict[str, str]] = lambda target, _root: {"timestamp.json": target}
-    result: Callable[[Digest], PriorRace | None] = lambda _key: None  # what it knows of races
+    answer_race: Callable[[Request], bytes | None] = lambda request: encode_zlib(  # None: silence
+        Response(id=request.id, error="nobody has raced it yet")
+    )
     hear: Callable[[Message], None] = lambda _message: None  # told all that the device says
     inbox: queue.Queue[Event] = field(default_factory=lambda: queue.Queue(100_000))
     bus: MemoryBus | None = None
@@ -149,7 +151,9 @@ class Fleet:
         elif kind is topics.Up.REQUEST and not self.mute:
             request = decode(Request, message.payload)
             if request.method == "race":
-                self._tell_result(request)
+                answer = self.answer_race(request)
+                if answer is not None:
+                    self.say(topics.response(self.device), answer)
                 return
             try:
                 files = self.metadata(str(request.params["target"]), int(request.params["root_version"]))
@@ -160,11 +164,6 @@ class Fleet:
         elif kind is topics.Up.GET and not self.mute:
             with contextlib.suppress(Rejected):  # truncated on its way
                 self._send(decode(Get, message.payload))
-
-    def _tell_result(self, request: Request) -> None:
-        result = self.result(Digest(str(request.params["key"])))
-        response = Response(id=request.id, race=result, error=None if result else "nobody raced it yet")
-        self.say(topics.response(self.device), encode_zlib(response))
 
     def _send(self, get: Get) -> None:
         self.gets += 1
