@@ -6,6 +6,8 @@ anything (docs/reuse.md). Revoked devices are not heard any more.
 
 from __future__ import annotations
 
+from collections import Counter
+
 from sqlalchemy import Connection, delete, insert, select
 
 from regatta_fleet.database.tables import devices, race_results
@@ -49,18 +51,25 @@ def note_race(tx: Connection, device: DeviceId, item: RaceItem, now: float) -> N
 
 
 def find_result(tx: Connection, key: Digest) -> PriorRace | None:
-    """Return the newest full race with this key, of those whose placement most devices found or confirmed."""
+    """Return the newest full race with this key whose placement most devices found; confirmations break a tie.
+
+    A full race counts for more than any number of confirmations: it looked at every candidate, and what a first wrong
+    result left out is found by full races alone.
+    """
     query = (
         select(race_results)
         .join(devices, devices.c.id == race_results.c.device)
         .where(race_results.c.key == key, devices.c.revoked_at.is_(None))
     )
     rows = tx.execute(query).all()
-    voices: dict[str, int] = {}
-    for row in rows:
-        voices[row.placement] = voices.get(row.placement, 0) + 1
     full = [row for row in rows if row.report is not None]
-    best = max(full, key=lambda row: (voices[row.placement], row.received_at, row.device), default=None)
+    found = Counter(row.placement for row in full)
+    confirmed = Counter(row.placement for row in rows if row.report is None)
+    best = max(
+        full,
+        key=lambda row: (found[row.placement], confirmed[row.placement], row.received_at, row.device),
+        default=None,
+    )
     if best is None:
         return None
     report = decode(RaceReport, best.report.encode(), _MAX_REPORT_BYTES)

@@ -232,10 +232,8 @@ def test_a_race_result_is_answered(stage: Stage) -> None:
         stage.settle()
         answers += [decode_zlib(Response, payload) for payload in stage.messages("/dn/response")]
 
-    assert [answer.race for answer in answers] == [
-        PriorRace(device=DeviceId("neighbor"), at=7.0, report=report),
-        *3 * [None],
-    ]
+    known = PriorRace(device=DeviceId("neighbor"), at=7.0, report=report)
+    assert [answer.race for answer in answers] == [known, None, None, None]
     assert "no device of this kind" in (answers[1].error or "")
     assert all("param key" in (answer.error or "") for answer in answers[2:])
     assert not any(answer.retryable for answer in answers)

@@ -1,4 +1,4 @@
-"""Which of the devices' results the fleet answers with: full races only, the most agreed on, the newest, nobody revoked."""
+"""Which of the devices' results the fleet answers with: full races, the most agreed on, the newest, nobody revoked."""
 
 from __future__ import annotations
 
@@ -74,12 +74,15 @@ def test_the_newest_counts_by_the_servers_clock(fleet: SimulatedFleet) -> None:
 
 
 def test_the_placement_that_most_found_or_confirmed_is_answered(fleet: SimulatedFleet) -> None:
-    """One device that says otherwise, however late, does not outvote two."""
+    """One device that says otherwise, however late, does not outvote two; another full race outvotes confirmations."""
     note(fleet, A, full("x"), now=10)
     note(fleet, B, confirmed("x"), now=11)
     note(fleet, C, full("y"), now=12)
-
     assert answerer(fleet) == A
+
+    fleet.enroll("d")
+    note(fleet, DeviceId("d"), full("y"), now=9)
+    assert answerer(fleet) == C
 
 
 def test_a_confirmation_alone_is_no_result(fleet: SimulatedFleet) -> None:
