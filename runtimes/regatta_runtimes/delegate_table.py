@@ -20,7 +20,7 @@ class DelegateFacts(BaseModel):
     accelerators: the names in BoardFacts.accelerators that it serves; none means that its library is sign enough.
     signs: what an accelerator of those is known by, where this agent does not know it (accelerators.py).
     libraries: the first that exists is loaded; none means that no external delegate drives it here.
-    needs: patterns of BoardFacts.drivers, one of which must be there beside.
+    needs: patterns of BoardFacts.drivers, one of which must be there beside, each with what it is.
     packages: Python distributions that its backend needs.
     precisions: those of variants that it can take; none means any.
     compiled_only: takes only variants that require it by name.
@@ -35,7 +35,7 @@ class DelegateFacts(BaseModel):
     signs: dict[str, Signs] = Field(default_factory=dict, max_length=16)
     libraries: tuple[str, ...] = Field(default=(), max_length=16)
     options: dict[str, str] = Field(default_factory=dict, max_length=64)
-    needs: tuple[str, ...] = Field(default=(), max_length=16)
+    needs: dict[str, str] = Field(default_factory=dict, max_length=16)
     packages: tuple[str, ...] = Field(default=(), max_length=16)
     precisions: tuple[str, ...] = Field(default=(), max_length=16)
     compiled_only: bool = False
@@ -76,7 +76,7 @@ DELEGATES: Mapping[str, DelegateFacts] = {
     "gpu": DelegateFacts(
         what="a GPU",
         accelerators=("jetson", "gpu"),
-        needs=("vulkan *",),
+        needs={"vulkan *": "a Vulkan driver"},
         precisions=("float32", "float16"),
         power_sensors=("ina3221",),
         hardware="use a board with a Vulkan driver",

@@ -13,9 +13,9 @@ from regatta_runtimes.accelerators import Accelerator
 from regatta_runtimes.libraries import find_library, library_version, vulkan_drivers
 from regatta_runtimes.sysfs import entries, exists, read_text
 
-__all__ = ["find_drivers"]
+__all__ = ["MODULES", "find_drivers"]
 
-_MODULES = (
+MODULES = (
     *("apex", "gasket", "galcore", "ethosu", "etnaviv", "fastrpc", "hailo_pci", "intel_vpu", "rocket"),
     *("amdgpu", "i915", "msm", "nouveau", "nvidia", "nvgpu", "panfrost", "panthor", "v3d", "xe", "zocl"),
 )
@@ -31,7 +31,7 @@ def find_drivers(root: Path, accelerators: Iterable[Accelerator], libraries: Ite
     """
     found: dict[str, str] = {}
     bound = {accelerator.driver for accelerator in accelerators if accelerator.driver is not None}
-    for module in sorted({*_MODULES, *bound}):
+    for module in sorted({*MODULES, *bound}):
         if version := _module(root, module, module in bound):
             found[module] = version
     found |= _firmware(root)

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from regatta_runtimes.sysfs import entries, read_text
 
-__all__ = ["find_library", "library_version", "vulkan_drivers"]
+__all__ = ["ICD_FOLDERS", "api_version", "find_library", "library_version", "vulkan_drivers"]
 
 # where a bare name is looked for, under the board's root: Debian's, Yocto's, Tegra's, Android's and a vendor's own
 LIBRARY_FOLDERS = (
@@ -62,11 +62,11 @@ def vulkan_drivers(root: Path) -> dict[str, str]:
         for path in entries(root / folder, "*.json"):
             name = re.sub(r"_icd$", "", re.sub(_ARCHITECTURES, "", path.stem))
             if not name.startswith(_SOFTWARE):
-                found.setdefault(name[:60], _api_version(read_text(path)))
+                found.setdefault(name[:60], api_version(read_text(path)))
     return found
 
 
-def _api_version(manifest: str | None) -> str:
+def api_version(manifest: str | None) -> str:
     """Return the API version of a driver manifest (Vulkan-Loader, LoaderDriverInterface.md)."""
     try:
         version = json.loads(manifest or "")["ICD"]["api_version"]

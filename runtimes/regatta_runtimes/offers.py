@@ -49,7 +49,9 @@ def _lacks(facts: DelegateFacts, board: BoardFacts, has_library: bool) -> tuple[
     """Return what the delegate needs and the board has not."""
     lacks = [] if has_library or not facts.libraries else [" or ".join(facts.libraries)]
     if facts.needs and not any(fnmatchcase(driver, pattern) for driver in board.drivers for pattern in facts.needs):
-        lacks.append("a driver: " + " or ".join(facts.needs))
+        lacks.append(" or ".join(facts.needs.values()))
+    if facts.compiled_only and not facts.libraries:
+        lacks.append("a library that drives it")
     lacks += [f"the Python package {package}" for package in facts.packages if not _installed(package)]
     return tuple(lacks)
 
