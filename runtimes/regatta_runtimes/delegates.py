@@ -119,8 +119,8 @@ def find_plugin(
         found = [accelerator for accelerator in board.accelerators if accelerator in facts.accelerators]
         if not found:
             seen = ", ".join(board.accelerators) or "none"
-            help_text = facts.hardware or facts.install
-            return f"{here} and none was found here (accelerators found: {seen}): {help_text}"
+            steps = ", then ".join(step for step in (facts.hardware, facts.install) if step)
+            return f"{here} and none was found here (accelerators found: {seen}): {steps}"
         here, first = f"{', '.join(found)} is here", found[0]
     if not facts.libraries:
         return f"{here}, but this agent has no backend for {name} yet: {facts.hint(first)}"
