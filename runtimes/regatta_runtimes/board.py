@@ -41,11 +41,11 @@ def probe_board(root: Path = Path("/"), rows: Mapping[str, DelegateFacts] = DELE
     heat = HeatReader(root).read()
     return BoardFacts(
         model=_model(root),
-        machine=platform.machine() if own else read_text(root / "proc/sys/kernel/arch"),
+        machine=platform.machine() if own else _name(root / "proc/sys/kernel/arch"),
         cpu=cpu_name(cpuinfo),
         cores=len(os.sched_getaffinity(0)) if own else listed_cores(cpuinfo),  # those that this process may use
         memory_bytes=_memory(root),
-        kernel=read_text(root / "proc/sys/kernel/osrelease"),
+        kernel=_name(root / "proc/sys/kernel/osrelease"),
         cpu_features=cpu_features(cpuinfo),
         accelerators=tuple(accelerator.name for accelerator in accelerators),
         drivers=find_drivers(root, accelerators, libraries),
@@ -58,10 +58,16 @@ def probe_board(root: Path = Path("/"), rows: Mapping[str, DelegateFacts] = DELE
 def _model(root: Path) -> str | None:
     """Return the board's name: of the device tree, or of the firmware on PCs."""
     for path in ("proc/device-tree/model", "sys/firmware/devicetree/base/model"):
-        if model := read_text(root / path):
-            return model[:_MAX_NAME]
-    parts = [read_text(root / "sys/class/dmi/id" / name) for name in ("sys_vendor", "product_name")]
-    return " ".join(part for part in parts if part)[:_MAX_NAME] or None
+        if model := _name(root / path):
+            return model
+    parts = [_name(root / "sys/class/dmi/id" / name) for name in ("sys_vendor", "product_name")]
+    return " ".join(part for part in parts if part) or None
+
+
+def _name(path: Path) -> str | None:
+    """Return a file's text as a name, of a length that reports and fingerprints can carry."""
+    text = read_text(path)
+    return None if text is None else text[:_MAX_NAME]
 
 
 def _memory(root: Path) -> int | None:

@@ -168,6 +168,19 @@ def test_reads_are_bounded_and_never_block(tmp_path: Path) -> None:
     assert list(entries(tmp_path / "huge", "*")) == []
 
 
+def test_names_are_cut_to_what_a_report_can_carry(tmp_path: Path) -> None:
+    """64 KB in the place of a model, an architecture or a kernel's release."""
+    long = "é" * 10_000
+    plant(
+        tmp_path,
+        {"proc/device-tree/model": long, "proc/sys/kernel/arch": long, "proc/sys/kernel/osrelease": long},
+    )
+
+    facts = probe_board(tmp_path)
+
+    assert {len(text or "") for text in (facts.model, facts.machine, facts.kernel)} == {200}
+
+
 _WRECKS = st.sampled_from(["empty", "binary", "huge", "folder", "loop", "fifo", "closed", "gone", "number", "words"])
 
 
