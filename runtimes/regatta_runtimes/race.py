@@ -103,8 +103,8 @@ def run_race(
         Rejected: when a delegate file is wrong.
     """
     begun = time.monotonic()
-    rows = read_delegates(Path(file) for file in spec.delegate_files)
-    board = probe_board(Path(spec.sysroot))
+    rows = read_delegates((Path(file) for file in spec.delegate_files), Path(spec.sysroot), progress)
+    board = probe_board(Path(spec.sysroot), rows)
     floor = accuracy_floor([variant.accuracy for variant in spec.variants], spec.policy)
     with ExitStack() as stack:
         nurseries, reasons = _nurseries(spec, stack)
