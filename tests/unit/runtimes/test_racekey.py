@@ -13,7 +13,14 @@ from regatta_protocol.measurement import BoardFacts
 from regatta_runtimes.racekey import KeyedVariant, race_key
 
 GOLDEN = digest_of_bytes(b"g")
-BOARD = BoardFacts(model="Raspberry Pi 5", machine="aarch64", cpu="Cortex-A76", cores=4, drivers={"apex": "1.2"})
+BOARD = BoardFacts(
+    model="Raspberry Pi 5",
+    machine="aarch64",
+    cpu="Cortex-A76",
+    cores=4,
+    memory_bytes=8 * 2**30,
+    drivers={"apex": "1.2"},
+)
 
 
 @dataclass(frozen=True)
@@ -46,13 +53,14 @@ class Facts:
 @given(
     temperature=st.none() | st.floats(-20, 110),
     throttled=st.none() | st.booleans(),
-    memory=st.none() | st.integers(0, 2**40),
+    memory=st.integers(7 * 2**30, 8 * 2**30),
+    kernel=st.none() | st.text(max_size=10),
 )
 def test_what_changes_from_minute_to_minute_keeps_the_key(
-    temperature: float | None, throttled: bool | None, memory: int | None
+    temperature: float | None, throttled: bool | None, memory: int, kernel: str | None
 ) -> None:
-    """Heat, throttling and the memory fitted are no other kind of board."""
-    now = {"temperature_c": temperature, "throttled": throttled, "memory_bytes": memory}
+    """Heat, throttling, what the firmware takes off the memory, and a kernel with the same drivers."""
+    now = {"temperature_c": temperature, "throttled": throttled, "memory_bytes": memory, "kernel": kernel}
 
     assert Facts(board=BOARD.model_copy(update=now)).key() == Facts().key()
 
@@ -79,6 +87,7 @@ def test_order_does_not_count(variants: list[KeyedVariant], runtimes: list[str],
         Facts(golden=None),
         Facts(evaluation=GOLDEN),
         Facts(board=BOARD.model_copy(update={"cpu": "Cortex-A72"})),
+        Facts(board=BOARD.model_copy(update={"memory_bytes": 2**32})),
         Facts(board=BOARD.model_copy(update={"accelerators": ("coral-usb",)})),
         Facts(board=BOARD.model_copy(update={"drivers": {"apex": "1.3"}})),
         Facts(libraries={"edgetpu": "ac"}),
