@@ -31,12 +31,14 @@ from regatta_runtimes.enumerate import Entrant, default_threads, enumerate_candi
 from regatta_runtimes.errors import RuntimeMissing
 from regatta_runtimes.heat import Heats
 from regatta_runtimes.job import Failed, Open
-from regatta_runtimes.judge import accuracy_floor, judge
+from regatta_runtimes.judge import judge
 from regatta_runtimes.nursery import DEFAULT_MEMORY_BYTES, Nursery, WorkerEnded
 from regatta_runtimes.parent import die_with_parent
+from regatta_runtimes.pareto import pareto_front
 from regatta_runtimes.power import find_sensor
 from regatta_runtimes.quarantine import Ledger, Quarantine, pair_of
 from regatta_runtimes.trial import Trial, TrialFiles, TrialLimits
+from regatta_runtimes.yardstick import Yardstick, accuracy_floor
 
 __all__ = ["RaceSpec", "RaceVariant", "main", "run_race"]
 
@@ -88,7 +90,7 @@ def run_race(spec: RaceSpec, progress: Callable[[str], None] = lambda _line: Non
     begun = time.monotonic()
     rows = read_delegates(Path(file) for file in spec.delegate_files)
     board = probe_board(Path(spec.sysroot))
-    floor = accuracy_floor([variant.accuracy for variant in spec.variants], spec.policy)
+    yardstick = _yardstick(spec)
     with ExitStack() as stack:
         nurseries, reasons = _nurseries(spec, stack)
         entrants = [Entrant(variant.name, variant.requires) for variant in spec.variants]
@@ -96,7 +98,7 @@ def run_race(spec: RaceSpec, progress: Callable[[str], None] = lambda _line: Non
         candidates, absent = enumerate_candidates(entrants, reasons, board, threads, rows, Path(spec.sysroot))
         progress(f"{len(candidates)} candidates, {len(absent)} unavailable")
         trials = _trials(spec, candidates, nurseries)
-        heats = Heats(trials, nurseries, spec.policy, floor, spec.budget_s, progress)
+        heats = Heats(trials, nurseries, spec.policy, yardstick, spec.budget_s, progress)
         fault: str | None = None
         try:
             heats.qualify()
@@ -111,19 +113,29 @@ def run_race(spec: RaceSpec, progress: Callable[[str], None] = lambda _line: Non
         results = [trial.result() for trial in trials] + absent
         for trial in trials:
             trial.retire()
-    verdict = judge(results, spec.policy, floor, {trial.candidate.id: trial.noise() for trial in trials})
+    verdict = judge(results, spec.policy, yardstick.floor)
     after = probe_board(Path(spec.sysroot))
     return RaceReport(
         model=spec.model,
         version=spec.version,
         board=board,
         candidates=verdict.candidates,
+        pareto=pareto_front(verdict.candidates),
         placement=verdict.placement,
         reason=fault or verdict.reason,
         objective=verdict.objective,
+        policy=spec.policy,
         duration_s=round(time.monotonic() - begun, 3),
         conditions=_conditions(board, after, nurseries),
     )
+
+
+def _yardstick(spec: RaceSpec) -> Yardstick:
+    """Return what accuracies are held to, before anything is evaluated."""
+    known = {variant.name: variant.accuracy for variant in spec.variants if variant.accuracy is not None}
+    best = max((accuracy.value for accuracy in known.values()), default=0.0)
+    favored = frozenset(name for name, accuracy in known.items() if accuracy.value == best)
+    return Yardstick(accuracy_floor(known.values(), spec.policy), spec.policy, favored)
 
 
 def _nurseries(spec: RaceSpec, stack: ExitStack) -> tuple[dict[str, Nursery], dict[str, str | None]]:

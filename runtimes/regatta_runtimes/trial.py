@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from regatta_protocol.errors import Rejected
-from regatta_protocol.measurement import Accuracy, CandidateResult, Latency, Outcome, Power, unknown_power
+from regatta_protocol.measurement import Accuracy, CandidateResult, Latency, Outcome, PairedDrop, Power, unknown_power
 from regatta_runtimes.candidate import Candidate
 from regatta_runtimes.errors import RuntimeMissing
 from regatta_runtimes.job import (
@@ -29,6 +29,7 @@ from regatta_runtimes.job import (
 )
 from regatta_runtimes.leak import leaked_bytes_per_inference
 from regatta_runtimes.nursery import DEFAULT_MEMORY_BYTES, Nursery, WorkerEnded, WorkerProcess
+from regatta_runtimes.paired import RightAnswers
 from regatta_runtimes.percentile import latency_of, percentile
 from regatta_runtimes.quarantine import Ledger, Quarantine
 
@@ -72,6 +73,7 @@ class Trial:
     first_us: float | None = None
     golden_snr_db: float | None = None
     accuracy: Accuracy | None = None
+    accuracy_drop: PairedDrop | None = None
     power: Power = field(default_factory=lambda: unknown_power("not measured"))
     peak_rss_bytes: int | None = None
     rounds: list[list[float]] = field(default_factory=list)  # microseconds of single inferences, by round
@@ -141,13 +143,14 @@ class Trial:
             self.end(Outcome.WRONG_OUTPUT, f"its outputs are wrong: {answer.detail}")
         return answer.sound
 
-    def evaluate(self, budget_s: float) -> bool:
-        """Measure its accuracy on the evaluation set; return whether that worked."""
+    def evaluate(self, budget_s: float) -> RightAnswers | None:
+        """Return which samples of the evaluation set it answers right; None when that did not work."""
         answer = self._ask(Evaluate(budget_s=budget_s), budget_s + self.limits.answer_s)
         if not isinstance(answer, Evaluated):
-            return False
-        self.accuracy = Accuracy(correct=answer.correct, total=answer.total)
-        return True
+            return None
+        answers = RightAnswers(int(answer.right, 16), answer.total, answer.available)
+        self.accuracy = answers.accuracy
+        return answers
 
     def time(self, command: Time) -> bool:
         """Time it for a round; return whether that worked."""
@@ -192,13 +195,6 @@ class Trial:
     def _medians_us(self) -> list[float]:
         return [percentile(sorted(samples), 0.5) for samples in self.rounds[1:] if samples]
 
-    def noise(self) -> float:
-        """Return the relative interquartile range of the rounds' medians."""
-        medians = sorted(self._medians_us())
-        if len(medians) < 3:
-            return 0.0
-        return (percentile(medians, 0.75) - percentile(medians, 0.25)) / max(percentile(medians, 0.5), 1e-9)
-
     def result(self) -> CandidateResult:
         """Return what is known of it, for the report."""
         self._note_memory()
@@ -213,6 +209,7 @@ class Trial:
             latency=self.latency(),
             first_us=self.first_us,
             accuracy=self.accuracy,
+            accuracy_drop=self.accuracy_drop,
             golden_snr_db=self.golden_snr_db,
             power=self.power,
             peak_rss_bytes=self.peak_rss_bytes,

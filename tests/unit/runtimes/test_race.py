@@ -70,6 +70,26 @@ def test_a_race_places_an_accurate_variant_and_explains_the_rest(tmp_path: Path)
     assert lines
 
 
+def test_without_figures_of_the_fleet_accuracy_is_compared_on_the_board(tmp_path: Path) -> None:
+    """The most accurate CPU candidate is the reference; the paired difference takes the damaged variant out."""
+    spec = _bundle(tmp_path)
+    bare = tuple(variant.model_copy(update={"accuracy": None}) for variant in spec.variants)
+
+    report = run_race(spec.model_copy(update={"variants": bare}))
+
+    bad = [result for result in report.candidates if result.variant == "bad" and result.outcome == Outcome.INACCURATE]
+    placed = report.placed()
+    assert placed is not None
+    assert placed.variant == "good"
+    assert placed.accuracy_drop is not None
+    assert (placed.accuracy_drop.drop, placed.accuracy_drop.samples) == (0, 40)
+    assert bad
+    assert all(one.accuracy_drop is not None and one.accuracy_drop.drop == 1 for one in bad)
+    assert all("100.0 points of accuracy against " in (one.reason or "") for one in bad)
+    assert report.placement in report.pareto
+    assert report.policy == Policy()
+
+
 def test_the_program_writes_its_report(tmp_path: Path) -> None:
     """`python -m regatta_runtimes.race` prints progress, writes the report and ends with 0."""
     spec = _bundle(tmp_path).model_copy(update={"threads": (1,), "runtimes": ("litert",)})
