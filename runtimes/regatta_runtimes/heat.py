@@ -98,7 +98,10 @@ class Heats:
             else:
                 accepted.append(trial)
         for trial in self.trials:
-            trial.accuracy_drop = self.yardstick.drop(trial.candidate) if trial.accuracy is not None else None
+            if trial.accuracy is not None:
+                trial.accuracy_drop = self.yardstick.drop(trial.candidate)
+            if trial.outcome == Outcome.INACCURATE:  # by then another was the reference, perhaps
+                trial.reason = self.yardstick.refuses(trial.candidate) or trial.reason
 
     def _evaluate_references(self, deadline_s: float) -> None:
         """Evaluate first what the others are compared with: a plain CPU candidate of each variant that may be it."""

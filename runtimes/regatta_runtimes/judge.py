@@ -26,7 +26,7 @@ from regatta_runtimes.yardstick import Floor, loses_too_much
 __all__ = ["TIE", "Verdict", "judge", "tied"]
 
 TIE = 0.02  # of the objective: regret of 2 % is what a race aims at
-_MAX_REASON_CHARS = 2000
+_MAX_REASON_CHARS = 4000  # some 25 candidates with their reasons; the report has them all
 
 
 @dataclass(frozen=True)
@@ -123,4 +123,5 @@ def _nothing(results: Sequence[CandidateResult], floor: Floor | None) -> str:
         reasons.setdefault(f"{result.outcome}: {result.reason or 'no reason given'}", []).append(result.id)
     parts = [f"{', '.join(ids)} {why}" for why, ids in reasons.items()]
     bound = f" (accuracy must be at least {floor.value:.3f})" if floor is not None else ""
-    return f"nothing can be placed{bound}: {'; '.join(parts)}"
+    text = f"nothing can be placed{bound}: {'; '.join(parts)}"
+    return text if len(text) <= _MAX_REASON_CHARS else f"{text[:_MAX_REASON_CHARS]}…"

@@ -28,7 +28,8 @@ class _Limit:
     unit_size: float = 1.0  # in the figure's own unit
 
     def text(self, value: float) -> str:
-        return f"{value / self.unit_size:.4g} {self.unit}"
+        shown = value / self.unit_size
+        return f"{shown:.0f} {self.unit}" if shown >= 1000 else f"{shown:.4g} {self.unit}"
 
 
 _LIMITS = (

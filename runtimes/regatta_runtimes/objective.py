@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from regatta_protocol.measurement import CandidateResult
 from regatta_protocol.policy import Objective, Policy
 
-__all__ = ["FALLBACK", "OBJECTIVES", "choose_objective", "cost", "figure", "times"]
+__all__ = ["FALLBACK", "OBJECTIVES", "better", "choose_objective", "cost", "figure", "times"]
 
 FALLBACK: Objective = "latency_p50"
 
@@ -59,3 +59,10 @@ def times(ratio: float, objective: Objective) -> str:
     """Return in words that a candidate costs `ratio` times what another does: `2.41 times the time`."""
     what = {"energy": "the energy", "throughput": "the time an inference"}.get(objective, "the time")
     return f"{ratio:.2f} times {what}"
+
+
+def better(ratio: float, objective: Objective) -> str:
+    """Return in words how much better a candidate is than one that costs `ratio` times as much."""
+    if objective == "energy":
+        return f"{100 / max(ratio, 1e-9):.0f} % of the energy of"
+    return f"{ratio:.2f} times as fast as" if ratio < 10 else f"{ratio:.1f} times as fast as"
