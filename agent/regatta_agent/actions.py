@@ -33,6 +33,7 @@ from regatta_protocol.bus import Bus
 from regatta_protocol.errors import Misuse, RegattaError
 from regatta_protocol.ids import ModelRef
 from regatta_protocol.manifest import FileRef
+from regatta_protocol.messages import InstallState
 from regatta_provisioning.identity import Identity
 
 __all__ = ["Actions"]
@@ -121,7 +122,12 @@ class Actions:
             floor = TrustFloor(record.role_versions, record.root_version, wall_s)
             return Authorize(name, step.ref, self._bus, self._launcher, self._identity, self._trust_dir, floor)
         if step.kind is JobKind.RACE:
-            return Race(name, step.ref, self._store, self._launcher, self._run_dir, self._race)
+            racing = record.find(step.ref)
+            return Race(
+                name, step.ref, self._store, self._launcher, self._run_dir, self._race,
+                assigned=racing.policy if racing is not None else None,
+                again=racing is not None and racing.state is InstallState.COMMITTED,
+            )  # fmt: skip
         if step.kind is JobKind.FILES:
             return FetchFiles(step.ref, self._bus, self._identity.device, self._store, self._next_transfer)
         install = record.find(step.ref)

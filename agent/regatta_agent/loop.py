@@ -52,9 +52,8 @@ from regatta_agent.workers import WorkerDeath, WorkerPool
 from regatta_protocol.bus import Bus, Connected, Disconnected, Message, Published
 from regatta_protocol.errors import Misuse, Rejected, StorageFull
 from regatta_protocol.ids import ModelRef
-from regatta_protocol.manifest import Policy
-from regatta_protocol.measurement import RaceReport
 from regatta_protocol.messages import RaceItem, ServingWindow
+from regatta_protocol.policy import Policy
 from regatta_provisioning.notify import Notifier
 
 __all__ = ["Loop", "Parts"]
@@ -247,7 +246,7 @@ class Loop:
         elif isinstance(outcome, ManifestFetched):
             self.record = outcomes.manifest_stored(self.record, ref)
         elif isinstance(outcome, Raced):
-            self._take_result(ref, outcome.report)
+            self._take_result(ref, outcome)
         elif isinstance(outcome, Failed):
             self._learn_root(outcome.root_version)
             logger.warning("event=job_failed version=%s error=%s", ref, outcome.error)
@@ -258,14 +257,16 @@ class Loop:
         if root_version is not None and root_version > self.record.root_version:
             self.record = self.record.model_copy(update={"root_version": root_version})
 
-    def _take_result(self, ref: ModelRef, report: RaceReport) -> None:
+    def _take_result(self, ref: ModelRef, result: Raced) -> None:
+        report, assigned = result.report, result.assigned
         manifest = self._parts.store.manifest(ref)
         try:
             self._parts.store.save_race(ref, report)
         except (StorageFull, OSError) as err:
             logger.error("event=race_report_lost version=%s error=%s", ref, err)
         self._parts.courier.keep(RaceItem(at=self.wall(), report=report))
-        self.record = outcomes.raced(self.record, report, ref, manifest.policy if manifest is not None else Policy())
+        policy = assigned or (manifest.policy if manifest is not None else Policy())
+        self.record = outcomes.raced(self.record, report, ref, policy, assigned)
 
     def _look_at_deadlines(self) -> None:
         parts = self._parts

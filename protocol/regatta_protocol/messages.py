@@ -13,6 +13,7 @@ from pydantic import Field
 from regatta_protocol.enums import StrEnum
 from regatta_protocol.ids import DeviceIdField, DigestField, ModelNameField
 from regatta_protocol.measurement import Accuracy, BoardFacts, Latency, Power, RaceReport
+from regatta_protocol.policy import Policy
 from regatta_protocol.wire import Wire
 
 __all__ = [
@@ -47,6 +48,7 @@ class DesiredModel(Wire):
     version: int = Field(ge=1)
     rollout: str | None = None  # echoed in reports, so that a wave counts only its own
     trial_s: float = Field(default=5.0, ge=0, le=86_400)  # how long a new version must serve before it is committed
+    policy: Policy | None = None  # instead of the bundle's, where the fleet has set one for the device's group
 
 
 class Assignment(Wire):

@@ -37,6 +37,7 @@ from regatta_runtimes.parent import die_with_parent
 from regatta_runtimes.pareto import pareto_front
 from regatta_runtimes.power import find_sensor
 from regatta_runtimes.quarantine import Ledger, Quarantine, pair_of
+from regatta_runtimes.rejudge import rejudge
 from regatta_runtimes.trial import Trial, TrialFiles, TrialLimits
 from regatta_runtimes.yardstick import Yardstick, accuracy_floor
 
@@ -74,6 +75,7 @@ class RaceSpec(Wire):
     memory_bytes: int = Field(default=DEFAULT_MEMORY_BYTES, ge=64 << 20)  # of one worker
     runtimes: tuple[str, ...] = _RUNTIMES
     backends: dict[str, str] = Field(default_factory=dict)
+    earlier: str | None = None  # the report of a race of this version here, under another policy (rejudge.py)
     delegate_files: tuple[str, ...] = Field(default=(), max_length=64)
     quarantine: Quarantine = Quarantine()  # of the races and deaths before this one
 
@@ -91,6 +93,10 @@ def run_race(spec: RaceSpec, progress: Callable[[str], None] = lambda _line: Non
     rows = read_delegates(Path(file) for file in spec.delegate_files)
     board = probe_board(Path(spec.sysroot))
     yardstick = _yardstick(spec)
+    known = _rejudged(spec, yardstick, board)
+    if known is not None:
+        progress("the earlier race answers for the changed policy")
+        return known
     with ExitStack() as stack:
         nurseries, reasons = _nurseries(spec, stack)
         entrants = [Entrant(variant.name, variant.requires) for variant in spec.variants]
@@ -128,6 +134,20 @@ def run_race(spec: RaceSpec, progress: Callable[[str], None] = lambda _line: Non
         duration_s=round(time.monotonic() - begun, 3),
         conditions=_conditions(board, after, nurseries),
     )
+
+
+def _rejudged(spec: RaceSpec, yardstick: Yardstick, board: BoardFacts) -> RaceReport | None:
+    """Return the earlier race as judged by this policy, where there is one and it answers."""
+    if spec.earlier is None:
+        return None
+    try:
+        report = decode(RaceReport, read_bounded(Path(spec.earlier), MAX_SPEC_BYTES), MAX_SPEC_BYTES)
+    except (RegattaError, OSError):
+        return None  # gone or damaged: the race tells what it would have
+    same_version = (report.model, report.version) == (spec.model, spec.version)
+    if not same_version or report.board.fingerprint_text() != board.fingerprint_text():
+        return None
+    return rejudge(report, spec.policy, yardstick.floor)
 
 
 def _yardstick(spec: RaceSpec) -> Yardstick:

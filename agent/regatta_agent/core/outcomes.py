@@ -59,13 +59,24 @@ def manifest_stored(record: AgentRecord, ref: ModelRef) -> AgentRecord:
     return record.advanced(ref, Event.MANIFEST_STORED) if known else record
 
 
-def raced(record: AgentRecord, report: RaceReport, ref: ModelRef, policy: Policy) -> AgentRecord:
-    """Return the record with the race's winner, or with the version failed for want of one."""
+def raced(
+    record: AgentRecord, report: RaceReport, ref: ModelRef, policy: Policy, assigned: Policy | None = None
+) -> AgentRecord:
+    """Return the record with the race's winner, or with the version failed for want of one.
+
+    A committed version that was judged again keeps serving: from the winner, or as before when there is none.
+
+    Args:
+        policy: that the race was judged by.
+        assigned: the same, when the fleet had assigned it; None when it is the bundle's.
+    """
     install = record.find(ref)
-    if install is None or install.state is not _S.RACING:
+    if install is None or install.state not in (_S.RACING, _S.COMMITTED):
         return record
     winner = report.placed()
     measured = max((one.accuracy for one in report.candidates if one.accuracy), key=lambda a: a.value, default=None)
+    if winner is None and install.state is _S.COMMITTED:
+        return _unmet(record, install, report.reason, assigned)
     if winner is None:
         reason = f"no candidate can serve it here: {report.reason}"
         return record.advanced(ref, Event.GAVE_UP, reason=reason, measured=measured)
@@ -76,7 +87,12 @@ def raced(record: AgentRecord, report: RaceReport, ref: ModelRef, policy: Policy
         latency=winner.latency,
         power=winner.power,
         max_trial_accuracy_drop=policy.max_trial_accuracy_drop,
+        policy=assigned,
     )
+    if install.state is _S.COMMITTED:
+        same = install.race is not None and winner.id == install.race.placement  # what stands in for it stays
+        changes = {} if same else {"placement": winner.id, "deaths": 0}
+        return record.changed(ref, race=summary, measured=measured, **changes)
     return record.advanced(ref, Event.PLACEMENT_FOUND, race=summary, measured=measured, placement=winner.id, deaths=0)
 
 
@@ -93,6 +109,8 @@ def failed(
     install = record.find(ref)
     if install is None:
         return record
+    if install.state is _S.COMMITTED:  # its race by a changed policy
+        return _unmet(record, install, f"the race for it failed: {error}", install.policy)
     again = Event.INTERRUPTED if install.state is _S.RACING else None
     if isinstance(error, StorageFull | Unanswered):
         cap_s = limits.space_backoff_cap_s if isinstance(error, StorageFull) else limits.backoff_cap_s
@@ -149,6 +167,16 @@ def recovered(record: AgentRecord, limits: Limits) -> AgentRecord:
             reason = f"the agent was started again while it was {install.state}"
             record = record.advanced(install.ref, Event.INTERRUPTED, reason=reason, attempt=attempt)
     return record
+
+
+def _unmet(record: AgentRecord, install: Install, why: str, assigned: Policy | None) -> AgentRecord:
+    """Return the record with a policy that changed nothing: the version serves on, and says why."""
+    if install.race is None:
+        return record
+    unmet = f"the policy that was assigned since then places nothing, so {install.placement} serves on: {why}"
+    return record.changed(
+        install.ref, race=install.race.model_copy(update={"policy": assigned, "unmet": unmet}), reason=unmet
+    )
 
 
 def _later(

@@ -6,7 +6,8 @@ again; only when there are none left does it carry out the others. Invariants (t
 - it converges: with unchanged facts, recorded steps run out;
 - the newest generation rules: what it does not want is withdrawn, whatever was in progress;
 - the committed version keeps its worker and socket until another is committed or nobody wants the model;
-- a version that failed or was rolled back is not tried again, unless another rollout asks for it.
+- a version that failed or was rolled back is not tried again, unless another rollout asks for it, or, where nothing
+  could be placed, another policy.
 """
 
 from __future__ import annotations
@@ -97,16 +98,16 @@ def _want(record: AgentRecord, facts: Facts, name: ModelName, wanted: DesiredMod
         return steps
     ref = ModelRef(name, wanted.version)
     known = record.find(ref)
-    changes = {"rollout": wanted.rollout, "trial_s": wanted.trial_s}
+    changes = {"rollout": wanted.rollout, "trial_s": wanted.trial_s, "policy": wanted.policy}
     if known is None:
         steps.append(Advance(ref, Event.REASSIGNED, changes))
     elif known.state is _S.RETIRED:
         event = Event.RESTORED if _complete(facts, known) and known.race is not None else Event.REASSIGNED
         steps.append(Advance(ref, event, {**_NEW_START, **changes}))
     elif known.state in (_S.FAILED, _S.ROLLED_BACK):
-        if known.rollout != wanted.rollout:
+        if known.rollout != wanted.rollout or (known.state is _S.FAILED and known.policy != wanted.policy):
             steps.append(Advance(ref, Event.REASSIGNED, {**_NEW_START, **changes}))
-    elif (known.rollout, known.trial_s) != (wanted.rollout, wanted.trial_s):
+    elif (known.rollout, known.trial_s, known.policy) != (wanted.rollout, wanted.trial_s, wanted.policy):
         steps.append(Revise(ref, changes))
     return steps
 
@@ -116,7 +117,7 @@ def _pursue(record: AgentRecord, facts: Facts, limits: Limits, install: Install)
     if install.version != record.desired_version(install.name) and install.state in IN_PROGRESS:
         return []  # withdrawn in this plan
     if install.state in _WITH_WORKER:
-        return _serve(record, facts, install)
+        return _serve(record, facts, install) or _choose_again(facts, install)
     kind = _JOBS.get(install.state)
     if install.state is _S.VERIFIED:
         return _start_race(facts, install)
@@ -191,7 +192,15 @@ def _serve(record: AgentRecord, facts: Facts, install: Install) -> list[Step]:
         if verdict.passed:
             return [Advance(install.ref, Event.TRIAL_PASSED, {"committed_at": facts.now_s, "deaths": 0})]
         return [Advance(install.ref, Event.TRIAL_FAILED, {"reason": verdict.reason})]
-    return _because(install, None)
+    return _because(install, install.race.unmet if install.race is not None else None)
+
+
+def _choose_again(facts: Facts, install: Install) -> list[Step]:
+    """Have a committed version judged by a policy that changed; it serves on meanwhile."""
+    busy = install.ref in facts.jobs or JobKind.RACE in facts.jobs.values()
+    if install.state is not _S.COMMITTED or not install.outdated or busy or not _complete(facts, install):
+        return []
+    return [Begin(install.ref, JobKind.RACE)]
 
 
 def _start_worker(facts: Facts, install: Install) -> list[Step]:
@@ -209,7 +218,8 @@ def _cancel(record: AgentRecord, facts: Facts) -> list[Step]:
     steps: list[Step] = []
     for ref, kind in facts.jobs.items():
         install = record.find(ref)
-        if install is None or _JOBS.get(install.state) is not kind:
+        again = install is not None and install.state is _S.COMMITTED and install.outdated and kind is JobKind.RACE
+        if install is None or (_JOBS.get(install.state) is not kind and not again):
             steps.append(Cancel(ref))
     return steps
 
