@@ -10,7 +10,7 @@ from regatta_fleet.schemas import DeviceModel, DeviceSummary, RolloutDetail, Wav
 from regatta_protocol.measurement import CandidateResult, Outcome, RaceReport
 from regatta_runtimes.report import OUTCOME_WORDS
 
-__all__ = ["candidate_verdict", "current_wave", "progress", "shown_models", "up_since"]
+__all__ = ["candidate_verdict", "current_wave", "front", "progress", "shown_models", "up_since"]
 
 
 def candidate_verdict(result: CandidateResult, report: RaceReport) -> str:
@@ -31,6 +31,12 @@ def candidate_verdict(result: CandidateResult, report: RaceReport) -> str:
     if not best or ours < best:
         return "not chosen: the policy prefers the placed one"
     return f"{figures.ratio(ours / best)} the placed one's {figure[:3]}"
+
+
+def front(report: RaceReport) -> tuple[str, ...]:
+    """Return the Pareto front in words, when there is another choice than the placed one."""
+    others = [name for name in report.pareto if name != report.placement]
+    return (f"no other is better in every respect than {', '.join(others)}",) if others else ()
 
 
 def shown_models(device: DeviceSummary) -> tuple[DeviceModel, ...]:

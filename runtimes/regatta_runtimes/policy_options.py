@@ -7,6 +7,7 @@ An option that is not given stays out of what `given_policy` returns, so that a 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import click
@@ -22,7 +23,7 @@ from regatta_protocol.quantity import (
 )
 from regatta_runtimes.objective import OBJECTIVES
 
-__all__ = ["given_policy", "policy_options"]
+__all__ = ["given_policy", "options_text", "policy_options"]
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -31,7 +32,7 @@ _PREFIX = "policy_"  # of the parameters' names, so that a command takes them al
 
 
 class _Quantity(click.ParamType):  # type: ignore[type-arg]  # generic since click 8.3 only, and 8.1 will do
-    """A quantity with its unit, or `none` where the limit may be taken away."""
+    """A quantity with its unit, or `none` where there may be no limit."""
 
     def __init__(self, name: str, parse: Callable[[str], float], *, may_be_none: bool = True) -> None:
         self.name = name
@@ -54,32 +55,60 @@ class _Objective(click.Choice):  # type: ignore[type-arg]  # generic since click
         return str(super().convert(value, param, ctx)).replace("-", "_")
 
 
+@dataclass(frozen=True)
+class _Option:
+    """One field of the policy on the command line: its name, how it is read, and how it is written again."""
+
+    name: str
+    kind: click.ParamType  # type: ignore[type-arg]  # generic since click 8.3 only
+    help: str
+    text: Callable[[Any], str]
+
+
 _OPTIONS = {
-    "objective": (
+    "objective": _Option(
         "--objective",
         _Objective([name.replace("_", "-") for name in OBJECTIVES]),
         "What the placement is chosen by.",
+        lambda value: value.replace("_", "-"),
     ),
-    "max_accuracy_drop": (
+    "max_accuracy_drop": _Option(
         "--accuracy-drop",
         _Quantity("share", parse_share, may_be_none=False),
         "How much accuracy a candidate may lose, for example 1%.",
+        lambda value: f"{value * 100:.6g}%",
     ),
-    "max_p99_us": ("--max-p99", _Quantity("latency", parse_latency_us), "Greatest p99 latency, for example 5ms."),
-    "max_memory_bytes": ("--max-memory", _Quantity("size", parse_size_bytes), "Greatest memory, for example 128MiB."),
-    "max_temperature_c": (
+    "max_p99_us": _Option(
+        "--max-p99",
+        _Quantity("latency", parse_latency_us),
+        "Greatest p99 latency, for example 5ms.",
+        lambda value: f"{value / 1000:.6g}ms" if value >= 1000 else f"{value:.6g}us",
+    ),
+    "max_memory_bytes": _Option(
+        "--max-memory",
+        _Quantity("size", parse_size_bytes),
+        "Greatest memory, for example 128MiB.",
+        lambda value: f"{value / (1 << 20):.6g}MiB",
+    ),
+    "max_temperature_c": _Option(
         "--max-temperature",
         _Quantity("celsius", parse_temperature_c),
         "Greatest temperature of the board, for example 75C.",
+        lambda value: f"{value:.6g}C",
     ),
-    "max_power_mw": ("--max-power", _Quantity("power", parse_power_mw), "Greatest power, for example 2.5W."),
+    "max_power_mw": _Option(
+        "--max-power",
+        _Quantity("power", parse_power_mw),
+        "Greatest power, for example 2.5W.",
+        lambda value: f"{value / 1000:.6g}W" if value >= 1000 else f"{value:.6g}mW",
+    ),
 }
 
 
 def policy_options(command: F) -> F:
     """Add the options; the command takes them as `**options` and reads them with `given_policy`."""
-    for field, (name, kind, text) in reversed(_OPTIONS.items()):
-        command = click.option(name, f"{_PREFIX}{field}", type=kind, help=text)(command)
+    for field, option in reversed(_OPTIONS.items()):
+        command = click.option(option.name, f"{_PREFIX}{field}", type=option.kind, help=option.help)(command)
     return command
 
 
@@ -88,3 +117,14 @@ def given_policy(options: dict[str, Any]) -> Policy:
     given = {field: options.get(f"{_PREFIX}{field}") for field in _OPTIONS}
     fields = {field: None if value == _NO_LIMIT else value for field, value in given.items() if value is not None}
     return Policy.model_validate(fields)
+
+
+def options_text(policy: Policy) -> str:
+    """Return the options that set what the policy has set, `--objective energy --max-p99 5ms`."""
+    parts = [
+        f"{option.name} {_NO_LIMIT if value is None else option.text(value)}"
+        for field, option in _OPTIONS.items()
+        if field in policy.model_fields_set
+        for value in (getattr(policy, field),)
+    ]
+    return " ".join(parts)
