@@ -105,6 +105,9 @@ def _better(winner: CandidateResult, other: CandidateResult, objective: Objectiv
 
 
 def _best_dropped(report: RaceReport, objective: Objective) -> CandidateResult | None:
+    """Return the fastest of those dropped, when that tells something: early rounds are too short for more than p50."""
+    if objective != "latency_p50":
+        return None
     dropped = [
         (value, result)
         for result in report.candidates

@@ -89,4 +89,5 @@ def limits_in_words(policy: Policy) -> tuple[str, ...]:
     """Return each limit as a person would ask for it, the accuracy drop first."""
     bounds = ((limit, limit.bound(policy)) for limit in _LIMITS)
     texts = tuple(f"{limit.name} at most {limit.text(bound)}" for limit, bound in bounds if bound is not None)
-    return (f"at most {policy.max_accuracy_drop * 100:.3g} points of accuracy lost", *texts)
+    points = f"{policy.max_accuracy_drop * 100:.3g}"
+    return (f"at most {points} point{'' if points == '1' else 's'} of accuracy lost", *texts)

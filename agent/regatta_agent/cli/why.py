@@ -23,6 +23,7 @@ from regatta_runtimes.report import ranked
 
 __all__ = ["print_race", "why"]
 
+_REASON_CHARS = 300  # the explanation below says the rest
 _MAX_COLUMNS = 110  # longer lines of prose are hard to read
 
 
@@ -114,4 +115,7 @@ def _latest(record: AgentRecord, name: ModelName) -> ModelRef:
 
 
 def _because(install: Install) -> str:
-    return f" ({install.reason})" if install.reason else ""
+    if not install.reason:
+        return ""
+    cut = "…" if len(install.reason) > _REASON_CHARS else ""
+    return f" ({install.reason[:_REASON_CHARS]}{cut})"
