@@ -8,15 +8,19 @@ import os
 import queue
 import signal
 import socket
+import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from device_rig import MODEL, Rig
 from regatta_agent.children import Launcher, ProcessLauncher
+from regatta_agent.client import Client
 from regatta_agent.events import Event
 from regatta_agent.testing import ScriptedLauncher
 from regatta_protocol.codec import encode
@@ -140,6 +144,41 @@ def test_real_race_and_worker_then_an_upgrade_and_a_crash(rig: _RealRig, tmp_pat
     assert rig.status_of("/v2/health/ready") == 200
     report = json.loads((rig.config.state_dir / "races" / f"{MODEL}-2.json").read_text())
     assert report["placement"]
+
+
+def test_a_killed_worker_costs_clients_a_moment_and_no_request(rig: _RealRig, tmp_path: Path) -> None:
+    """SIGKILL under load: the agent starts it again at once, and clients ask again by themselves."""
+    _push(rig, tmp_path, 1)
+    rig.fleet.assign(1, trial_s=0.2)
+    assert rig.live(_state(rig, 1)), rig.install(1)
+    answered: list[float] = []
+    errors: list[BaseException] = []
+    ended = threading.Event()
+
+    def ask() -> None:
+        try:
+            with Client(rig.config.run_dir / f"{MODEL}.sock") as client:
+                while not ended.is_set():
+                    client.infer(MODEL, np.zeros((1, 8, 8, 1), np.float32))
+                    answered.append(time.monotonic())
+        except BaseException as err:  # noqa: BLE001 - the test asserts that there is none
+            errors.append(err)
+
+    clients = [threading.Thread(target=ask, daemon=True) for _ in range(3)]
+    for client in clients:
+        client.start()
+    assert rig.live(lambda: len(answered) > 50)
+    killed_at = time.monotonic()
+    os.kill(rig.worker_pid(), signal.SIGKILL)
+    assert rig.live(lambda: rig.install(1).deaths == 1)
+    assert rig.live(lambda: bool(answered) and answered[-1] > killed_at + 2.0)
+    ended.set()
+    for client in clients:
+        client.join(30.0)
+
+    assert errors == []
+    times = sorted(answered)
+    assert max(after - before for before, after in pairwise(times)) < 3.0  # 0.5 s on a machine that does nothing else
 
 
 def test_a_forged_assignment_and_an_unsigned_manifest_are_refused(rig: _RealRig, tmp_path: Path) -> None:
