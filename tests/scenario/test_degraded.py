@@ -16,9 +16,8 @@ from regatta_protocol.measurement import CandidateResult, RaceReport
 from regatta_protocol.messages import ModelReport
 
 WINNER, STANDBY = "litert/int8/xnnpack/t1", "litert/int8/none/t1"
-DEGRADED = Degraded(
-    winner=WINNER, placement=STANDBY, reason="the runner was ended by SIGSEGV", since=7.0, retried=(6.0,)
-)
+REASON = "the runner was ended by SIGSEGV"
+DEGRADED = Degraded(winner=WINNER, placement=STANDBY, reason=REASON, since=7.0, retried=(6.0,))
 
 
 def installed(folder: Path) -> Rig:

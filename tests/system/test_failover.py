@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import os
 import signal
-import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +14,7 @@ import numpy as np
 import pytest
 
 from accelerator import Accelerator, build_delegate
+from load import Load
 from polling import wait_until
 from regatta_agent.client import Client
 from regatta_agent.serving.events import Degraded, Recovered, WindowClosed, WorkerEvent
@@ -70,40 +69,12 @@ def _spec(folder: Path, accelerator: Accelerator, **more: Any) -> ServeSpec:
     return ServeSpec(**values)
 
 
-class _Load:
-    """Clients that ask without a pause and remember every answer."""
-
-    def __init__(self, target: Path, clients: int = 3) -> None:
-        self._target = target
-        self._stop = threading.Event()
-        self.answered_at: list[float] = []
-        self.errors: list[BaseException] = []
-        self.wrong = 0
-        self._threads = [threading.Thread(target=self._ask, daemon=True) for _ in range(clients)]
-
-    def _ask(self) -> None:
-        try:
-            with Client(self._target, timeout_s=20.0) as client:
-                while not self._stop.is_set():
-                    (output,) = client.infer("abs", X).values()
-                    self.wrong += not np.array_equal(output, np.abs(X))
-                    self.answered_at.append(time.monotonic())
-        except BaseException as err:  # noqa: BLE001 - the test asserts that there is none
-            self.errors.append(err)
-
-    def start(self) -> None:
-        for thread in self._threads:
-            thread.start()
-        wait_until(lambda: len(self.answered_at) > 20, 20.0, "requests are answered")
-
-    def end(self) -> None:
-        self._stop.set()
-        for thread in self._threads:
-            thread.join(30.0)
-
-    def longest_gap_s(self) -> float:
-        times = sorted(self.answered_at)
-        return max(after - before for before, after in pairwise(times))
+def _load(worker: _Watched) -> Load:
+    """Return clients that are being answered."""
+    load = Load(worker.spec.socket_path, "abs", X, expected=np.abs(X))
+    load.start()
+    wait_until(lambda: len(load.answered_at) > 20, 20.0, "requests are answered")
+    return load
 
 
 class _Watched(ServingProcess):
@@ -155,8 +126,7 @@ def test_the_next_best_answers_the_very_request_and_the_winner_is_taken_back(
 ) -> None:
     """Under load: nothing is lost or wrong, no gap of a second; degraded with the reason, then recovered."""
     with _serving(_spec(tmp_path, accelerator), tmp_path) as worker:
-        load = _Load(worker.spec.socket_path)
-        load.start()
+        load = _load(worker)
         accelerator.breaks(fault)
         degraded = worker.until(Degraded)
         assert _placement(worker) == STANDBY
@@ -204,8 +174,7 @@ def test_wrong_outputs_are_found_by_the_golden_samples(tmp_path: Path, accelerat
 def test_a_slow_winner_gives_way_when_the_next_best_is_faster_now(tmp_path: Path, accelerator: Accelerator) -> None:
     """20 ms in place of 0.2: the standby is compared and serves; the winner comes back when it is fast again."""
     with _serving(_spec(tmp_path, accelerator), tmp_path) as worker:
-        load = _Load(worker.spec.socket_path)
-        load.start()
+        load = _load(worker)
         accelerator.breaks("slow")
         degraded = worker.until(Degraded)
         accelerator.heals()
@@ -223,8 +192,7 @@ def test_a_slow_machine_moves_nobody(tmp_path: Path, accelerator: Accelerator) -
     spec = _spec(tmp_path, accelerator, candidate_id=STANDBY, plugin=None, latency=never)
     standby = Contender(candidate_id=WINNER, variant_path=spec.variant_path, plugin=accelerator.plugin)
     with _serving(spec.model_copy(update={"standbys": (standby,)}), tmp_path) as worker:
-        load = _Load(worker.spec.socket_path)
-        load.start()
+        load = _load(worker)
         wait_until(lambda: _children(worker.process.pid), 60.0, "the next best one is opened to compare")
         wait_until(lambda: not _children(worker.process.pid), 60.0, "and closed again")
         load.end()
