@@ -69,7 +69,7 @@ class Channel:
             OSError: when the other side is gone.
         """
         parts = [_HEAD.pack(kind, len(text), len(arrays)), text]
-        contiguous = [np.ascontiguousarray(array) for array in arrays]
+        contiguous = [np.asarray(array, order="C") for array in arrays]
         for array in contiguous:
             if array.dtype.kind not in "biuf" or array.ndim > _DIMENSIONS:
                 raise Rejected(f"a tensor of {array.dtype} {list(array.shape)} cannot be passed to a runner")

@@ -148,7 +148,12 @@ class Service:
         return json_response(self.placed.interface.metadata(self._model, self._version, parameters))
 
     def _metrics(self) -> Response:
-        text = openmetrics(self._tally, pending=self._engine.pending, connections=self._connections())
+        text = openmetrics(
+            self._tally,
+            pending=self._engine.pending,
+            connections=self._connections(),
+            degraded=self.degraded is not None,
+        )
         return Response(200, text.encode(), CONTENT_TYPE.encode())
 
     def _judge(self, request: Request) -> Response:
