@@ -56,6 +56,11 @@ def test_the_fleet_sees_degraded_with_the_reason_and_what_really_serves(tmp_path
     say(rig, Recovered(placement=WINNER, retried=(6.0, 9.0)))
     assert (reported(rig).placement, reported(rig).degraded) == (WINNER, None)
     assert rig.launcher.alive("worker:") == before
+    say(rig, DEGRADED)
+    rig.fleet.assign(None, "gone")
+    assert rig.run(until=lambda: rig.state(1) == "retired")
+    assert rig.run(until=lambda: reported(rig).state == "retired")
+    assert reported(rig).degraded is None
 
 
 def test_a_worker_is_told_who_may_stand_in_and_what_the_race_measured(tmp_path: Path) -> None:

@@ -152,7 +152,7 @@ def _install_row(record: AgentRecord, install: Install, run_dir: Path) -> list[s
         str(install.ref),
         install.state,
         "yes" if _serving(record, install, run_dir) else "",
-        (install.degraded.placement if install.degraded is not None else install.placement) or "",
+        (install.stand_in.placement if install.stand_in is not None else install.placement) or "",
         _us(race.latency.p50_us) if race is not None and race.latency is not None else "",
         f"{race.accuracy.value:.3f}" if race is not None and race.accuracy is not None else "",
         _reason_text(install) + _waiting_text(install),
@@ -160,9 +160,9 @@ def _install_row(record: AgentRecord, install: Install, run_dir: Path) -> list[s
 
 
 def _reason_text(install: Install) -> str:
-    if install.degraded is None:
+    if install.stand_in is None:
         return install.reason or ""
-    return f"degraded: {install.degraded.reason}"
+    return f"degraded: {install.stand_in.reason}"
 
 
 def _waiting_text(install: Install) -> str:

@@ -76,6 +76,12 @@ class Install(Wire):
         return ModelRef(self.name, self.version)
 
     @property
+    def stand_in(self) -> Degradation | None:
+        """What serves in place of the winner, while the version has a worker at all."""
+        has_worker = self.state in (InstallState.PLACED, InstallState.ON_TRIAL, InstallState.COMMITTED)
+        return self.degraded if has_worker else None
+
+    @property
     def winner(self) -> str | None:
         """The race's winner."""
         return self.race.placement if self.race is not None else self.placement
