@@ -96,7 +96,15 @@ def run_race(spec: RaceSpec, progress: Callable[[str], None] = lambda _line: Non
         candidates, absent = enumerate_candidates(entrants, reasons, board, threads, rows, Path(spec.sysroot))
         progress(f"{len(candidates)} candidates, {len(absent)} unavailable")
         trials = _trials(spec, candidates, nurseries)
-        heats = Heats(trials, nurseries, spec.policy, floor, spec.budget_s, progress)
+        heats = Heats(
+            trials,
+            nurseries,
+            spec.policy,
+            floor,
+            spec.budget_s,
+            progress,
+            read_heat=lambda: (probe_board(Path(spec.sysroot)).temperature_c, None),
+        )
         fault: str | None = None
         try:
             heats.qualify()
