@@ -190,9 +190,8 @@ def main() -> None:
     }
     print(", ".join(f"{name} {value}" for name, value in machine.items()))
     print(f"{'':36} {'RACE s':^13}   {'REGRET':^13}   1 BLOCK  {'A/A':^13}")
-    print(
-        f"{'MODEL':36} {'med':>6} {'worst':>6}   {'med':>6} {'worst':>6}   {'worst':>6}   {'med':>6} {'worst':>6}  x NAIVE  PLACEMENTS"
-    )
+    two = f"{'med':>6} {'worst':>6}"
+    print(f"{'MODEL':36} {two}   {two}   {'worst':>6}   {two}  x NAIVE  PLACEMENTS")
     rows: list[Row] = []
     with (
         tempfile.TemporaryDirectory() as folder,

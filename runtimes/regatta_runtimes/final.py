@@ -140,10 +140,13 @@ class Final:
     def _bars(self, trial: Trial) -> list[float]:
         """Return what others are dropped for being above, for each round, were this one the leader.
 
-        For p99 that is its p99, for few rounds say what another one's p99 is, but surely that is above its p50.
+        For p99 that is its p99 over all rounds: what another one's p99 is takes long to know, but surely it is above
+        its p50.
         """
         if self.policy.objective == "latency_p99":
-            return [percentile(sorted(each), 0.99) for each in trial.rounds[self._before[trial.candidate.id] :]]
+            rounds = trial.rounds[self._before[trial.candidate.id] :]
+            p99_us = percentile(sorted(sample for samples in rounds for sample in samples), 0.99)
+            return [p99_us] * len(rounds)
         slack = _ENERGY_SLACK if self.policy.objective == "energy" else 1.0
         return [figure * slack for figure in self._figures(trial)]
 
