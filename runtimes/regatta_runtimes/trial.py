@@ -210,6 +210,10 @@ class Trial:
         latency = self.latency()
         return math.inf if latency is None else latency.p50_us
 
+    def is_steady(self) -> bool:
+        """Whether its last rounds were steady, by the rule in steady.py."""
+        return is_steady([_median_us(samples) for samples in self._counted()])
+
     def noise(self) -> float:
         """Return the relative interquartile range of the rounds' medians."""
         medians = sorted(_median_us(samples) for samples in self._counted())
@@ -247,7 +251,7 @@ class Trial:
             pair=self.pair,
             conditions=Conditions(
                 rounds=len(self._counted()),
-                steady=is_steady([_median_us(samples) for samples in self._counted()]),
+                steady=self.is_steady(),
                 temperature_c=self.temperature_c,
                 throttled=self.throttled,
             ),
