@@ -18,6 +18,7 @@ from regatta_runtimes.job import Time
 from regatta_runtimes.judge import Verdict, judge
 from regatta_runtimes.nursery import Nursery
 from regatta_runtimes.power import UnknownPower
+from regatta_runtimes.thermal import Heat
 from regatta_runtimes.trial import Trial, TrialFiles, TrialLimits
 
 __all__ = ["SimulatedBoard", "SimulatedTrial", "simulate"]
@@ -123,7 +124,7 @@ def simulate(
         None,
         budget_s,
         lambda _line: None,
-        read_heat=lambda: (40 + board.now_s, board.now_s > 1),
+        read_heat=lambda: Heat(40 + board.now_s, board.now_s > 1),
         clock=board.clock,
     )
     heats.qualify()

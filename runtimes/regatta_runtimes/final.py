@@ -24,6 +24,7 @@ from regatta_runtimes.job import Time
 from regatta_runtimes.judge import broken_constraint
 from regatta_runtimes.percentile import percentile
 from regatta_runtimes.steady import is_steady, warmup_rounds
+from regatta_runtimes.thermal import Heat
 from regatta_runtimes.trial import Trial
 
 __all__ = ["Final"]
@@ -45,7 +46,7 @@ class Final:
     policy: Policy
     left_s: float  # of the race's budget
     progress: Callable[[str], None]
-    read_heat: Callable[[], tuple[float | None, bool | None]]
+    read_heat: Callable[[], Heat]
     clock: Callable[[], float] = time.monotonic
 
     def run(self) -> None:
@@ -93,7 +94,7 @@ class Final:
                 self.progress(f"{trial.candidate.id}: {trial.outcome}: {trial.reason}")
         heat = self.read_heat()
         for trial in running:
-            trial.note_heat(*heat)
+            trial.note_heat(heat)
         self._number += 1
 
     def _drop(self, allowance: float) -> None:

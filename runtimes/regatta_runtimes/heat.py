@@ -20,6 +20,7 @@ from regatta_runtimes.job import MAX_TIMED_SAMPLES, Time
 from regatta_runtimes.judge import MAX_NOISE, Floor, broken_constraint, simplicity
 from regatta_runtimes.nursery import Nursery
 from regatta_runtimes.power import MIN_READINGS, PowerSensor, UnknownPower, average_power
+from regatta_runtimes.thermal import Heat
 from regatta_runtimes.trial import Trial
 
 __all__ = ["Heats"]
@@ -47,7 +48,7 @@ class Heats:
     floor: Floor | None
     budget_s: float
     progress: Callable[[str], None]
-    read_heat: Callable[[], tuple[float | None, bool | None]]  # degrees Celsius, and whether the board throttles
+    read_heat: Callable[[], Heat]
     clock: Callable[[], float] = time.monotonic
 
     def __post_init__(self) -> None:
@@ -66,7 +67,7 @@ class Heats:
                 trial.end(Outcome.DROPPED, f"not tried: the race's budget of {self.budget_s:g} s was running out")
             elif self._reopen(trial) and (trial.files.golden is None or trial.check(_CHECK_S)):
                 trial.time(_QUALIFYING)
-                trial.note_heat(*self.read_heat())
+                trial.note_heat(self.read_heat())
             self._tell(trial)
             self._keep_few()
         for _ in range(_MORE_LOOKS):

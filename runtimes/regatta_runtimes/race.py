@@ -36,6 +36,7 @@ from regatta_runtimes.nursery import DEFAULT_MEMORY_BYTES, Nursery, WorkerEnded
 from regatta_runtimes.parent import die_with_parent
 from regatta_runtimes.power import find_sensor
 from regatta_runtimes.quarantine import Ledger, Quarantine, pair_of
+from regatta_runtimes.thermal import HeatReader
 from regatta_runtimes.trial import Trial, TrialFiles, TrialLimits
 
 __all__ = ["RaceSpec", "RaceVariant", "main", "run_race"]
@@ -103,7 +104,7 @@ def run_race(spec: RaceSpec, progress: Callable[[str], None] = lambda _line: Non
             floor,
             spec.budget_s,
             progress,
-            read_heat=lambda: (probe_board(Path(spec.sysroot)).temperature_c, None),
+            HeatReader(Path(spec.sysroot)).read,
         )
         fault: str | None = None
         try:

@@ -40,6 +40,7 @@ from regatta_runtimes.nursery import DEFAULT_MEMORY_BYTES, Nursery, WorkerEnded,
 from regatta_runtimes.percentile import latency_of, percentile
 from regatta_runtimes.quarantine import Ledger, Quarantine
 from regatta_runtimes.steady import is_steady
+from regatta_runtimes.thermal import Heat
 
 __all__ = ["Trial", "TrialFiles", "TrialLimits"]
 
@@ -192,12 +193,12 @@ class Trial:
         )
         return False
 
-    def note_heat(self, temperature_c: float | None, throttled: bool | None) -> None:
+    def note_heat(self, heat: Heat) -> None:
         """Take in what the board felt during its last round."""
-        if temperature_c is not None:
-            self.temperature_c = max(temperature_c, self.temperature_c or temperature_c)
-        if throttled is not None:
-            self.throttled = throttled or bool(self.throttled)
+        if heat.temperature_c is not None:
+            self.temperature_c = max(heat.temperature_c, self.temperature_c or heat.temperature_c)
+        if heat.throttled is not None:
+            self.throttled = heat.throttled or bool(self.throttled)
 
     def latency(self) -> Latency | None:
         """Return the percentiles over the rounds that count."""
