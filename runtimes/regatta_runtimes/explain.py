@@ -29,7 +29,7 @@ def explain(report: RaceReport) -> tuple[str, ...]:
     if winner is None:
         lines.append(f"Nothing was placed: none of {len(report.candidates)} candidates can run it and meet the policy.")
     else:
-        lines += [_chosen(report, winner), *_accuracy(winner), *_close(report, winner)]
+        lines += [_chosen(report, winner), *_accuracy(winner), *_close(report, winner), *_kept(report, winner)]
     lines += [*_excluded(report), *_front(report), *_unknown(report, winner), _measured(report, winner)]
     return tuple(lines)
 
@@ -143,6 +143,12 @@ def _close(report: RaceReport, winner: CandidateResult) -> Iterable[str]:
     ]
     more = f" and {len(ties) - _NAMED} more" if len(ties) > _NAMED else ""
     yield f"Close, within {TIE:.0%} of the best, so that the simplest was taken: {', '.join(told)}{more}."
+
+
+def _kept(report: RaceReport, winner: CandidateResult) -> Iterable[str]:
+    """Yield why what serves was kept, where this race had a better one."""
+    if winner.id not in {result.id for result in tied(_eligible(report), _objective(report))}:
+        yield f"It is not the best of this race: {report.reason}."
 
 
 def _excluded(report: RaceReport) -> Iterable[str]:

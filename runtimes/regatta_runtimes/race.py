@@ -38,6 +38,7 @@ from regatta_runtimes.pareto import pareto_front
 from regatta_runtimes.power import find_sensor
 from regatta_runtimes.quarantine import Ledger, Quarantine, pair_of
 from regatta_runtimes.rejudge import rejudge
+from regatta_runtimes.thermal import HeatReader
 from regatta_runtimes.trial import Trial, TrialFiles, TrialLimits
 from regatta_runtimes.yardstick import Yardstick, accuracy_floor
 
@@ -93,18 +94,26 @@ def run_race(spec: RaceSpec, progress: Callable[[str], None] = lambda _line: Non
     rows = read_delegates((Path(file) for file in spec.delegate_files), Path(spec.sysroot), progress)
     board = probe_board(Path(spec.sysroot), rows)
     yardstick = _yardstick(spec)
-    known = _rejudged(spec, yardstick, board)
-    if known is not None:
-        progress("the earlier race answers for the changed policy")
-        return known
     with ExitStack() as stack:
         nurseries, reasons = _nurseries(spec, stack)
+        known = _rejudged(spec, yardstick, board, nurseries)
+        if known is not None:
+            progress("the earlier race answers for the changed policy")
+            return known
         entrants = [Entrant(variant.name, variant.requires) for variant in spec.variants]
         threads = spec.threads or default_threads(board.cores)
         candidates, absent = enumerate_candidates(entrants, reasons, board, threads, rows, Path(spec.sysroot))
         progress(f"{len(candidates)} candidates, {len(absent)} unavailable")
         trials = _trials(spec, candidates, nurseries)
-        heats = Heats(trials, nurseries, spec.policy, yardstick, spec.budget_s, progress)
+        heats = Heats(
+            trials,
+            nurseries,
+            spec.policy,
+            yardstick,
+            spec.budget_s,
+            progress,
+            HeatReader(Path(spec.sysroot)).read,
+        )
         fault: str | None = None
         try:
             heats.qualify()
@@ -136,18 +145,24 @@ def run_race(spec: RaceSpec, progress: Callable[[str], None] = lambda _line: Non
     )
 
 
-def _rejudged(spec: RaceSpec, yardstick: Yardstick, board: BoardFacts) -> RaceReport | None:
-    """Return the earlier race as judged by this policy, where there is one and it answers."""
+def _rejudged(
+    spec: RaceSpec, yardstick: Yardstick, board: BoardFacts, nurseries: dict[str, Nursery]
+) -> RaceReport | None:
+    """Return the earlier race as judged by this policy, where it was run on what is here now and answers."""
     if spec.earlier is None:
         return None
     try:
         report = decode(RaceReport, read_bounded(Path(spec.earlier), MAX_SPEC_BYTES), MAX_SPEC_BYTES)
     except (RegattaError, OSError):
         return None  # gone or damaged: the race tells what it would have
-    same_version = (report.model, report.version) == (spec.model, spec.version)
-    if not same_version or report.board.fingerprint_text() != board.fingerprint_text():
-        return None
-    return rejudge(report, spec.policy, yardstick.floor)
+    then, now = report.board, {f"{name}_version": nursery.runtime_version for name, nursery in nurseries.items()}
+    same = (
+        (report.model, report.version) == (spec.model, spec.version)
+        and then.fingerprint_text() == board.fingerprint_text()
+        and (then.kernel, then.drivers) == (board.kernel, board.drivers)
+        and now == {name: value for name, value in report.conditions.items() if name.endswith("_version")}
+    )
+    return rejudge(report, spec.policy, yardstick.floor) if same else None
 
 
 def _yardstick(spec: RaceSpec) -> Yardstick:

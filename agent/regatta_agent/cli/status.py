@@ -16,7 +16,7 @@ from regatta_agent.status import AgentStatus, is_running, read_status
 from regatta_protocol.errors import Misuse, RegattaError
 from regatta_provisioning.identity import load_identity
 
-__all__ = ["install_json", "microseconds", "status"]
+__all__ = ["install_json", "microseconds", "reason_text", "status"]
 
 
 @click.command()
@@ -94,11 +94,18 @@ def _install_row(record: AgentRecord, install: Install, run_dir: Path) -> list[s
         str(install.ref),
         install.state,
         "yes" if _serving(record, install, run_dir) else "",
-        install.placement or "",
+        (install.stand_in.placement if install.stand_in is not None else install.placement) or "",
         microseconds(race.latency.p50_us) if race is not None and race.latency is not None else "",
         f"{race.accuracy.value:.3f}" if race is not None and race.accuracy is not None else "",
-        (install.reason or "") + _waiting_text(install),
+        reason_text(install) + _waiting_text(install),
     ]
+
+
+def reason_text(install: Install) -> str:
+    """Return why it stands where it stands, or what stands in for the winner and why."""
+    if install.stand_in is None:
+        return install.reason or ""
+    return f"degraded: {install.stand_in.reason}"
 
 
 def _waiting_text(install: Install) -> str:

@@ -9,7 +9,7 @@ from pathlib import Path
 import click
 
 from regatta_agent.cli.options import as_json, folder_options, print_json, print_table
-from regatta_agent.cli.status import install_json, microseconds
+from regatta_agent.cli.status import install_json, microseconds, reason_text
 from regatta_agent.config import load_config
 from regatta_agent.core.installs import AgentRecord, Install
 from regatta_agent.record import RecordFile
@@ -65,8 +65,9 @@ def why(model: str, config_path: Path | None, state_dir: Path | None, run_dir: P
     if report is None:
         click.echo("it has not been raced here")
         return
-    if install.placement is not None and install.placement != report.placement:
-        click.echo(f"it serves {install.placement}, not what this race placed")
+    serves = install.stand_in.placement if install.stand_in is not None else install.placement
+    if serves is not None and serves != report.placement:
+        click.echo(f"it serves {serves}, not what this race placed")
     print_race(report)
 
 
@@ -115,7 +116,7 @@ def _latest(record: AgentRecord, name: ModelName) -> ModelRef:
 
 
 def _because(install: Install) -> str:
-    if not install.reason:
+    reason = reason_text(install)
+    if not reason:
         return ""
-    cut = "…" if len(install.reason) > _REASON_CHARS else ""
-    return f" ({install.reason[:_REASON_CHARS]}{cut})"
+    return f" ({reason[:_REASON_CHARS]}{'…' if len(reason) > _REASON_CHARS else ''})"

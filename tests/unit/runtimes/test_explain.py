@@ -110,6 +110,13 @@ def test_a_tie_is_told_with_why_the_simpler_won() -> None:
     assert "the placed one is simpler: fewer threads" in text
 
 
+def test_what_was_kept_though_another_was_better_is_told_with_why() -> None:
+    """A new race beside what serves moves it only for a clear gain (docs/failover.md)."""
+    kept = report().model_copy(update={"placement": NEXT, "reason": f"{NEXT} stays: {WINNER} won, but by less"})
+
+    assert f"It is not the best of this race: {NEXT} stays: {WINNER} won, but by less." in explain(kept)
+
+
 def test_the_conditions_are_told() -> None:
     """Board, time, rounds and what the race noted."""
     last = explain(report())[-1]
