@@ -51,7 +51,8 @@ def figure(result: CandidateResult, objective: Objective) -> str:
     if objective == "energy":
         return f"{value:.3g} mJ an inference"
     if objective == "throughput":
-        return f"{1 / value:.4g} inferences a second"
+        per_s = 1 / value
+        return f"{per_s:.0f} inferences a second" if per_s >= 1000 else f"{per_s:.4g} inferences a second"
     return f"{objective.removeprefix('latency_')} {value:.0f} us" if value >= 100 else f"{objective[8:]} {value:.1f} us"
 
 
