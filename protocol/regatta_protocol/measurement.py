@@ -13,6 +13,7 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from regatta_protocol.enums import StrEnum
+from regatta_protocol.ids import DeviceIdField, DigestField
 from regatta_protocol.policy import Policy
 from regatta_protocol.wire import Wire
 
@@ -25,6 +26,8 @@ __all__ = [
     "Outcome",
     "PairedDrop",
     "Power",
+    "PriorRace",
+    "RaceOrigin",
     "RaceReport",
     "unknown_power",
 ]
@@ -198,8 +201,20 @@ def _memory_class(size_bytes: int | None) -> int | None:
     return power * 3 // 4 if size_bytes <= (power * 3 // 4) << 20 else power
 
 
+class RaceOrigin(Wire):
+    """Whose full race a confirmation run was held against."""
+
+    device: DeviceIdField
+    at: float  # seconds since 1970, by that device's clock
+    placement: str  # what that race's figures make the winner, under the policy of the device that confirms
+
+
 class RaceReport(Wire):
-    """A whole race on one device: every candidate, the winner, and why."""
+    """A race on one device: every candidate, the winner, and why.
+
+    `basis` is "full" when every candidate was raced here, "confirmed" when an earlier result with the same key was
+    confirmed by a short run; the figures are this device's own either way.
+    """
 
     schema_version: int = 1
     model: str
@@ -213,7 +228,18 @@ class RaceReport(Wire):
     policy: Policy | None = None  # what was asked for; None in reports of older agents
     duration_s: float = Field(ge=0)
     conditions: dict[str, str] = Field(default_factory=dict)
+    key: DigestField | None = None  # what the figures depend on (regatta_runtimes.racekey); results are shared by it
+    basis: Literal["full", "confirmed"] = "full"
+    prior: RaceOrigin | None = None  # what was confirmed
 
     def placed(self) -> CandidateResult | None:
         """Return the winner's result, or None when nothing was placed."""
         return next((result for result in self.candidates if result.id == self.placement), None)
+
+
+class PriorRace(Wire):
+    """A full race that was run before, with who ran it and when: what devices of one kind share. A hint, no verdict."""
+
+    device: DeviceIdField
+    at: float  # seconds since 1970, by that device's clock
+    report: RaceReport

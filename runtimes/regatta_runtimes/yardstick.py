@@ -78,6 +78,10 @@ class Yardstick:
     favored: frozenset[str] = frozenset()  # variants of the best fleet-measured accuracy
     _known: dict[Candidate, RightAnswers] = field(default_factory=dict)
 
+    def anew(self) -> Yardstick:
+        """Return the same yardstick without any evaluation."""
+        return Yardstick(self.floor, self.policy, self.favored)
+
     def add(self, candidate: Candidate, answers: RightAnswers) -> None:
         """Take up what a candidate answered."""
         self._known[_one_thread(candidate)] = answers

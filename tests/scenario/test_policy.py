@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 
 from device_rig import MODEL, Rig
-from regatta_agent.racing import RaceSettings, race_spec
+from regatta_agent.racing import race_spec
 from regatta_agent.store import Store
 from regatta_protocol.ids import ModelRef
-from regatta_protocol.measurement import RaceReport
+from regatta_protocol.measurement import PriorRace, RaceReport
 from regatta_protocol.policy import Policy
 
 ENERGY = Policy(objective="energy")
@@ -24,8 +24,8 @@ class PolicyRig(Rig):
     winner: str | None = XNNPACK
     fails = False
 
-    def race(self, model: str, version: int) -> RaceReport:
-        report = super().race(model, version)
+    def race(self, model: str, version: int, prior: PriorRace | None) -> RaceReport:
+        report = super().race(model, version, prior)
         if self.fails:
             raise OSError("no process can be started")
         return report.model_copy(update={"placement": self.winner, "reason": "as the test says"})
@@ -153,7 +153,7 @@ def test_the_race_is_given_the_assigned_policy_and_the_earlier_report(tmp_path: 
     store = Store(rig.config.state_dir)
     manifest = store.manifest(ModelRef(MODEL, 1))
     assert manifest is not None
-    settings = RaceSettings(tmp_path, 5.0, None, rig.loop._parts.actions._race.quarantine)
+    settings = rig.loop._parts.actions._race
 
     first = race_spec(manifest, store, settings)
     again = race_spec(manifest, store, settings, assigned=ENERGY, again=True)

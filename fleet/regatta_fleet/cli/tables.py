@@ -179,7 +179,7 @@ def race(report: RaceReport) -> Table:
             Column("VERDICT", wide=True),
         ),
         tuple(rows),
-        title=f"Race of {report.model}:{report.version} ({report.duration_s:.1f} s, by {report.objective})",
+        title=f"Race of {report.model}:{report.version} ({verdicts.race_took(report)}, by {report.objective})",
         empty="no candidates",
         notes=(report.reason, *verdicts.front(report)),
     )
