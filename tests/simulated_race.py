@@ -20,6 +20,7 @@ from regatta_runtimes.nursery import Nursery
 from regatta_runtimes.power import UnknownPower
 from regatta_runtimes.thermal import Heat
 from regatta_runtimes.trial import Trial, TrialFiles, TrialLimits
+from regatta_runtimes.yardstick import Yardstick
 
 __all__ = ["SimulatedBoard", "SimulatedTrial", "simulate"]
 
@@ -128,7 +129,7 @@ def simulate(
         trials,
         nurseries,
         policy or Policy(),
-        None,
+        Yardstick(None, policy or Policy()),
         budget_s,
         lambda _line: None,
         read_heat=lambda: Heat(40 + board.now_s, board.now_s > 1),

@@ -22,7 +22,7 @@ from regatta_protocol.manifest import Policy
 from regatta_protocol.measurement import Outcome
 from regatta_runtimes.halving import MIN_ROUNDS, Interval, dropouts, is_decided, ratio_interval
 from regatta_runtimes.job import Time
-from regatta_runtimes.judge import broken_constraint
+from regatta_runtimes.limits import broken_constraint
 from regatta_runtimes.percentile import percentile
 from regatta_runtimes.steady import is_steady, warmup_rounds
 from regatta_runtimes.thermal import Heat
