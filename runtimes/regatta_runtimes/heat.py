@@ -155,7 +155,7 @@ class Heats:
         finalists = [trial for trial in self._running() if self._reopen(trial)]
         if finalists:
             left_s = max(0.0, self.budget_s - self._elapsed_s())
-            Final(finalists, self.policy, left_s, self.progress, self.read_heat, self.clock).run()
+            Final(finalists, self.policy, left_s, self._reopen, self.progress, self.read_heat, self.clock).run()
 
     def weigh(self, sensor: PowerSensor | UnknownPower) -> None:
         """Measure the finalists' power, or write down why it is unknown."""
