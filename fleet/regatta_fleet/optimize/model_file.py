@@ -36,6 +36,8 @@ __all__ = [
     "read_model",
     "schema",
     "set_constant",
+    "tensor_name",
+    "text_of",
     "write_model",
 ]
 
@@ -124,6 +126,18 @@ def operator_name(model: ModelTree, operator: Any) -> str:  # noqa: ANN401  # sc
     return _OPERATOR_NAMES.get(code.builtinCode, f"builtin {code.builtinCode}")
 
 
+def text_of(name: bytes | str | None) -> str:
+    """Return a name of the tree as text; flatbuffers gives bytes, and None for an absent one."""
+    if name is None:
+        return ""
+    return name if isinstance(name, str) else name.decode(errors="replace")
+
+
+def tensor_name(tensor: TensorTree) -> str:
+    """Return the tensor's name as text."""
+    return text_of(tensor.name)
+
+
 def constant(model: ModelTree, tensor: TensorTree) -> Array | None:
     """Return the values of a constant tensor in its shape (a copy), or None for one that is computed."""
     data = model.buffers[tensor.buffer].data
@@ -181,7 +195,7 @@ def check_float(model: ModelTree, name: str) -> None:
         raise Rejected(f"{name} has {len(model.signatureDefs)} signatures: export it with the one that devices call")
     graph = model.subgraphs[0]
     for tensor in graph.tensors:
-        label = f"tensor {_text(tensor.name)!r}"
+        label = f"tensor {tensor_name(tensor)!r}"
         if tensor.shapeSignature is not None and any(int(size) < 0 for size in tensor.shapeSignature[1:]):
             raise Rejected(f"{name}: {label} has a dynamic shape {list(tensor.shapeSignature)}: export fixed shapes")
         kind = _TYPE_NAMES.get(tensor.type, "?")
@@ -195,7 +209,7 @@ def check_float(model: ModelTree, name: str) -> None:
         tensor = graph.tensors[index]
         if tensor.type != schema.TensorType.FLOAT32:
             kind = _TYPE_NAMES.get(tensor.type, "?")
-            raise Rejected(f"{name}: input {_text(tensor.name)!r} is {kind}: the optimizer starts from FLOAT32 inputs")
+            raise Rejected(f"{name}: input {tensor_name(tensor)!r} is {kind}: the optimizer starts from FLOAT32 inputs")
 
 
 def _check_tree(model: ModelTree, name: str) -> None:
@@ -214,7 +228,7 @@ def _check_tree(model: ModelTree, name: str) -> None:
                 raise Rejected(f"{name} is damaged: an operator names a tensor that is not there")
         for tensor in tensors:
             if not 0 <= tensor.buffer < len(model.buffers):
-                raise Rejected(f"{name} is damaged: tensor {_text(tensor.name)!r} has buffer {tensor.buffer} of none")
+                raise Rejected(f"{name} is damaged: tensor {tensor_name(tensor)!r} has buffer {tensor.buffer} of none")
             _check_length(model, tensor, name)
 
 
@@ -226,7 +240,7 @@ def _check_length(model: ModelTree, tensor: TensorTree, name: str) -> None:
     expected = int(np.prod(shape, dtype=np.int64)) * np.dtype(_DTYPES[tensor.type]).itemsize
     if expected != len(data):
         raise Rejected(
-            f"{name} is damaged: tensor {_text(tensor.name)!r} of shape {shape} has {len(data)} bytes, not {expected}"
+            f"{name} is damaged: tensor {tensor_name(tensor)!r} of shape {shape} has {len(data)} bytes, not {expected}"
         )
 
 
@@ -235,10 +249,10 @@ def _name_apart(model: ModelTree) -> int:
     for graph in model.subgraphs:
         seen: set[bytes] = set()
         for index, tensor in enumerate(graph.tensors):
-            if not tensor.name or bytes(_text(tensor.name).encode()) in seen:
-                tensor.name = f"{_text(tensor.name) or 'tensor'}_{index}".encode()
+            if not tensor.name or bytes(tensor_name(tensor).encode()) in seen:
+                tensor.name = f"{tensor_name(tensor) or 'tensor'}_{index}".encode()
                 renamed += 1
-            seen.add(_text(tensor.name).encode())
+            seen.add(tensor_name(tensor).encode())
     return renamed
 
 
@@ -260,9 +274,3 @@ def _tensor_map(name: str, index: int) -> Any:  # noqa: ANN401  # schema.TensorM
 
 def _has_scale(quantization: Any) -> bool:  # noqa: ANN401  # schema.QuantizationParametersT
     return quantization.scale is not None and len(quantization.scale) > 0
-
-
-def _text(name: bytes | str | None) -> str:
-    if name is None:
-        return ""
-    return name if isinstance(name, str) else name.decode(errors="replace")

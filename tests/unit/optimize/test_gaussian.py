@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -52,7 +53,9 @@ def test_more_bits_reach_further_and_lose_less() -> None:
 
 
 @given(values=_ARRAYS, bits=st.integers(2, MAX_BITS), data=st.data())
-def test_what_is_in_the_range_comes_back_within_half_a_step(values: np.ndarray, bits: int, data: st.DataObject) -> None:
+def test_what_is_in_the_range_comes_back_within_half_a_step(
+    values: npt.NDArray[np.float32], bits: int, data: st.DataObject
+) -> None:
     axis = data.draw(st.none() | st.integers(-values.ndim, values.ndim - 1))
 
     found = quantize_gaussian(values, bits, axis=axis)
@@ -66,7 +69,7 @@ def test_what_is_in_the_range_comes_back_within_half_a_step(values: np.ndarray, 
 
 
 @given(values=_ARRAYS, bits=st.integers(2, 8))
-def test_saturation_is_bounded_by_chebyshev(values: np.ndarray, bits: int) -> None:
+def test_saturation_is_bounded_by_chebyshev(values: npt.NDArray[np.float32], bits: int) -> None:
     """At most 1 / k² of any values lie beyond k sigma, whatever they are distributed like."""
     found = quantize_gaussian(values, bits)
 

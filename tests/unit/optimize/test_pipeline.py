@@ -19,7 +19,7 @@ from shared_data import shared_file
 from small_models import plain_chain, write_samples_file, write_tree
 
 
-def test_digits_become_three_variants(tmp_path: Path) -> None:
+def test_digits_become_variants(tmp_path: Path) -> None:
     calibration, evaluation = data.calibration(tmp_path / "c.npz"), data.evaluation(tmp_path / "e.npz")
     source = BundleSource(labels=LABELS, evaluation=evaluation)
     told: list[tuple[str, float]] = []
@@ -37,7 +37,8 @@ def test_digits_become_three_variants(tmp_path: Path) -> None:
         assert variant.latency is not None
         assert variant.runs[0].runtime == "litert"
     bundle = Bundle.open(tmp_path / "bundle")
-    assert [variant.name for variant in bundle.draft.variants] == ["float32", "int8", "int8-pruned"]
+    names = [variant.name for variant in bundle.draft.variants]
+    assert names == ["float32", "int8", "int8-weights", "float16", "int8-pruned"]
     assert bundle.draft.labels is not None and bundle.draft.evaluation is not None
     assert bundle.draft.variants[1].precision == "int8"
     assert decode(OptimizeReport, (tmp_path / "bundle/report.json").read_bytes()) == report
