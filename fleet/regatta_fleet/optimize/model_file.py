@@ -102,6 +102,7 @@ def parse_model(data: bytes, name: str = "the model") -> ModelTree:
         model = schema.ModelT.InitFromObj(schema.Model.GetRootAsModel(data, 0))
     except Exception as err:  # generated code fails in many ways on bytes that are cut off
         raise Rejected(f"{name} is cut off or damaged ({type(err).__name__}: {err}): fetch it again") from err
+    _take_in_data(model, data, name)
     _check_tree(model, name)
     return model
 
@@ -210,6 +211,22 @@ def check_float(model: ModelTree, name: str) -> None:
         if tensor.type != schema.TensorType.FLOAT32:
             kind = _TYPE_NAMES.get(tensor.type, "?")
             raise Rejected(f"{name}: input {tensor_name(tensor)!r} is {kind}: the optimizer starts from FLOAT32 inputs")
+
+
+def _take_in_data(model: ModelTree, data: bytes, name: str) -> None:
+    """Put what lies behind the flatbuffer into the tree: schema.fbs, Buffer.offset and size, for files near 2 GiB.
+
+    ai-edge-quantizer writes some far smaller files so (VWW in float16).
+    """
+    for place, buffer in enumerate(model.buffers or []):
+        if not buffer.offset or not buffer.size:  # 0: none; 1 stands for a place not filled in yet, as its size is 0
+            continue
+        if buffer.offset + buffer.size > len(data):
+            raise Rejected(
+                f"{name} is cut off: buffer {place} ends at byte {buffer.offset + buffer.size} of {len(data)}"
+            )
+        buffer.data = np.frombuffer(data, np.uint8, buffer.size, buffer.offset).copy()
+        buffer.offset = buffer.size = 0
 
 
 def _check_tree(model: ModelTree, name: str) -> None:
