@@ -61,8 +61,8 @@ def model() -> None:
     default="standard",
     show_default=True,
     metavar="SET|NAMES",
-    help="quick, standard, all, or names with commas between: int8, int8-weights, int4-weights, float16, "
-    "int8-dynamic, int8-pruned, mixed.",
+    help="quick, standard, all, or names with commas between: int8, int8-float-stem, int8-weights, int4-weights, "
+    "float16, int8-dynamic, int8-pruned, mixed.",
 )
 @click.option("--replace", is_flag=True, help="Put it in place of the bundle that --output holds.")
 @click.option("--name", help="Also push the bundle to the fleet, as this model's next version.")
@@ -92,7 +92,8 @@ def optimize(
     on samples that did not tune it. Variants over the accuracy budget are left out, with the reason in the report.
 
     The quick set is int8 and int8-pruned (filters taken out, refitted); standard adds int8-weights and float16, which
-    are smaller than float and as accurate; all adds int4-weights, int8-dynamic and mixed (a precision for each layer,
+    are smaller than float and as accurate, and int8-float-stem, which is faster than int8 where a convolution is over
+    a single channel; all adds int4-weights, int8-dynamic and mixed (a precision for each layer,
     the fewest bytes within the budget), which are smaller yet and often slower.
     """
     from regatta_fleet.bundle import Bundle, BundleSource

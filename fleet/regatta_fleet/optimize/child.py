@@ -88,21 +88,21 @@ def _run(step: Step) -> StepResult:
 
 def _quantize(step: Quantize, model: ModelTree, samples: Samples) -> StepResult:
     from regatta_fleet.optimize.quantize.engine import Source
-    from regatta_fleet.optimize.quantize.recipes import scheme_recipe
 
     source = Source(model)
-    made = []
+    made, ranged = [], False
     for scheme, output in step.outputs.items():
         facts = SCHEMES[scheme]
         try:
-            if facts.calibrated:
+            if facts.calibrated and not ranged:
                 source.calibrate(samples.x)
-            quantized = source.quantize(scheme_recipe(scheme))
+                ranged = True
+            quantized = source.quantize_by(scheme)
         except Rejected as err:
             made.append(Made(scheme=scheme, notes=(facts.words,), reason=str(err)))
             continue
         write_durably(Path(output), quantized.content, mode=0o644)
-        notes = [facts.words + (f" of {len(samples)} samples" if facts.calibrated else "")]
+        notes = [facts.words + (f" ({len(samples)} samples)" if facts.calibrated else "")]
         floats = sum(layer.precision == "float32" for layer in quantized.layers)
         if floats:
             notes.append(f"{floats} of {len(quantized.layers)} layers left in float32")

@@ -64,6 +64,7 @@ _DTYPES: dict[int, npt.DTypeLike] = {
     schema.TensorType.UINT8: np.uint8,
     schema.TensorType.BOOL: np.bool_,
 }
+_RESOLVED_CUSTOM = {"AudioSpectrogram", "Mfcc", "NumericVerify", "TFLite_Detection_PostProcess"}  # kernels/register.cc
 _QUANTIZED_WEIGHT_TYPES = {"INT4", "INT8", "UINT8", "INT16"}
 
 
@@ -187,14 +188,19 @@ def check_float(model: ModelTree, name: str) -> None:
     """Refuse what the optimizer cannot start from.
 
     Raises:
-        Rejected: naming the tensor: several subgraphs or signatures, shapes that change beyond the batch, weights
-            that are quantized already, or weights that are NaN or infinite.
+        Rejected: naming the tensor or operator: several subgraphs or signatures, operators that no runtime has built
+            in, shapes that change beyond the batch, weights that are quantized already, NaN or infinite.
     """
     if len(model.subgraphs) != 1:
         raise Rejected(f"{name} has {len(model.subgraphs)} subgraphs (control flow): give a model with one")
     if len(model.signatureDefs or []) > 1:
         raise Rejected(f"{name} has {len(model.signatureDefs)} signatures: export it with the one that devices call")
     graph = model.subgraphs[0]
+    for operator in graph.operators:
+        code, kind = model.operatorCodes[operator.opcodeIndex].builtinCode, operator_name(model, operator)
+        if code == schema.BuiltinOperator.CUSTOM and kind not in _RESOLVED_CUSTOM:
+            made = ", ".join(repr(tensor_name(graph.tensors[index])) for index in operator.outputs)
+            raise Rejected(f"{name}: operator {kind}, which makes {made}, is not built in: convert without custom ops")
     for tensor in graph.tensors:
         label = f"tensor {tensor_name(tensor)!r}"
         if tensor.shapeSignature is not None and any(int(size) < 0 for size in tensor.shapeSignature[1:]):
@@ -203,6 +209,8 @@ def check_float(model: ModelTree, name: str) -> None:
         if kind in _QUANTIZED_WEIGHT_TYPES and tensor.quantization is not None and _has_scale(tensor.quantization):
             raise Rejected(f"{name} is quantized already ({label} is {kind}): give the float model it was made of")
         values = constant(model, tensor)
+        if values is not None and values.dtype == np.float16:
+            raise Rejected(f"{name} is float16 already ({label}): give the float32 model it was made of")
         if values is not None and values.dtype.kind == "f" and not np.isfinite(values).all():
             count = int((~np.isfinite(values)).sum())
             raise Rejected(f"{name}: {label} has {count} weights that are NaN or infinite: train or export it again")

@@ -34,7 +34,7 @@ from regatta_fleet.optimize.samples import (
     read_samples,
     split_samples,
 )
-from regatta_fleet.optimize.trials import VARIANT_SETS, Trial, VariantName, Work, make_trials
+from regatta_fleet.optimize.trials import VARIANT_SETS, Trial, VariantName, Work, check_model, make_trials
 from regatta_fleet.schemas import BundleDraft
 from regatta_protocol.durable import write_durably
 from regatta_protocol.errors import Rejected
@@ -80,14 +80,16 @@ def optimize(
     check_place(output, replace)
     progress(f"reading {model.name} and its samples", 0.0)
     tuning, evaluation = _samples(data, source.evaluation)
-    facts = inspect_model(model)
-    classes = facts.outputs[0].shape[-1] if facts.outputs[0].shape else 0
-    for samples, path in ((tuning, data), (evaluation, source.evaluation or data)):
-        check_shape(samples, facts.inputs[0].shape, path.name)
-        check_labels(samples, classes, path.name)
-    labels = None if source.labels is None else read_labels(source.labels, classes)
     with tempfile.TemporaryDirectory(prefix="regatta-optimize-") as scratch:
         work = Work(Path(scratch), model, tuning, evaluation, source.policy, progress)
+        progress("checking the float model", 0.05)
+        check_model(work)
+        facts = inspect_model(model)
+        classes = facts.outputs[0].shape[-1] if facts.outputs[0].shape else 0
+        for samples, path in ((tuning, data), (evaluation, source.evaluation or data)):
+            check_shape(samples, facts.inputs[0].shape, path.name)
+            check_labels(samples, classes, path.name)
+        labels = None if source.labels is None else read_labels(source.labels, classes)
         trials = make_trials(work, variants)
         accepted = [trial for trial in trials if trial.refused is None]
         progress("computing golden samples with reference kernels", 0.6)

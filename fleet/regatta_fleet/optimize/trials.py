@@ -23,7 +23,16 @@ from regatta_fleet.optimize.steps import Check, Made, Prune, Quantize, Search, r
 from regatta_protocol.errors import Rejected
 from regatta_protocol.manifest import Policy
 
-__all__ = ["PRUNING_SHARES", "VARIANT_SETS", "Trial", "VariantName", "Work", "make_trials", "parse_variants"]
+__all__ = [
+    "PRUNING_SHARES",
+    "VARIANT_SETS",
+    "Trial",
+    "VariantName",
+    "Work",
+    "check_model",
+    "make_trials",
+    "parse_variants",
+]
 
 Floats = npt.NDArray[np.float32]
 Progress = Callable[[str, float], None]
@@ -31,7 +40,7 @@ VariantName = Literal[Scheme, "int8-pruned", "mixed"]
 
 VARIANT_SETS: dict[str, tuple[VariantName, ...]] = {
     "quick": ("int8", "int8-pruned"),
-    "standard": ("int8", "int8-pruned", "int8-weights", "float16"),
+    "standard": ("int8", "int8-float-stem", "int8-pruned", "int8-weights", "float16"),
     "all": get_args(VariantName),
 }
 _SEARCH_S = 600.0  # two files a layer and one a step; KWS with ten layers takes 1 s, deep networks minutes
@@ -66,6 +75,11 @@ class Work:
     progress: Progress
     macs: int | None = None  # of the float model
     float_answers: Floats = field(default_factory=lambda: np.zeros((0, 1), np.float32))
+
+    @property
+    def normal(self) -> Path:
+        """Where the float model lies as newer tools want it."""
+        return self.path("normal.tflite")
 
     def path(self, name: str) -> Path:
         """Return a path in the scratch folder."""
@@ -107,14 +121,21 @@ def parse_variants(text: str) -> tuple[VariantName, ...]:
     return cast("tuple[VariantName, ...]", names)
 
 
-def make_trials(work: Work, wanted: Sequence[VariantName]) -> list[Trial]:
-    """Return every variant that was tried, float32 first."""
+def check_model(work: Work) -> None:
+    """Check that the float model will do, and write the samples and the normalized model to the scratch folder.
+
+    Raises:
+        Rejected: naming the tensor or operator that will not.
+    """
     write_samples(work.path("tuning.npz"), work.tuning)
     write_samples(work.path("evaluation.npz"), work.evaluation)
-    normal = work.path("normal.tflite")
-    work.progress("checking the float model", 0.05)
-    checked = run_step(Check(model=str(work.model), samples=str(work.path("tuning.npz")), output=str(normal)))
+    checked = run_step(Check(model=str(work.model), output=str(work.normal)))
     work.macs = None if checked.cost is None else checked.cost.macs
+
+
+def make_trials(work: Work, wanted: Sequence[VariantName]) -> list[Trial]:
+    """Return every variant that was tried, float32 first, of a model that was checked."""
+    normal = work.normal
     work.float_answers = answers_of(normal, work.path("evaluation.npz"))
     trials = [work.judge(Trial("float32", work.model, ("as given",), macs=work.macs))]
     schemes = [scheme for scheme in SCHEMES if scheme in wanted]

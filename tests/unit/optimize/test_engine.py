@@ -12,7 +12,6 @@ from regatta_fleet.optimize.answers import real_answers
 from regatta_fleet.optimize.model_builder import ModelBuilder
 from regatta_fleet.optimize.model_file import ModelTree, constant, model_bytes, parse_model, read_model, set_constant
 from regatta_fleet.optimize.quantize.engine import Source
-from regatta_fleet.optimize.quantize.recipes import scheme_recipe
 from regatta_fleet.optimize.quantize.schemes import SCHEMES, Scheme
 from regatta_protocol.errors import Rejected
 from regatta_runtimes.score import snr_db
@@ -21,6 +20,7 @@ from small_models import Floats, depthwise_chain, normal, plain_chain, residual
 
 _LEAST_DB: dict[Scheme, float] = {
     "int8": 20.0,
+    "int8-float-stem": 20.0,
     "int8-weights": 30.0,
     "int4-weights": 10.0,
     "float16": 55.0,
@@ -42,11 +42,11 @@ def _answers(content: bytes, samples: Floats, folder: Path) -> Floats:
 def _quantized(model: ModelTree, samples: Floats, scheme: Scheme = "int8") -> bytes:
     source = Source(model)
     source.calibrate(samples)
-    return source.quantize(scheme_recipe(scheme)).content
+    return source.quantize_by(scheme).content
 
 
 @pytest.mark.parametrize("scheme", SCHEMES)
-@pytest.mark.parametrize("build", [plain_chain, depthwise_chain, residual])
+@pytest.mark.parametrize("build", [plain_chain, residual])
 def test_every_scheme_changes_the_weights_and_stays_near_float(
     build: Callable[[], ModelTree], scheme: Scheme, tmp_path: Path
 ) -> None:
@@ -55,15 +55,16 @@ def test_every_scheme_changes_the_weights_and_stays_near_float(
     source = Source(model)
     source.calibrate(samples)
 
-    made = source.quantize(scheme_recipe(scheme))
+    made = source.quantize_by(scheme)
 
-    assert all(layer.precision != "float32" for layer in made.layers)
+    floats = 1 if scheme == "int8-float-stem" else 0
+    assert all((layer.precision == "float32") == (place < floats) for place, layer in enumerate(made.layers))
     found, wanted = (_answers(content, samples, tmp_path) for content in (made.content, model_bytes(model)))
     assert snr_db([found], [wanted]) > _LEAST_DB[scheme]
 
 
 def test_int4_weights_are_int4_but_for_depthwise_layers() -> None:
-    made = Source(depthwise_chain()).quantize(scheme_recipe("int4-weights"))
+    made = Source(depthwise_chain()).quantize_by("int4-weights")
 
     assert [(layer.kind, layer.precision) for layer in made.layers] == [
         ("CONV_2D", "int4"),
@@ -78,7 +79,7 @@ def test_old_files_are_quantized_after_all() -> None:
     source = Source(read_model(shared_file("mlperf_tiny/pretrainedResnet.tflite")))
     source.calibrate(normal(4, 32, 32, 3, scale=50.0))
 
-    made = source.quantize(scheme_recipe("int8"))
+    made = source.quantize_by("int8")
 
     assert [layer.precision for layer in made.layers] == ["int8"] * 10
 
@@ -93,7 +94,7 @@ def test_min_max_ranges_beat_the_quantizers_moving_average(tmp_path: Path) -> No
     for moving_average in (False, True):
         source = Source(model)
         source.calibrate(tuning, moving_average=moving_average)
-        content = source.quantize(scheme_recipe("int8")).content
+        content = source.quantize_by("int8").content
         noises.append(snr_db([_answers(content, check, tmp_path)], [wanted]))
 
     assert noises[0] > noises[1] + 3
@@ -192,9 +193,23 @@ def test_what_cannot_be_quantized_is_refused(build: Callable[[], ModelTree], sam
         _quantized(build(), samples)
 
 
+def test_a_stem_of_several_channels_is_refused() -> None:
+    with pytest.raises(Rejected, match="single channel"):
+        Source(depthwise_chain()).quantize_by("int8-float-stem")
+
+
+def test_depthwise_layers_are_quantized_too(tmp_path: Path) -> None:
+    model = depthwise_chain()
+    samples = _samples(model)
+
+    found = _answers(_quantized(model, samples), samples, tmp_path)
+
+    assert snr_db([found], [_answers(model_bytes(model), samples, tmp_path)]) > 20
+
+
 def test_static_int8_without_ranges_is_refused() -> None:
     with pytest.raises(Rejected, match="no samples"):
-        Source(plain_chain()).quantize(scheme_recipe("int8"))
+        Source(plain_chain()).quantize_by("int8")
 
 
 def test_compact_files_keep_the_names_of_inputs_and_outputs() -> None:

@@ -38,7 +38,7 @@ def test_digits_become_variants(tmp_path: Path) -> None:
         assert variant.runs[0].runtime == "litert"
     bundle = Bundle.open(tmp_path / "bundle")
     names = [variant.name for variant in bundle.draft.variants]
-    assert names == ["float32", "int8", "int8-weights", "float16", "int8-pruned"]
+    assert names == ["float32", "int8", "int8-float-stem", "int8-weights", "float16", "int8-pruned"]
     assert bundle.draft.labels is not None and bundle.draft.evaluation is not None
     assert bundle.draft.variants[1].precision == "int8"
     assert decode(OptimizeReport, (tmp_path / "bundle/report.json").read_bytes()) == report

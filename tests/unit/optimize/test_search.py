@@ -9,7 +9,6 @@ from regatta_fleet.optimize.model_builder import ModelBuilder
 from regatta_fleet.optimize.model_file import ModelTree, constant, read_model, set_constant
 from regatta_fleet.optimize.quantize.engine import Source
 from regatta_fleet.optimize.quantize.layers import Layer
-from regatta_fleet.optimize.quantize.recipes import scheme_recipe
 from regatta_fleet.optimize.quantize.search import LayerNoise, order_for_float, order_for_int4, search_precision
 from regatta_fleet.optimize.samples import Samples, read_samples
 from regatta_protocol.errors import Rejected
@@ -53,7 +52,7 @@ def test_a_wide_budget_makes_every_layer_int4_that_can_be() -> None:
     mix = search_precision(source, samples, 1.0)
 
     assert [layer.precision for layer in mix.quantized.layers] == ["int4", "int8", "int4", "int4"]
-    assert len(mix.quantized.content) < len(source.quantize(scheme_recipe("int8")).content)
+    assert len(mix.quantized.content) < len(source.quantize_by("int8").content)
     assert [noise.int4_db is None for noise in mix.noises] == [False, True, False, False]
     assert all(noise.int8_db is not None and noise.int8_db > 15 for noise in mix.noises)
 
@@ -96,7 +95,7 @@ def test_the_budget_decides_how_far_it_goes_on_a_real_model() -> None:
     int4 = [sum(layer.precision == "int4" for layer in mix.quantized.layers) for mix in (narrow, wide)]
     assert 1 <= int4[0] <= int4[1]
     assert len(wide.quantized.content) <= len(narrow.quantized.content)
-    assert len(narrow.quantized.content) < len(source.quantize(scheme_recipe("int8")).content)
+    assert len(narrow.quantized.content) < len(source.quantize_by("int8").content)
 
 
 def test_a_model_without_layers_is_refused() -> None:

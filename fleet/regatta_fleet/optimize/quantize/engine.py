@@ -24,8 +24,9 @@ from ai_edge_quantizer.utils import qsv_utils
 
 from regatta_fleet.optimize.compact import compact
 from regatta_fleet.optimize.model_file import ModelTree, model_bytes, parse_model, text_of
-from regatta_fleet.optimize.quantize.layers import Layer, check_changed, with_ranges
+from regatta_fleet.optimize.quantize.layers import Layer, check_changed, stem_layers, with_ranges
 from regatta_fleet.optimize.quantize.recipes import Recipe, scheme_recipe
+from regatta_fleet.optimize.quantize.schemes import Scheme
 from regatta_protocol.errors import Rejected
 
 __all__ = ["Quantized", "Source"]
@@ -76,6 +77,17 @@ class Source:
             ranges.calibrate({key: [{feed: sample.reshape(shape)} for sample in samples]}, manager)
             self._ranges = ranges.get_model_qsvs()
         _check_ranges(self._ranges or {})
+
+    def quantize_by(self, scheme: Scheme) -> Quantized:
+        """Return the model by a scheme.
+
+        Raises:
+            Rejected: as `quantize` does, and when the scheme comes to the same as int8 here.
+        """
+        stem = stem_layers(self.model)
+        if scheme == "int8-float-stem" and not stem:
+            raise Rejected("no convolution is over a single channel: it would be int8 itself")
+        return self.quantize(scheme_recipe(scheme, stem))
 
     def quantize(self, recipe: Recipe) -> Quantized:
         """Return the model by the recipe.

@@ -19,7 +19,7 @@ from regatta_fleet.optimize.model_file import (
 )
 from regatta_protocol.errors import Rejected
 
-__all__ = ["Layer", "check_changed", "layers", "with_ranges"]
+__all__ = ["Layer", "check_changed", "layers", "stem_layers", "with_ranges"]
 
 _WEIGHTS_PLACE = 1  # the input of every kind below that holds its weights
 _CHANNEL_AXIS = {"CONV_2D": 0, "DEPTHWISE_CONV_2D": 3, "FULLY_CONNECTED": 0, "TRANSPOSE_CONV": 0}
@@ -69,6 +69,17 @@ def layers(model: ModelTree) -> tuple[Layer, ...]:
         name = tensor_name(graph.tensors[operator.outputs[0]])
         found.append(Layer(place, name, kind, count, _PRECISIONS.get(weights.type, "other")))
     return tuple(found)
+
+
+def stem_layers(model: ModelTree) -> tuple[Layer, ...]:
+    """Return the convolutions over a single channel, as first layers on sound or gray pictures are."""
+    graph = model.subgraphs[0]
+
+    def channels(layer: Layer) -> int:
+        weights = graph.tensors[graph.operators[layer.place].inputs[_WEIGHTS_PLACE]]
+        return int(weights.shape[-1])
+
+    return tuple(layer for layer in layers(model) if layer.kind == "CONV_2D" and channels(layer) == 1)
 
 
 def check_changed(original: ModelTree, result: ModelTree) -> tuple[Layer, ...]:

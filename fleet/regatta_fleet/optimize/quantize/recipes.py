@@ -7,7 +7,7 @@ cannot apply to an operator is passed over, so int4 entries leave depthwise laye
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ai_edge_quantizer import algorithm_manager, qtyping, recipe_manager
@@ -26,8 +26,10 @@ _INT4_KINDS = (_Operation.CONV_2D, _Operation.FULLY_CONNECTED)
 _ACTIVATION_BITS = 8
 
 
-def scheme_recipe(scheme: Scheme) -> Recipe:
-    """Return the recipe that quantizes every layer in one way."""
+def scheme_recipe(scheme: Scheme, stem: Sequence[Layer] = ()) -> Recipe:
+    """Return the recipe of a scheme; `stem` are the layers that int8-float-stem leaves in float."""
+    if scheme == "int8-float-stem":
+        return mixed_recipe(dict.fromkeys(stem, "float32"))
     manager = recipe_manager.RecipeManager()
     if scheme == "int8":
         manager.add_static_config(_EVERYTHING, _Operation.ALL_SUPPORTED, _ACTIVATION_BITS, 8)

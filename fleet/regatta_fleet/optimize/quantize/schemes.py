@@ -7,7 +7,7 @@ from typing import Literal, get_args
 
 __all__ = ["SCHEMES", "LayerPrecision", "Scheme", "SchemeFacts"]
 
-Scheme = Literal["int8", "int8-weights", "int4-weights", "float16", "int8-dynamic"]
+Scheme = Literal["int8", "int8-float-stem", "int8-weights", "int4-weights", "float16", "int8-dynamic"]
 LayerPrecision = Literal["int8", "int4", "float32"]
 
 
@@ -19,10 +19,15 @@ class SchemeFacts:
     calibrated: bool = False
 
 
-# Measured on KWS (./run bench-optimize): int8 is the fast one; weight-only computes in float at float's speed when its
-# weights are int8 or float16; int4 weights and dynamic int8 are several times slower than float on this x86 CPU.
+# Measured (./run bench-optimize): int8 is the fast one, yet XNNPACK pads each tap of an int8 convolution to several
+# input channels, so one over a single channel is faster in float; weight-only computes in float at float's speed when
+# its weights are int8 or float16; int4 weights and dynamic int8 are several times slower than float on an x86 CPU.
 SCHEMES: dict[Scheme, SchemeFacts] = {
     "int8": SchemeFacts("weights and activations int8, min-max ranges", calibrated=True),
+    "int8-float-stem": SchemeFacts(
+        "weights and activations int8, min-max ranges; convolutions over a single channel stay in float32",
+        calibrated=True,
+    ),
     "int8-weights": SchemeFacts("weights int8, computed in float"),
     "int4-weights": SchemeFacts("weights int4 by least squared error (depthwise int8), computed in float"),
     "float16": SchemeFacts("weights float16, computed in float"),
