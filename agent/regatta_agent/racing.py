@@ -20,6 +20,7 @@ from regatta_protocol.errors import RegattaError, Retryable
 from regatta_protocol.ids import ModelRef
 from regatta_protocol.manifest import Manifest
 from regatta_protocol.measurement import RaceReport
+from regatta_protocol.policy import Policy
 
 __all__ = ["Race", "RaceSettings", "race_spec"]
 
@@ -41,11 +42,17 @@ class RaceSettings:
 
 
 class Race:
-    """One race."""
+    """One race.
+
+    Args of the constructor:
+        assigned: the policy instead of the bundle's, when the fleet set one.
+        again: the version serves already, and its last race may answer for a changed policy (rejudge.py).
+    """
 
     def __init__(
-        self, name: str, ref: ModelRef, store: Store, launcher: Launcher, folder: Path, settings: RaceSettings
-    ) -> None:
+        self, name: str, ref: ModelRef, store: Store, launcher: Launcher, folder: Path, settings: RaceSettings,
+        *, assigned: Policy | None = None, again: bool = False,
+    ) -> None:  # fmt: skip
         self._name = name
         self._ref = ref
         self._store = store
@@ -53,6 +60,8 @@ class Race:
         self._spec_path = folder / f"{name}.spec.json"
         self._report_path = folder / f"{name}.report.json"
         self._settings = settings
+        self._assigned = assigned
+        self._again = again
         self._child: Child | None = None
         self._deadline_s = 0.0
 
@@ -64,7 +73,8 @@ class Race:
         argv = [sys.executable, "-m", "regatta_runtimes.race", str(self._spec_path)]
         try:
             self._report_path.unlink(missing_ok=True)
-            self._spec_path.write_text(json.dumps(race_spec(manifest, self._store, self._settings)))
+            spec = race_spec(manifest, self._store, self._settings, assigned=self._assigned, again=self._again)
+            self._spec_path.write_text(json.dumps(spec))
             self._child = self._launcher.launch(self._name, [*argv, "--output", str(self._report_path)], None)
         except OSError as err:
             return Failed(Retryable(f"the race cannot be started: {err}"))
@@ -87,7 +97,7 @@ class Race:
         finally:
             self._clear()
         self._settings.quarantine.save(self._settings.quarantine.load().after(report.candidates))
-        return Raced(report)
+        return Raced(report, self._assigned)
 
     def tick(self, now_s: float) -> Outcome | None:
         if now_s <= self._deadline_s:
@@ -105,7 +115,9 @@ class Race:
         self._report_path.unlink(missing_ok=True)
 
 
-def race_spec(manifest: Manifest, store: Store, settings: RaceSettings) -> Mapping[str, Any]:
+def race_spec(
+    manifest: Manifest, store: Store, settings: RaceSettings, *, assigned: Policy | None = None, again: bool = False
+) -> Mapping[str, Any]:
     """Return regatta_runtimes.race.RaceSpec as JSON values; that module is not imported into the control process."""
     return {
         "model": manifest.name,
@@ -121,7 +133,8 @@ def race_spec(manifest: Manifest, store: Store, settings: RaceSettings) -> Mappi
         ],
         "golden": str(store.blob_path(manifest.golden.digest)),
         "evaluation": str(store.blob_path(manifest.evaluation.digest)) if manifest.evaluation is not None else None,
-        "policy": manifest.policy.model_dump(mode="json"),
+        "policy": (assigned or manifest.policy).model_dump(mode="json"),
+        "earlier": str(store.race_path(manifest.ref)) if again else None,
         "sysroot": str(settings.sysroot),
         "threads": list(settings.threads) if settings.threads is not None else None,
         "budget_s": settings.budget_s,

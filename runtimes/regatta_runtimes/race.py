@@ -31,12 +31,16 @@ from regatta_runtimes.enumerate import Entrant, default_threads, enumerate_candi
 from regatta_runtimes.errors import RuntimeMissing
 from regatta_runtimes.heat import Heats
 from regatta_runtimes.job import Failed, Open
-from regatta_runtimes.judge import accuracy_floor, judge
+from regatta_runtimes.judge import judge
 from regatta_runtimes.nursery import DEFAULT_MEMORY_BYTES, Nursery, WorkerEnded
 from regatta_runtimes.parent import die_with_parent
+from regatta_runtimes.pareto import pareto_front
 from regatta_runtimes.power import find_sensor
 from regatta_runtimes.quarantine import Ledger, Quarantine, pair_of
+from regatta_runtimes.rejudge import rejudge
+from regatta_runtimes.thermal import HeatReader
 from regatta_runtimes.trial import Trial, TrialFiles, TrialLimits
+from regatta_runtimes.yardstick import Yardstick, accuracy_floor
 
 __all__ = ["RaceSpec", "RaceVariant", "main", "run_race"]
 
@@ -72,6 +76,7 @@ class RaceSpec(Wire):
     memory_bytes: int = Field(default=DEFAULT_MEMORY_BYTES, ge=64 << 20)  # of one worker
     runtimes: tuple[str, ...] = _RUNTIMES
     backends: dict[str, str] = Field(default_factory=dict)
+    earlier: str | None = None  # the report of a race of this version here, under another policy (rejudge.py)
     delegate_files: tuple[str, ...] = Field(default=(), max_length=64)
     quarantine: Quarantine = Quarantine()  # of the races and deaths before this one
 
@@ -88,15 +93,27 @@ def run_race(spec: RaceSpec, progress: Callable[[str], None] = lambda _line: Non
     begun = time.monotonic()
     rows = read_delegates((Path(file) for file in spec.delegate_files), Path(spec.sysroot), progress)
     board = probe_board(Path(spec.sysroot), rows)
-    floor = accuracy_floor([variant.accuracy for variant in spec.variants], spec.policy)
+    yardstick = _yardstick(spec)
     with ExitStack() as stack:
         nurseries, reasons = _nurseries(spec, stack)
+        known = _rejudged(spec, yardstick, board, nurseries)
+        if known is not None:
+            progress("the earlier race answers for the changed policy")
+            return known
         entrants = [Entrant(variant.name, variant.requires) for variant in spec.variants]
         threads = spec.threads or default_threads(board.cores)
         candidates, absent = enumerate_candidates(entrants, reasons, board, threads, rows, Path(spec.sysroot))
         progress(f"{len(candidates)} candidates, {len(absent)} unavailable")
         trials = _trials(spec, candidates, nurseries)
-        heats = Heats(trials, nurseries, spec.policy, floor, spec.budget_s, progress)
+        heats = Heats(
+            trials,
+            nurseries,
+            spec.policy,
+            yardstick,
+            spec.budget_s,
+            progress,
+            HeatReader(Path(spec.sysroot)).read,
+        )
         fault: str | None = None
         try:
             heats.qualify()
@@ -111,19 +128,49 @@ def run_race(spec: RaceSpec, progress: Callable[[str], None] = lambda _line: Non
         results = [trial.result() for trial in trials] + absent
         for trial in trials:
             trial.retire()
-    verdict = judge(results, spec.policy, floor, {trial.candidate.id: trial.noise() for trial in trials})
+    verdict = judge(results, spec.policy, yardstick.floor)
     after = probe_board(Path(spec.sysroot))
     return RaceReport(
         model=spec.model,
         version=spec.version,
         board=board,
         candidates=verdict.candidates,
+        pareto=pareto_front(verdict.candidates),
         placement=verdict.placement,
         reason=fault or verdict.reason,
         objective=verdict.objective,
+        policy=spec.policy,
         duration_s=round(time.monotonic() - begun, 3),
         conditions=_conditions(board, after, nurseries),
     )
+
+
+def _rejudged(
+    spec: RaceSpec, yardstick: Yardstick, board: BoardFacts, nurseries: dict[str, Nursery]
+) -> RaceReport | None:
+    """Return the earlier race as judged by this policy, where it was run on what is here now and answers."""
+    if spec.earlier is None:
+        return None
+    try:
+        report = decode(RaceReport, read_bounded(Path(spec.earlier), MAX_SPEC_BYTES), MAX_SPEC_BYTES)
+    except (RegattaError, OSError):
+        return None  # gone or damaged: the race tells what it would have
+    then, now = report.board, {f"{name}_version": nursery.runtime_version for name, nursery in nurseries.items()}
+    same = (
+        (report.model, report.version) == (spec.model, spec.version)
+        and then.fingerprint_text() == board.fingerprint_text()
+        and (then.kernel, then.drivers) == (board.kernel, board.drivers)
+        and now == {name: value for name, value in report.conditions.items() if name.endswith("_version")}
+    )
+    return rejudge(report, spec.policy, yardstick.floor) if same else None
+
+
+def _yardstick(spec: RaceSpec) -> Yardstick:
+    """Return what accuracies are held to, before anything is evaluated."""
+    known = {variant.name: variant.accuracy for variant in spec.variants if variant.accuracy is not None}
+    best = max((accuracy.value for accuracy in known.values()), default=0.0)
+    favored = frozenset(name for name, accuracy in known.items() if accuracy.value == best)
+    return Yardstick(accuracy_floor(known.values(), spec.policy), spec.policy, favored)
 
 
 def _nurseries(spec: RaceSpec, stack: ExitStack) -> tuple[dict[str, Nursery], dict[str, str | None]]:
