@@ -20,7 +20,7 @@ import numpy.typing as npt
 
 from regatta_fleet.optimize.cost import count_macs, count_weights
 from regatta_fleet.optimize.model_file import ModelTree, check_float, model_bytes, read_model, write_model
-from regatta_fleet.optimize.quantize.layers import Layer
+from regatta_fleet.optimize.quantize.layers import Layer, stem_layers
 from regatta_fleet.optimize.quantize.schemes import SCHEMES
 from regatta_fleet.optimize.report import LayerReport
 from regatta_fleet.optimize.samples import Samples, check_shape, read_samples
@@ -93,6 +93,8 @@ def _quantize(step: Quantize, model: ModelTree, samples: Samples) -> StepResult:
     made, ranged = [], False
     for scheme, output in step.outputs.items():
         facts = SCHEMES[scheme]
+        if scheme == "int8-float-stem" and "int8" in step.outputs and not stem_layers(model):
+            continue  # the same file as int8
         try:
             if facts.calibrated and not ranged:
                 source.calibrate(samples.x)
@@ -119,6 +121,8 @@ def _search(step: Search, model: ModelTree, samples: Samples) -> StepResult:
     source = Source(model)
     source.calibrate(samples.x)
     mix = search_precision(source, samples, step.max_drop)
+    if all(layer.precision == "int8" for layer in mix.quantized.layers):
+        raise Rejected("no layer can be int4 within the budget, and none need be float32: it would be int8 itself")
     write_durably(Path(step.output), mix.quantized.content, mode=0o644)
     counts = Counter(layer.precision for layer in mix.quantized.layers)
     layers = tuple(

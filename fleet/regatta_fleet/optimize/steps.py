@@ -54,7 +54,10 @@ class Check(Wire):
 
 
 class Quantize(Wire):
-    """Quantize a model in one way or several: `outputs` says where each file goes."""
+    """Quantize a model in one way or several: `outputs` says where each file goes.
+
+    A scheme that comes to the same file as another of them is left out of what was made.
+    """
 
     kind: Literal["quantize"] = "quantize"
     model: str

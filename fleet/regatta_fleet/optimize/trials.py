@@ -152,16 +152,13 @@ def make_trials(work: Work, wanted: Sequence[VariantName]) -> list[Trial]:
 
 def _quantized(work: Work, normal: Path, schemes: Sequence[Scheme]) -> list[Trial]:
     """Return the variants of the whole model in one precision, made by one child: its start is half of the time."""
-    paths = {scheme: work.path(f"{scheme}.tflite") for scheme in schemes}
-    outputs = {scheme: str(path) for scheme, path in paths.items()}
+    paths: dict[str, Path] = {scheme: work.path(f"{scheme}.tflite") for scheme in schemes}
+    outputs = {scheme: str(paths[scheme]) for scheme in schemes}
     try:
         made = run_step(Quantize(model=str(normal), samples=str(work.path("tuning.npz")), outputs=outputs)).made
     except Rejected as err:
         made = tuple(Made(scheme=scheme, notes=(SCHEMES[scheme].words,), reason=str(err)) for scheme in schemes)
-    return [
-        work.judge_made(Trial(one.scheme, path, one.notes, macs=work.macs), one)
-        for one, path in zip(made, paths.values(), strict=True)
-    ]
+    return [work.judge_made(Trial(one.scheme, paths[one.scheme], one.notes, macs=work.macs), one) for one in made]
 
 
 def _mixed(work: Work, normal: Path) -> Trial:
