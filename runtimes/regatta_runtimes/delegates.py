@@ -6,6 +6,7 @@ One row a delegate; users add rows, or replace one, by TOML or JSON files of the
     what = "the NPU of my board"
     libraries = ["/opt/mynpu/libmynpu_delegate.so"]
     options = { cache = "1" }
+    option_sets.turbo = { clock = "max" }
 
 Sources: design notes on boards; each vendor's installation page.
 """
@@ -29,12 +30,13 @@ from regatta_protocol.durable import read_bounded
 from regatta_protocol.errors import Rejected
 from regatta_protocol.measurement import BoardFacts
 from regatta_runtimes.candidate import PART, Plugin
+from regatta_runtimes.runtime import PLUGIN_RUNTIMES
 from regatta_runtimes.sysfs import entries
 
 __all__ = ["DELEGATES", "DelegateFacts", "find_plugin", "read_delegates"]
 
 MAX_FILE_BYTES = 65_536
-_RESERVED = ("none", "ref", "xnnpack")  # what a runtime itself calls a delegate
+_RESERVED = ("cpu", "none", "ref", "xnnpack")  # what a runtime itself calls a delegate
 # where a bare name is looked for, under the board's root: Debian's, Yocto's and a vendor's own places
 _LIBRARY_FOLDERS = ("usr/lib", "usr/lib/*-linux-gnu*", "usr/lib64", "usr/local/lib", "lib", "lib/*-linux-gnu*", "lib64")
 
@@ -44,7 +46,9 @@ _Name = Annotated[str, StringConstraints(pattern=f"^{PART}$")]
 class DelegateFacts(BaseModel):
     """`accelerators`: the names in BoardFacts.accelerators that it serves; none means that its library is sign enough.
 
-    `libraries`: the first that exists is loaded; none means that no external delegate drives it here.
+    `libraries`: the first that exists is loaded; none means that a runtime brings the delegate itself, or that nothing
+    drives it here. `runtimes`: those that can use it. `options`: what it is always told. `option_sets`: further options
+    by name, each of which makes one more candidate (`gpu+f32`) beside the plain one.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -53,8 +57,15 @@ class DelegateFacts(BaseModel):
     accelerators: tuple[str, ...] = ()
     libraries: tuple[str, ...] = Field(default=(), max_length=16)
     options: dict[str, str] = Field(default_factory=dict, max_length=64)
+    option_sets: dict[_Name, dict[str, str]] = Field(default_factory=dict, max_length=8)
+    runtimes: tuple[str, ...] = Field(default=PLUGIN_RUNTIMES, min_length=1, max_length=8)
     compiled_only: bool = False  # takes only variants that require it by name
     install: str = Field(default="install its library", max_length=500)
+
+    @property
+    def can_be_driven(self) -> bool:
+        """Whether there is something to load, or a runtime that brings the delegate itself."""
+        return bool(self.libraries) or not set(self.runtimes) & set(PLUGIN_RUNTIMES)
 
 
 class _DelegateFile(RootModel[dict[_Name, DelegateFacts]]):
@@ -69,7 +80,13 @@ DELEGATES: Mapping[str, DelegateFacts] = {
         compiled_only=True,
         install="plug in a Coral accelerator and install libedgetpu1-std",
     ),
-    "gpu": DelegateFacts(what="a GPU", accelerators=("jetson",), install="use a board with a Vulkan driver"),
+    "gpu": DelegateFacts(
+        what="a GPU",
+        accelerators=("gpu", "jetson"),
+        runtimes=("compiled",),
+        option_sets={"f32": {"enforce_f32": "true"}},  # it computes in half precision by itself
+        install="use a board with a Vulkan driver",
+    ),
     "vx": DelegateFacts(
         what="an i.MX 8M Plus NPU",
         accelerators=("imx8mp-npu",),
@@ -101,7 +118,12 @@ DELEGATES: Mapping[str, DelegateFacts] = {
         compiled_only=True,
         install="install libtidl_tfl_delegate.so of TI's SDK, and name the artifacts_folder in a delegate file",
     ),
-    "npu": DelegateFacts(what="an NPU of LiteRT's compiled models", install="install the vendor's LiteRT plug-in"),
+    "npu": DelegateFacts(
+        what="an NPU of LiteRT's compiled models",
+        accelerators=("accel", "intel-npu"),
+        runtimes=("compiled",),
+        install="install the vendor's LiteRT plug-in",
+    ),
 }
 
 
@@ -153,8 +175,10 @@ def find_plugin(
             seen = ", ".join(board.accelerators) or "none"
             return f"{here} and none was found here (accelerators found: {seen}): {facts.install}"
         here = f"{', '.join(found)} is here"
-    if not facts.libraries:
+    if not facts.can_be_driven:
         return f"{here}, but this agent has no backend for {name} yet: {facts.install}"
+    if not facts.libraries:
+        return Plugin(options=facts.options)
     library = next((path for path in (_library(text, root) for text in facts.libraries) if path is not None), None)
     if library is None:
         return f"{here}, but {' or '.join(facts.libraries)} was not found: {facts.install}"

@@ -97,7 +97,7 @@ class Heats:
     ) -> None:
         """Measure a candidate's accuracy, once for all thread counts: kernels only split their work by them."""
         candidate = trial.candidate
-        key = (candidate.runtime, candidate.variant, candidate.delegate)
+        key = (candidate.runtime, candidate.variant, candidate.drive)
         if key not in known:
             size = max((accuracy.total for accuracy in known.values()), default=0)
             if only_if_cheap and size * trial.p50_us / 1e6 > _CHEAP_EVALUATION_S:

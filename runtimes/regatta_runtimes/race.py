@@ -36,12 +36,12 @@ from regatta_runtimes.nursery import DEFAULT_MEMORY_BYTES, Nursery, WorkerEnded
 from regatta_runtimes.parent import die_with_parent
 from regatta_runtimes.power import find_sensor
 from regatta_runtimes.quarantine import Ledger, Quarantine, pair_of
+from regatta_runtimes.runtime import RUNTIMES, ModelFormat, format_of, runtime_facts
 from regatta_runtimes.trial import Trial, TrialFiles, TrialLimits
 
 __all__ = ["RaceSpec", "RaceVariant", "main", "run_race"]
 
 MAX_SPEC_BYTES = 1 << 20
-_RUNTIMES = ("litert", "tflite")  # in order of preference
 
 
 class RaceVariant(Wire):
@@ -70,7 +70,7 @@ class RaceSpec(Wire):
     threads: tuple[int, ...] | None = None  # default: 1, 2, 4 … all cores
     budget_s: float = Field(default=20.0, gt=0, le=3600)
     memory_bytes: int = Field(default=DEFAULT_MEMORY_BYTES, ge=64 << 20)  # of one worker
-    runtimes: tuple[str, ...] = _RUNTIMES
+    runtimes: tuple[str, ...] = tuple(RUNTIMES)
     backends: dict[str, str] = Field(default_factory=dict)
     delegate_files: tuple[str, ...] = Field(default=(), max_length=64)
     quarantine: Quarantine = Quarantine()  # of the races and deaths before this one
@@ -91,7 +91,7 @@ def run_race(spec: RaceSpec, progress: Callable[[str], None] = lambda _line: Non
     floor = accuracy_floor([variant.accuracy for variant in spec.variants], spec.policy)
     with ExitStack() as stack:
         nurseries, reasons = _nurseries(spec, stack)
-        entrants = [Entrant(variant.name, variant.requires) for variant in spec.variants]
+        entrants = [Entrant(one.name, one.requires, _format(Path(one.path))) for one in spec.variants]
         threads = spec.threads or default_threads(board.cores)
         candidates, absent = enumerate_candidates(entrants, reasons, board, threads, rows, Path(spec.sysroot))
         progress(f"{len(candidates)} candidates, {len(absent)} unavailable")
@@ -146,10 +146,13 @@ def probe_runtime(nursery: Nursery) -> str | None:
 
     tflite-runtime under numpy 2 can be imported and fails here: importing proves nothing.
     """
-    with resources.as_file(resources.files("regatta_runtimes") / "probe.tflite") as path:
+    facts = runtime_facts(nursery.runtime)
+    with resources.as_file(resources.files("regatta_runtimes") / facts.probe) as path:
         worker = nursery.start()
         try:
-            answer = worker.ask(Open(candidate_id=f"{nursery.runtime}/probe/none/t1", model_path=str(path)), 20.0)
+            answer = worker.ask(
+                Open(candidate_id=f"{nursery.runtime}/probe/{facts.plain}/t1", model_path=str(path)), 20.0
+            )
         except WorkerEnded as err:
             return f"{nursery.runtime} is installed, but its worker {err.reason}"
         finally:
@@ -180,7 +183,7 @@ def _trials(spec: RaceSpec, candidates: list[Candidate], nurseries: Mapping[str,
             limits,
             pair=pair_of(
                 candidate,
-                None if candidate.plugin is None else digests.of(Path(candidate.plugin.library)),
+                _library_digest(candidate, digests),
                 nurseries[candidate.runtime].runtime_version,
                 digests.of(paths[candidate.variant]),
             ),
@@ -188,6 +191,24 @@ def _trials(spec: RaceSpec, candidates: list[Candidate], nurseries: Mapping[str,
         )
         for candidate in candidates
     ]
+
+
+def _library_digest(candidate: Candidate, digests: _Digests) -> Digest | None:
+    """Return the digest of the library that the candidate loads; None when the runtime brings the delegate."""
+    library = candidate.plugin.library if candidate.plugin is not None else None
+    return None if library is None else digests.of(Path(library))
+
+
+def _format(path: Path) -> ModelFormat:
+    """Return the model file's format.
+
+    Raises:
+        Rejected: when it cannot be read.
+    """
+    try:
+        return format_of(path)
+    except OSError as err:
+        raise Rejected(f"{path} cannot be read: {err.strerror}") from err
 
 
 class _Digests:
