@@ -115,6 +115,7 @@ def race_spec(manifest: Manifest, store: Store, settings: RaceSettings) -> Mappi
                 "name": variant.name,
                 "path": str(store.blob_path(variant.file.digest)),
                 "requires": list(variant.requires),
+                "precision": variant.precision,
                 "accuracy": variant.accuracy.model_dump(mode="json") if variant.accuracy is not None else None,
             }
             for variant in manifest.variants

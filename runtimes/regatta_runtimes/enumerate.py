@@ -25,6 +25,7 @@ class Entrant:
     name: str
     requires: tuple[str, ...] = ()
     model_format: ModelFormat = "tflite"
+    precision: str | None = None
 
 
 def default_threads(cores: int | None) -> tuple[int, ...]:
@@ -82,7 +83,7 @@ def enumerate_candidates(
     candidates.sort(key=lambda candidate: candidate.threads)
     for entrant in entrants:
         usable = _of_format(runtimes, entrant)
-        for name in entrant.requires or _volunteers(rows, board, root):
+        for name in entrant.requires or _volunteers(entrant, rows, board, root):
             plugin = find_plugin(name, board, rows, root)
             drivers = rows[name].runtimes if name in rows else PLUGIN_RUNTIMES
             if isinstance(plugin, str):
@@ -115,13 +116,14 @@ def _by_options(plain: Candidate, facts: DelegateFacts) -> list[Candidate]:
     return found
 
 
-def _volunteers(rows: Mapping[str, DelegateFacts], board: BoardFacts, root: Path) -> list[str]:
-    """Return the delegates to try on any variant: those that this board may have, and all that a user added."""
+def _volunteers(entrant: Entrant, rows: Mapping[str, DelegateFacts], board: BoardFacts, root: Path) -> list[str]:
+    """Return the delegates to try on a variant unasked: those that this board may have, and all that a user added."""
     return [
         name
         for name, facts in rows.items()
         if facts.can_be_driven
         and not facts.compiled_only
+        and facts.takes(entrant.precision)
         and (
             facts is not DELEGATES.get(name)
             or any(accelerator in facts.accelerators for accelerator in board.accelerators)

@@ -50,6 +50,7 @@ class RaceVariant(Wire):
     name: str
     path: str
     requires: tuple[str, ...] = ()
+    precision: str | None = None
     accuracy: Accuracy | None = None
 
 
@@ -86,12 +87,12 @@ def run_race(spec: RaceSpec, progress: Callable[[str], None] = lambda _line: Non
         Rejected: when a delegate file is wrong.
     """
     begun = time.monotonic()
-    rows = read_delegates(Path(file) for file in spec.delegate_files)
-    board = probe_board(Path(spec.sysroot))
+    rows = read_delegates((Path(file) for file in spec.delegate_files), Path(spec.sysroot), progress)
+    board = probe_board(Path(spec.sysroot), rows)
     floor = accuracy_floor([variant.accuracy for variant in spec.variants], spec.policy)
     with ExitStack() as stack:
         nurseries, reasons = _nurseries(spec, stack)
-        entrants = [Entrant(one.name, one.requires, _format(Path(one.path))) for one in spec.variants]
+        entrants = [Entrant(one.name, one.requires, _format(Path(one.path)), one.precision) for one in spec.variants]
         threads = spec.threads or default_threads(board.cores)
         candidates, absent = enumerate_candidates(entrants, reasons, board, threads, rows, Path(spec.sysroot))
         progress(f"{len(candidates)} candidates, {len(absent)} unavailable")

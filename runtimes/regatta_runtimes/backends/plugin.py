@@ -9,7 +9,7 @@ from typing import Any
 
 from regatta_protocol.measurement import Plugin
 from regatta_runtimes.candidate import Candidate
-from regatta_runtimes.delegates import find_plugin
+from regatta_runtimes.delegates import find_plugin, read_delegates
 from regatta_runtimes.errors import CreateFailed, one_line
 
 __all__ = ["load_plugin"]
@@ -21,7 +21,7 @@ def load_plugin(vendor: Any, candidate: Candidate) -> Any:  # noqa: ANN401 - unt
     Raises:
         CreateFailed: when the delegate is not known, its library is absent or damaged, or it refuses to be created.
     """
-    plugin = candidate.plugin or find_plugin(candidate.delegate)
+    plugin = candidate.plugin or find_plugin(candidate.delegate, rows=read_delegates())
     if isinstance(plugin, Plugin) and plugin.library is None:
         plugin = f"{candidate.delegate} is no library that {candidate.runtime} could load"
     if isinstance(plugin, str):

@@ -87,13 +87,27 @@ def test_a_runtime_that_cannot_be_used_is_told_once() -> None:
 
 def test_a_variant_for_an_npu_of_compiled_models_goes_to_that_runtime_alone() -> None:
     """Whatever else the board has."""
-    candidates, absent = enumerate_candidates(
-        [Entrant("v", ("npu",))], ALL, BoardFacts(accelerators=("accel",)), (1, 2)
-    )
+    candidates, absent = enumerate_candidates([Entrant("v", ("npu",))], ALL, BoardFacts(), (1, 2))
 
     assert [candidate.id for candidate in candidates] == ["compiled/v/npu/t1"]
     assert candidates[0].plugin == Plugin()
     assert absent == []
+
+
+def test_a_delegate_is_tried_on_the_precisions_that_it_takes(tmp_path: Path) -> None:
+    """A variant that requires it by name goes to it whatever its precision, and one of unknown precision is tried."""
+    (tmp_path / "npu.so").touch()
+    rows = {"mine": DelegateFacts(what="mine", libraries=("/npu.so",), precisions=("int8",), runtimes=("litert",))}
+    entrants = [
+        Entrant("float32", precision="float32"),
+        Entrant("int8", precision="int8"),
+        Entrant("unknown"),
+        Entrant("forced", ("mine",), precision="float32"),
+    ]
+
+    candidates, _ = enumerate_candidates(entrants, ALL, BoardFacts(), (1,), rows, tmp_path)
+
+    assert [one.variant for one in candidates if one.delegate == "mine"] == ["int8", "unknown", "forced"]
 
 
 def test_a_row_that_nothing_can_drive_is_no_candidate() -> None:
