@@ -32,9 +32,15 @@ class RaceSettings:
     """What every race of this agent has in common."""
 
     def __init__(
-        self, sysroot: Path, budget_s: float, threads: tuple[int, ...] | None, quarantine: QuarantineFile
+        self,
+        sysroot: Path,
+        budget_s: float,
+        threads: tuple[int, ...] | None,
+        quarantine: QuarantineFile,
+        delegate_files: tuple[Path, ...] = (),
     ) -> None:
         self.sysroot = sysroot
+        self.delegate_files = delegate_files
         self.quarantine = quarantine
         self.budget_s = budget_s
         self.threads = threads
@@ -126,5 +132,6 @@ def race_spec(manifest: Manifest, store: Store, settings: RaceSettings) -> Mappi
         "sysroot": str(settings.sysroot),
         "threads": list(settings.threads) if settings.threads is not None else None,
         "budget_s": settings.budget_s,
+        "delegate_files": [str(path.absolute()) for path in settings.delegate_files],
         "quarantine": settings.quarantine.load().model_dump(mode="json"),
     }

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-__all__ = ["PLUGIN_RUNTIMES", "RUNTIMES", "ModelFormat", "RuntimeFacts", "format_of", "runtime_facts"]
+__all__ = ["PLUGIN_RUNTIMES", "RUNTIMES", "ModelFormat", "RuntimeFacts", "format_of", "is_own", "runtime_facts"]
 
 ModelFormat = Literal["tflite", "onnx"]
 
@@ -41,6 +41,11 @@ RUNTIMES: Mapping[str, RuntimeFacts] = {
 def runtime_facts(name: str) -> RuntimeFacts:
     """Return what is known of a runtime; one that a caller added is taken for an interpreter of TFLite models."""
     return RUNTIMES.get(name) or RuntimeFacts(module="")
+
+
+def is_own(runtime: str, delegate: str) -> bool:
+    """Return whether the runtime's own kernels compute, on the processor: no vendor's library is in the way."""
+    return delegate in (*runtime_facts(runtime).cpu_delegates, "ref")
 
 
 def format_of(path: Path) -> ModelFormat:
