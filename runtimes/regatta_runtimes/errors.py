@@ -4,7 +4,9 @@ Rejected
 ├── RuntimeMissing   the runtime cannot be used on this machine; the message says what to install
 └── CreateFailed     no interpreter can be built for this model with this candidate
 Retryable
-└── InvokeFailed     the runtime failed while inferring; another candidate, or a new worker, may do better
+├── InvokeFailed     the runtime failed while inferring; another candidate, or a new worker, may do better
+└── SensorFault      a power sensor gave no figure this time; the message says why
+    └── CounterReset its energy counter was set back: what was read before says nothing any more
 """
 
 from __future__ import annotations
@@ -12,7 +14,7 @@ from __future__ import annotations
 from regatta_protocol.errors import Rejected, Retryable
 from regatta_protocol.manifest import TensorSpec
 
-__all__ = ["CreateFailed", "InvokeFailed", "RuntimeMissing"]
+__all__ = ["CounterReset", "CreateFailed", "InvokeFailed", "RuntimeMissing", "SensorFault"]
 
 
 class RuntimeMissing(Rejected):
@@ -34,3 +36,11 @@ class CreateFailed(Rejected):
 
 class InvokeFailed(Retryable):
     """The runtime failed while inferring."""
+
+
+class SensorFault(Retryable):
+    """A power sensor gave no figure this time."""
+
+
+class CounterReset(SensorFault):
+    """Its energy counter was set back: what was read before says nothing any more."""

@@ -33,7 +33,7 @@ from regatta_runtimes.job import Failed, Open
 from regatta_runtimes.judge import accuracy_floor, judge
 from regatta_runtimes.nursery import DEFAULT_MEMORY_BYTES, Nursery, WorkerEnded
 from regatta_runtimes.parent import die_with_parent
-from regatta_runtimes.power import find_sensor
+from regatta_runtimes.power import PowerSettings, UnknownPower, open_sensor
 from regatta_runtimes.trial import Trial, TrialFiles, TrialLimits
 
 __all__ = ["RaceSpec", "RaceVariant", "main", "run_race"]
@@ -65,6 +65,7 @@ class RaceSpec(Wire):
     evaluation: str | None = None
     policy: Policy = Policy()
     sysroot: str = "/"
+    power: PowerSettings = PowerSettings()
     threads: tuple[int, ...] | None = None  # default: 1, 2, 4 … all cores
     budget_s: float = Field(default=20.0, gt=0, le=3600)
     memory_bytes: int = Field(default=DEFAULT_MEMORY_BYTES, ge=64 << 20)  # of one worker
@@ -87,6 +88,9 @@ def run_race(spec: RaceSpec, progress: Callable[[str], None] = lambda _line: Non
     board = probe_board(Path(spec.sysroot))
     floor = accuracy_floor([variant.accuracy for variant in spec.variants], spec.policy)
     with ExitStack() as stack:
+        sensor = open_sensor(spec.power, Path(spec.sysroot))  # now, for a smart plug tells its first figure later
+        if not isinstance(sensor, UnknownPower):
+            stack.callback(sensor.close)
         nurseries, reasons = _nurseries(spec, stack)
         entrants = [Entrant(variant.name, variant.requires) for variant in spec.variants]
         threads = spec.threads or default_threads(board.cores)
@@ -99,7 +103,7 @@ def run_race(spec: RaceSpec, progress: Callable[[str], None] = lambda _line: Non
             heats.qualify()
             heats.evaluate()
             heats.rounds()
-            heats.weigh(find_sensor(Path(spec.sysroot)))
+            heats.weigh(sensor)
         except Rejected as err:
             fault = f"nothing can be placed: the bundle is at fault: {err}"
             for trial in trials:
