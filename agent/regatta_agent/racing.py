@@ -19,6 +19,7 @@ from regatta_protocol.errors import RegattaError, Retryable
 from regatta_protocol.ids import ModelRef
 from regatta_protocol.manifest import Manifest
 from regatta_protocol.measurement import RaceReport
+from regatta_runtimes.power.settings import PowerSettings
 
 __all__ = ["Race", "RaceSettings", "race_spec"]
 
@@ -30,10 +31,17 @@ _MARGIN_S = 120.0  # over the budget: candidates that hang are killed by the rac
 class RaceSettings:
     """What every race of this agent has in common."""
 
-    def __init__(self, sysroot: Path, budget_s: float, threads: tuple[int, ...] | None) -> None:
+    def __init__(
+        self,
+        sysroot: Path,
+        budget_s: float,
+        threads: tuple[int, ...] | None,
+        power: PowerSettings = PowerSettings(),  # noqa: B008 - frozen
+    ) -> None:
         self.sysroot = sysroot
         self.budget_s = budget_s
         self.threads = threads
+        self.power = power
 
 
 class Race:
@@ -120,4 +128,5 @@ def race_spec(manifest: Manifest, store: Store, settings: RaceSettings) -> Mappi
         "sysroot": str(settings.sysroot),
         "threads": list(settings.threads) if settings.threads is not None else None,
         "budget_s": settings.budget_s,
+        "power": settings.power.model_dump(mode="json"),
     }

@@ -24,7 +24,9 @@ from regatta_protocol.codec import encode
 from regatta_protocol.errors import Rejected
 from regatta_protocol.ids import ModelName, ModelRef
 from regatta_protocol.manifest import Manifest
+from regatta_protocol.measurement import Power
 from regatta_protocol.messages import ServingWindow
+from regatta_runtimes.power.settings import PowerSettings
 
 __all__ = ["WorkerDeath", "WorkerPool"]
 
@@ -64,12 +66,20 @@ class _Worker:
 class WorkerPool:
     """The workers of one agent. Used by the loop's thread only."""
 
-    def __init__(self, run_dir: Path, store: Store, launcher: Launcher, window_s: float) -> None:
+    def __init__(
+        self,
+        run_dir: Path,
+        store: Store,
+        launcher: Launcher,
+        window_s: float,
+        power: PowerSettings = PowerSettings(),  # noqa: B008 - frozen
+    ) -> None:
         self._run_dir = run_dir
         self._folder = run_dir / "workers"
         self._store = store
         self._launcher = launcher
         self._window_s = window_s
+        self._power = power
         self._workers: dict[str, _Worker] = {}
         self._started = 0
 
@@ -230,7 +240,14 @@ class WorkerPool:
             golden_path=self._store.blob_path(manifest.golden.digest),
             socket_path=socket_path,
             window_s=self._window_s,
+            power=self._power,
+            race_power=self._race_power(manifest.ref, candidate),
         )
+
+    def _race_power(self, ref: ModelRef, candidate: str) -> Power | None:
+        report = self._store.race(ref)
+        results = report.candidates if report is not None else ()
+        return next((result.power for result in results if result.id == candidate), None)
 
     def _link(self, name: ModelName) -> Path:
         return self._run_dir / f"{name}.sock"

@@ -82,11 +82,12 @@ def _runtimes(config: AgentConfig) -> list[_Finding]:
 
 
 def _power(config: AgentConfig) -> list[_Finding]:
-    from regatta_runtimes.power import UnknownPower, find_sensor
+    from regatta_runtimes.power import UnknownPower, open_sensor
 
-    sensor = find_sensor(config.sysroot)
+    sensor = open_sensor(config.power, config.sysroot)
     if isinstance(sensor, UnknownPower):
         return [_Finding("power", "note", f"unknown: {sensor.reason}")]
+    sensor.close()
     return [_Finding("power", "ok", f"{sensor.name} ({sensor.method}, {sensor.coverage})")]
 
 
