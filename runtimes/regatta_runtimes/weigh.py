@@ -155,24 +155,31 @@ class _Weighing:
         begun_s = self._recorder.now_s()
         before = self._idle(plan)
         better = self._replan(plan, len(loads))
+        if isinstance(better, Plan) and better is not plan:
+            before = self._idle(better)
         if isinstance(better, UnknownPower):
             return [unknown_power(better.reason)] * len(loads)
-        if better is not plan:
-            plan, before = better, self._idle(better)
         if isinstance(before, UnknownPower):
             return [unknown_power(before.reason)] * len(loads)
-        outcomes = self._turns(loads[: plan.loads], plan)
-        after = self._idle(plan)
-        seen_s = self._period_seen(begun_s)
-        if seen_s > 1.5 * self._period_s:
-            told = f"sensor {self._sensor.name} is renewed every {seen_s:.2g} s and says {self._period_s:.2g} s"
-            needed_s = max(1, self._allowance.budget_for_s(plan.total_s * seen_s / self._period_s))
-            return [unknown_power(f"{told}: allow {needed_s} s (--budget, or race_budget_s in agent.toml)")] * len(
-                loads
-            )
+        outcomes = self._turns(loads[: better.loads], better)
+        after = self._idle(better)
+        slow = self._slower(begun_s, better)
+        if slow is not None:
+            return [unknown_power(slow)] * len(loads)
         idle = idle_of(before, None if isinstance(after, UnknownPower) else after)
         powers = [self._power(outcome, idle, after) for outcome in outcomes]
-        return powers + [unknown_power(self._left_out(plan, len(loads)))] * (len(loads) - plan.loads)
+        return powers + [unknown_power(self._left_out(better, len(loads)))] * (len(loads) - better.loads)
+
+    def _slower(self, begun_s: float, plan: Plan) -> str | None:
+        """Return why all was too short for a sensor that showed only in the end how slow it is."""
+        seen_s = self._period_seen(begun_s)
+        if seen_s <= 1.5 * self._period_s:
+            return None
+        needed_s = self._allowance.budget_for_s(plan.total_s * seen_s / self._period_s)
+        return (
+            f"sensor {self._sensor.name} is renewed every {seen_s:.2g} s and says {self._period_s:.2g} s: allow "
+            f"{needed_s} s (--budget, or race_budget_s in agent.toml)"
+        )
 
     def _replan(self, plan: Plan, loads: int) -> Plan | UnknownPower:
         """Return the same plan, or another when the sensor turned out to be slower than it says."""

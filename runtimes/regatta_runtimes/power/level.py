@@ -27,6 +27,7 @@ _BATCHES = 8
 _MAX_MISSING = 0.2  # of a span
 _LATE_PERIODS = 5  # a sensor that gave nothing for so long at the end of a span has stopped
 _MIN_CHANGES = 8
+_SPARSE = 4  # times the interval: on a busy board reads come late, and that is not the sensor
 
 
 @dataclass(frozen=True)
@@ -64,7 +65,7 @@ def period_seen(readings: Sequence[Reading], sensor: PowerSensor) -> float:
     if len(readings) < 2:
         return sensor.period_s
     between_s = median(after.at_s - before.at_s for before, after in pairwise(readings))
-    known_s = max(sensor.period_s, between_s if between_s > 1.5 * sensor.interval_s else 0.0)
+    known_s = max(sensor.period_s, between_s if between_s > _SPARSE * sensor.interval_s else 0.0)
     changes = [after.at_s for before, after in pairwise(readings) if after.figure != before.figure]
     all_new = len(changes) > 2 and len({reading.figure for reading in readings}) == len(changes) + 1
     if sensor.counts or not (all_new or len(changes) > _MIN_CHANGES):
