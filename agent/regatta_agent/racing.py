@@ -31,6 +31,7 @@ from regatta_protocol.manifest import Manifest
 from regatta_protocol.measurement import PriorRace, RaceReport
 from regatta_protocol.messages import Request
 from regatta_protocol.policy import Policy
+from regatta_runtimes.power.settings import PowerSettings
 
 __all__ = ["FleetResults", "Race", "RaceSettings", "race_spec"]
 
@@ -52,6 +53,7 @@ class RaceSettings:
         quarantine: QuarantineFile,
         priors: Priors,
         delegate_files: tuple[Path, ...] = (),
+        power: PowerSettings = PowerSettings(),  # noqa: B008 - frozen
     ) -> None:
         self.sysroot = sysroot
         self.delegate_files = delegate_files
@@ -59,6 +61,7 @@ class RaceSettings:
         self.priors = priors
         self.budget_s = budget_s
         self.threads = threads
+        self.power = power
 
 
 class FleetResults:
@@ -245,4 +248,5 @@ def race_spec(
         "budget_s": settings.budget_s,
         "delegate_files": [str(path.absolute()) for path in settings.delegate_files],
         "quarantine": settings.quarantine.load().model_dump(mode="json"),
+        "power": settings.power.model_dump(mode="json"),
     }
