@@ -12,6 +12,7 @@ from typing import Any
 from regatta_agent.children import Child, Launcher
 from regatta_agent.events import ChildEnded, ChildLine, Event
 from regatta_agent.jobs import Failed, Outcome, Raced
+from regatta_agent.quarantine_file import QuarantineFile
 from regatta_agent.store import MAX_RACE_BYTES, Store
 from regatta_protocol.codec import decode
 from regatta_protocol.durable import read_bounded
@@ -36,9 +37,11 @@ class RaceSettings:
         sysroot: Path,
         budget_s: float,
         threads: tuple[int, ...] | None,
+        quarantine: QuarantineFile,
         power: PowerSettings = PowerSettings(),  # noqa: B008 - frozen
     ) -> None:
         self.sysroot = sysroot
+        self.quarantine = quarantine
         self.budget_s = budget_s
         self.threads = threads
         self.power = power
@@ -90,6 +93,7 @@ class Race:
             return Failed(Retryable(str(err)))
         finally:
             self._clear()
+        self._settings.quarantine.save(self._settings.quarantine.load().after(report.candidates))
         return Raced(report)
 
     def tick(self, now_s: float) -> Outcome | None:
@@ -129,4 +133,5 @@ def race_spec(manifest: Manifest, store: Store, settings: RaceSettings) -> Mappi
         "threads": list(settings.threads) if settings.threads is not None else None,
         "budget_s": settings.budget_s,
         "power": settings.power.model_dump(mode="json"),
+        "quarantine": settings.quarantine.load().model_dump(mode="json"),
     }

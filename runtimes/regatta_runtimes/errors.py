@@ -3,6 +3,7 @@
 Rejected
 ├── RuntimeMissing   the runtime cannot be used on this machine; the message says what to install
 └── CreateFailed     no interpreter can be built for this model with this candidate
+    └── PrepareFailed  it can be built, but its tensors or its delegate cannot be prepared
 Retryable
 ├── InvokeFailed     the runtime failed while inferring; another candidate, or a new worker, may do better
 └── SensorFault      a power sensor gave no figure this time; the message says why
@@ -14,7 +15,7 @@ from __future__ import annotations
 from regatta_protocol.errors import Rejected, Retryable
 from regatta_protocol.manifest import TensorSpec
 
-__all__ = ["CounterReset", "CreateFailed", "InvokeFailed", "RuntimeMissing", "SensorFault"]
+__all__ = ["CounterReset", "CreateFailed", "InvokeFailed", "PrepareFailed", "RuntimeMissing", "SensorFault"]
 
 
 class RuntimeMissing(Rejected):
@@ -32,6 +33,10 @@ class CreateFailed(Rejected):
     ) -> None:
         super().__init__(message)
         self.specs = specs
+
+
+class PrepareFailed(CreateFailed):
+    """The model is built, but its tensors cannot be allocated, or the delegate refuses its graph."""
 
 
 class InvokeFailed(Retryable):
