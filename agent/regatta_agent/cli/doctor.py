@@ -26,6 +26,7 @@ _SYS_LANDLOCK_CREATE_RULESET = 444  # the same number on every architecture
 _LANDLOCK_CREATE_RULESET_VERSION = 1
 _RUNTIMES = {
     "litert": "pip install ai-edge-litert (wheels: 64-bit x86 and ARM, Python 3.10 to 3.14)",
+    "compiled": "pip install 'ai-edge-litert>=2.1'",
     "tflite": "pip install 'regatta-edge[tflite]' (wheels: Python up to 3.11, and it needs numpy before 2)",
 }
 
@@ -99,7 +100,7 @@ def _hardware(config: AgentConfig) -> tuple[BoardFacts, list[Finding]]:
 
     root = config.sysroot
     left_out: list[str] = []
-    rows = read_delegates(root=root, tell=left_out.append)
+    rows = read_delegates(config.delegate_files, root, left_out.append)
     signs = known_signs(rows)
     board = probe_board(root, rows)
     findings = hardware.describe_board(board)
