@@ -247,6 +247,6 @@ def race_spec(
         "threads": list(settings.threads) if settings.threads is not None else None,
         "budget_s": settings.budget_s,
         "delegate_files": [str(path.absolute()) for path in settings.delegate_files],
-        "quarantine": settings.quarantine.load().model_dump(mode="json"),
         "power": settings.power.model_dump(mode="json"),
+        "quarantine": settings.quarantine.load().model_dump(mode="json"),
     }

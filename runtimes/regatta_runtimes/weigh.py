@@ -11,7 +11,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from regatta_protocol.measurement import Power, unknown_power
+from regatta_protocol.measurement import Outcome, Power, unknown_power
 from regatta_protocol.policy import Policy
 from regatta_runtimes.job import MAX_TIMED_SAMPLES, Time
 from regatta_runtimes.power.energy import Idle, Run, energy_of, idle_of
@@ -38,10 +38,12 @@ class Allowance:
 
     budget_s: float  # the race's
     judged: bool  # the policy is about energy or power
+    by_energy: bool = False  # it is the objective
 
     @classmethod
     def of(cls, budget_s: float, policy: Policy) -> Allowance:
-        return cls(budget_s, policy.objective == "energy" or policy.max_power_mw is not None)
+        by_energy = policy.objective == "energy"
+        return cls(budget_s, by_energy or policy.max_power_mw is not None, by_energy)
 
     @property
     def seconds(self) -> float:
@@ -113,9 +115,14 @@ def weigh(
         trial.power = unknown_power(sensor.reason if isinstance(sensor, UnknownPower) else "not among the finalists")
     if isinstance(sensor, UnknownPower) or not finalists:
         return
-    loads = [_load(trial, reopen) for trial in finalists]
-    for trial, power in zip(finalists, measure(loads, sensor, allowance), strict=True):
+    powers, left_out = measure([_load(trial, reopen) for trial in finalists], sensor, allowance)
+    for trial, power in zip(finalists, powers, strict=False):
         trial.power = power
+    for trial in finalists[len(powers) :]:
+        trial.power = unknown_power(left_out)
+        if allowance.by_energy and any(power.energy_per_inference_mj is not None for power in powers):
+            # one candidate of unknown energy would have the whole race judged by latency (objective.py)
+            trial.end(Outcome.DROPPED, f"its energy was {left_out}")
 
 
 def _load(trial: Trial, reopen: Callable[[Trial], bool]) -> Load:
@@ -133,11 +140,11 @@ def _load(trial: Trial, reopen: Callable[[Trial], bool]) -> Load:
     return run
 
 
-def measure(loads: Sequence[Load], sensor: PowerSensor, allowance: Allowance) -> list[Power]:
-    """Return the power of each load."""
+def measure(loads: Sequence[Load], sensor: PowerSensor, allowance: Allowance) -> tuple[list[Power], str]:
+    """Return the power of the first loads, as many as there is time for, and why the others are left out."""
     plan = make_plan(sensor, sensor.period_s, len(loads), allowance)
     if isinstance(plan, UnknownPower):
-        return [unknown_power(plan.reason)] * len(loads)
+        return [unknown_power(plan.reason)] * len(loads), ""
     with Recorder(sensor) as recorder:
         return _Weighing(recorder, allowance).run(loads, plan)
 
@@ -151,24 +158,23 @@ class _Weighing:
         self._allowance = allowance
         self._period_s = recorder.sensor.period_s
 
-    def run(self, loads: Sequence[Load], plan: Plan) -> list[Power]:
+    def run(self, loads: Sequence[Load], plan: Plan) -> tuple[list[Power], str]:
         begun_s = self._recorder.now_s()
         before = self._idle(plan)
         better = self._replan(plan, len(loads))
         if isinstance(better, Plan) and better is not plan:
             before = self._idle(better)
         if isinstance(better, UnknownPower):
-            return [unknown_power(better.reason)] * len(loads)
+            return [unknown_power(better.reason)] * len(loads), ""
         if isinstance(before, UnknownPower):
-            return [unknown_power(before.reason)] * len(loads)
+            return [unknown_power(before.reason)] * len(loads), ""
         outcomes = self._turns(loads[: better.loads], better)
         after = self._idle(better)
         slow = self._slower(begun_s, better)
         if slow is not None:
-            return [unknown_power(slow)] * len(loads)
+            return [unknown_power(slow)] * len(loads), ""
         idle = idle_of(before, None if isinstance(after, UnknownPower) else after)
-        powers = [self._power(outcome, idle, after) for outcome in outcomes]
-        return powers + [unknown_power(self._left_out(better, len(loads)))] * (len(loads) - better.loads)
+        return [self._power(outcome, idle, after) for outcome in outcomes], self._left_out(better, len(loads))
 
     def _slower(self, begun_s: float, plan: Plan) -> str | None:
         """Return why all was too short for a sensor that showed only in the end how slow it is."""

@@ -21,6 +21,7 @@ from regatta_protocol.measurement import BoardFacts
 __all__ = ["doctor"]
 
 _LOW_SPACE_BYTES = 200 * 1024 * 1024
+_METER_S = 5.0  # to connect to a smart plug's broker and hear from it; a sensor of the board takes milliseconds
 _SYS_LANDLOCK_CREATE_RULESET = 444  # the same number on every architecture
 _LANDLOCK_CREATE_RULESET_VERSION = 1
 _RUNTIMES = {
@@ -95,7 +96,6 @@ def _hardware(config: AgentConfig) -> tuple[BoardFacts, list[Finding]]:
     from regatta_runtimes.board import probe_board
     from regatta_runtimes.delegates import known_signs, read_delegates
     from regatta_runtimes.offers import survey
-    from regatta_runtimes.power import UnknownPower, open_sensor
     from regatta_runtimes.thermal import frequency_share
 
     root = config.sysroot
@@ -109,12 +109,25 @@ def _hardware(config: AgentConfig) -> tuple[BoardFacts, list[Finding]]:
     )
     findings += [Finding("Delegates", "left out", "note", text, "mend or remove it") for text in left_out]
     findings += hardware.describe_drivers(board)
-    sensor = open_sensor(config.power, root)
-    findings.append(hardware.describe_power(sensor))
-    if not isinstance(sensor, UnknownPower):
-        sensor.close()
+    findings.append(_power(config))
     findings += hardware.describe_heat(board, frequency_share(root))
     return board, findings
+
+
+def _power(config: AgentConfig) -> Finding:
+    """Read the sensor once: a meter of the user's may be set and say nothing."""
+    from regatta_agent.cli import hardware
+    from regatta_runtimes.power import UnknownPower, open_sensor
+    from regatta_runtimes.power.recorder import why_silent
+
+    sensor = open_sensor(config.power, config.sysroot)
+    if isinstance(sensor, UnknownPower):
+        return hardware.describe_power(sensor)
+    fault = why_silent(sensor, _METER_S)
+    sensor.close()
+    if fault is not None:
+        return Finding("Power and heat", "power", "note", f"{sensor.name}: {fault}", "see docs/power.md")
+    return hardware.describe_power(sensor)
 
 
 def _guarded(examine: Callable[[AgentConfig], Iterable[Finding]], config: AgentConfig) -> list[Finding]:

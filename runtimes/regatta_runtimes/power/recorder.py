@@ -16,7 +16,7 @@ from regatta_runtimes.errors import CounterReset, SensorFault
 from regatta_runtimes.power.level import Span
 from regatta_runtimes.power.sensor import Clock, PowerSensor, Reading
 
-__all__ = ["Recorder"]
+__all__ = ["Recorder", "why_silent"]
 
 logger = logging.getLogger(__name__)
 
@@ -108,3 +108,14 @@ class Recorder:
         with self._lock:
             if not self._readings or reading.at_s > self._readings[-1].at_s:
                 self._readings.append(reading)
+
+
+def why_silent(sensor: PowerSensor, limit_s: float) -> str | None:
+    """Return None once the sensor gives a figure, or why it gave none within `limit_s`."""
+    with Recorder(sensor) as recorder:
+        deadline_s = recorder.now_s() + limit_s
+        while recorder.now_s() < deadline_s:
+            if recorder.span(0.0, recorder.now_s()).readings:
+                return None
+            recorder.wait(recorder.now_s() + 0.02)
+        return recorder.fault or f"no figure came within {limit_s:g} s"

@@ -16,7 +16,7 @@ from power_rig import plant
 from regatta_runtimes.errors import CounterReset, SensorFault
 from regatta_runtimes.power import PowerSensor, Reading, find_sensor
 from regatta_runtimes.power.deadline import within
-from regatta_runtimes.power.recorder import Recorder
+from regatta_runtimes.power.recorder import Recorder, why_silent
 from regatta_runtimes.power.sensor import Clock, stamped
 
 DEADLINE_S = 10.0
@@ -136,3 +136,13 @@ def test_within_gives_what_the_call_gives_or_raises() -> None:
     with pytest.raises(SensorFault, match=r"it hangs: no answer within 0.05 s"):
         within(0.05, "it", never.wait)
     never.set()
+
+
+def test_a_meter_can_be_tried() -> None:
+    """None when it gives a figure, else its fault."""
+
+    def fail(_clock: Clock) -> Reading:
+        raise SensorFault("nothing is plugged in")
+
+    assert why_silent(sensor_of(stamped(lambda: 2000.0)), DEADLINE_S) is None
+    assert why_silent(sensor_of(fail), 0.1) == "nothing is plugged in"

@@ -216,6 +216,21 @@ def test_a_hang_costs_its_limit_and_no_more(tmp_path: Path) -> None:
     assert report.duration_s < 12
 
 
+def test_a_race_tells_how_hot_the_board_was(tmp_path: Path) -> None:
+    """The temperature beside the rounds; throttling only where something could tell."""
+    zone = tmp_path / "root/sys/class/thermal/thermal_zone0"
+    zone.mkdir(parents=True)
+    (zone / "temp").write_text("51500")
+
+    report = _faulty(tmp_path, "sound", sysroot=str(tmp_path / "root"))
+
+    placed = report.placed()
+    assert placed is not None
+    assert placed.conditions.temperature_c == 51.5
+    assert placed.conditions.throttled is None  # nothing on this board could tell
+    assert placed.conditions.rounds >= 3
+
+
 def test_a_policy_that_nobody_meets_places_nothing(tmp_path: Path) -> None:
     """Placement is None and the reason names the candidates."""
     report = _faulty(tmp_path, "sound", policy=Policy(max_p99_us=0.001))

@@ -8,7 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from itertools import count
 from pathlib import Path
 
@@ -18,12 +18,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from power_rig import plant
-from regatta_protocol.manifest import Policy
+from regatta_protocol.measurement import Outcome
+from regatta_protocol.policy import Policy
+from regatta_runtimes.candidate import Candidate
 from regatta_runtimes.errors import SensorFault
+from regatta_runtimes.job import Time
 from regatta_runtimes.power import PowerSensor, UnknownPower
 from regatta_runtimes.power.sensor import stamped
 from regatta_runtimes.race import RaceSpec, RaceVariant, run_race
-from regatta_runtimes.weigh import Allowance, Plan, make_plan, measure
+from regatta_runtimes.trial import Trial, TrialFiles, TrialLimits
+from regatta_runtimes.weigh import Allowance, Load, Plan, make_plan, measure, weigh
 
 TOLD = Allowance(budget_s=20, judged=False)
 JUDGED = Allowance(budget_s=20, judged=True)
@@ -115,7 +119,7 @@ def test_each_load_has_its_own_energy_above_idle() -> None:
     board = Board()
     loads = [board.load(2000, 100), board.load(4000, 1000)]
 
-    slow, fast = measure(loads, sensor_of(0.02, board.read_mw), Allowance(12, judged=False))
+    (slow, fast), _ = measure(loads, sensor_of(0.02, board.read_mw), Allowance(12, judged=False))
 
     assert slow.energy_per_inference_mj == pytest.approx(20, rel=0.1)
     assert fast.energy_per_inference_mj == pytest.approx(4, rel=0.1)
@@ -130,18 +134,19 @@ def test_what_does_not_fit_is_left_out_with_the_budget_that_would_do() -> None:
     board = Board()
     loads = [board.load(2000, 100) for _ in range(6)]
 
-    powers = measure(loads, sensor_of(0.02, board.read_mw), Allowance(9, judged=False))
+    powers, left_out = measure(loads, sensor_of(0.02, board.read_mw), Allowance(9, judged=False))
 
+    assert 1 <= len(powers) < 6
     assert powers[0].energy_per_inference_mj is not None
-    assert powers[-1].method == "none"
-    assert "a budget of" in (powers[-1].reason or "")
+    assert "a budget of" in left_out
 
 
 def test_a_load_that_ends_is_unknown_and_the_others_are_measured() -> None:
     """A candidate that crashes while it is weighed."""
     board = Board()
 
-    gone, sound = measure([lambda _s: None, board.load(2000, 100)], sensor_of(0.02, board.read_mw), TOLD)
+    loads: list[Load] = [lambda _seconds: None, board.load(2000, 100)]
+    (gone, sound), _ = measure(loads, sensor_of(0.02, board.read_mw), TOLD)
 
     assert "was out before" in (gone.reason or "")
     assert sound.energy_per_inference_mj is not None
@@ -156,7 +161,7 @@ def test_a_sensor_that_stops_in_the_middle_is_unknown_for_those_after() -> None:
             raise SensorFault("the bus is dead")
         return board.read_mw()
 
-    (power,) = measure([board.load(2000, 100)], sensor_of(0.02, read_mw), TOLD)
+    (power,), _ = measure([board.load(2000, 100)], sensor_of(0.02, read_mw), TOLD)
 
     assert power.method == "none"
     assert "the bus is dead" in (power.reason or "")
@@ -172,7 +177,7 @@ def test_a_sensor_that_hangs_costs_no_more_than_its_plan() -> None:
         return board.read_mw()
 
     sensor = replace(sensor_of(0.02, read_mw), timeout_s=0.1)
-    (power,) = measure([board.load(2000, 100)], sensor, TOLD)
+    (power,), _ = measure([board.load(2000, 100)], sensor, TOLD)
     never.set()
 
     assert power.method == "none"
@@ -189,10 +194,44 @@ def test_a_sensor_slower_than_it_says_is_found_out() -> None:
             shown[:] = [time.monotonic(), board.read_mw()]
         return shown[1]
 
-    (power,) = measure([board.load(2000, 100)], sensor_of(0.02, read_mw), Allowance(24, judged=False))
+    (power,), _ = measure([board.load(2000, 100)], sensor_of(0.02, read_mw), Allowance(24, judged=False))
 
     assert power.method == "none"
     assert "is renewed every 0.4" in (power.reason or "")
+
+
+@dataclass
+class WeighedTrial(Trial):
+    """A candidate that makes a board draw 2 W more than idle, and infers 100 times a second."""
+
+    board: Board = field(default_factory=Board)
+
+    def time(self, command: Time) -> bool:
+        self.rounds.append([10_000.0] * (self.board.load(2000, 100)(command.budget_s) or 0))
+        return True
+
+
+@pytest.mark.parametrize(
+    ("policy", "outcome"), [(Policy(objective="energy"), Outcome.DROPPED), (Policy(), None)], ids=["judged", "told"]
+)
+def test_who_is_left_out_is_out_when_energy_decides(policy: Policy, outcome: Outcome | None) -> None:
+    """Else its unknown energy would have the race judged by latency; what was measured keeps its latency figures."""
+    board = Board()
+    trials = [
+        WeighedTrial(Candidate("litert", "v", "none", threads), TrialFiles(Path("m")), TrialLimits(), board=board)
+        for threads in (1, 2, 3, 4)
+    ]
+    for trial in trials:
+        trial.rounds = [[10_000.0], [10_000.0]]
+    allowance = replace(Allowance.of(1, policy), judged=False, budget_s=9)
+
+    weigh(trials, trials[:3], sensor_of(0.02, board.read_mw), allowance, lambda _trial: True)
+
+    assert trials[0].power.energy_per_inference_mj == pytest.approx(20, rel=0.1)
+    assert (trials[0].outcome, trials[2].outcome) == (None, outcome)
+    assert trials[2].power.method == "none" and "a budget of" in (trials[2].power.reason or "")
+    assert trials[3].power.reason == "not among the finalists"
+    assert [len(trial.rounds) for trial in trials] == [2, 2, 2, 2]
 
 
 @contextmanager
