@@ -21,6 +21,7 @@ from regatta_agent.desired import DesiredState
 from regatta_agent.events import INBOX_LENGTH, Event
 from regatta_agent.loop import Loop, Parts
 from regatta_agent.outbox import Outbox
+from regatta_agent.priors import Priors
 from regatta_agent.quarantine_file import QuarantineFile
 from regatta_agent.racing import RaceSettings
 from regatta_agent.record import RecordFile
@@ -115,6 +116,7 @@ def assemble(
             config.race_budget_s,
             config.race_threads,
             QuarantineFile(config.state_dir),
+            Priors(config.state_dir),
             config.delegate_files,
         ),
         trust_dir=trust_dir,

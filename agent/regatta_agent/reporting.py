@@ -25,7 +25,7 @@ def is_serving(install: Install, facts: Facts) -> bool:
 
 
 def _report(install: Install, serving: bool) -> ModelReport:
-    race, degraded = install.race, install.degraded
+    race, degraded = install.race, install.stand_in
     return ModelReport(
         name=install.name,
         version=install.version,

@@ -12,7 +12,7 @@ from regatta_agent.loop import Loop
 from regatta_agent.serving.events import Degraded, Drifted, Recovered, WorkerEvent
 from regatta_agent.serving.spec import ServeSpec
 from regatta_protocol.codec import decode, encode
-from regatta_protocol.measurement import CandidateResult, RaceReport
+from regatta_protocol.measurement import CandidateResult, PriorRace, RaceReport
 from regatta_protocol.messages import ModelReport
 
 WINNER, STANDBY = "litert/int8/xnnpack/t1", "litert/int8/none/t1"
@@ -56,6 +56,11 @@ def test_the_fleet_sees_degraded_with_the_reason_and_what_really_serves(tmp_path
     say(rig, Recovered(placement=WINNER, retried=(6.0, 9.0)))
     assert (reported(rig).placement, reported(rig).degraded) == (WINNER, None)
     assert rig.launcher.alive("worker:") == before
+    say(rig, DEGRADED)
+    rig.fleet.assign(None, "gone")
+    assert rig.run(until=lambda: rig.state(1) == "retired")
+    assert rig.run(until=lambda: reported(rig).state == "retired")
+    assert reported(rig).degraded is None
 
 
 def test_a_worker_is_told_who_may_stand_in_and_what_the_race_measured(tmp_path: Path) -> None:
@@ -105,8 +110,8 @@ def _reversed(rig: Rig, monkeypatch: pytest.MonkeyPatch, factor: float) -> None:
     """Let the next races find the second candidate faster than the first by `factor`."""
     true_race = Rig.race
 
-    def race(self: Rig, model: str, version: int) -> RaceReport:
-        report = true_race(self, model, version)
+    def race(self: Rig, model: str, version: int, prior: PriorRace | None) -> RaceReport:
+        report = true_race(self, model, version, prior)
         first, second = report.candidates
         assert first.latency is not None
         faster = first.latency.model_copy(update={"p50_us": first.latency.p50_us * factor})
@@ -114,7 +119,7 @@ def _reversed(rig: Rig, monkeypatch: pytest.MonkeyPatch, factor: float) -> None:
         return report.model_copy(update={"candidates": results, "placement": second.id})
 
     monkeypatch.setattr(Rig, "race", race)
-    rig.launcher.race = lambda model, version: race(rig, model, version)
+    rig.launcher.race = lambda model, version, prior: race(rig, model, version, prior)
 
 
 def _with_versions(rig: Rig, monkeypatch: pytest.MonkeyPatch, runtime: str) -> None:
