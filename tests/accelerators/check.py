@@ -27,6 +27,9 @@ from tiny_models import dense_model, shared_data  # noqa: E402
 
 _HERE = Path(__file__).parent
 _SOUND = (Outcome.MEASURED, Outcome.DROPPED)
+# LiteRT 2.3 on the GPU is 6 dB from the reference kernels on pictures for this model, and under 0 dB on noise: the race
+# is right to refuse it.
+_KNOWN_WRONG = ("pretrainedResnet_quant",)
 _MEMORY_BYTES = 4 << 30  # of one worker: compilers of shaders and graphs need more than an inference
 _ROW = "{:<38} {:<34} {:<14} {:>10} {:>10} {:>8}"
 
@@ -64,6 +67,11 @@ def _race(model: Path, folder: Path, table: Path | None, budget_s: float) -> Rac
 def _is_sound(result: CandidateResult) -> bool:
     """Return whether it ran and answered rightly, however slowly; one that was dropped untried did not."""
     return result.outcome in _SOUND and result.latency is not None
+
+
+def _is_known(model: Path, result: CandidateResult) -> bool:
+    """Return whether it is refused for what the vendor is known to compute wrongly."""
+    return result.delegate == "gpu" and result.outcome is Outcome.WRONG_OUTPUT and model.stem in _KNOWN_WRONG
 
 
 def _tell(model: Path, result: CandidateResult) -> None:
@@ -104,7 +112,7 @@ def main() -> int:
             report = _race(model, folder, _HERE / f"{options.kind}.toml", options.budget)
             for result in report.candidates:
                 _tell(model, result)
-                if result.plugin is not None and not _is_sound(result):
+                if result.plugin is not None and not _is_sound(result) and not _is_known(model, result):
                     failures.append(f"{model.stem}: {result.id}: {result.outcome}")
             if not any(result.plugin is not None for result in report.candidates):
                 failures.append(f"{model.stem}: no candidate of the accelerator")
