@@ -11,6 +11,7 @@ line `key KEY`; it reads the answer from the specification's `prior_path` when i
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import select
 import sys
@@ -223,9 +224,9 @@ def _key(
         evaluation=None if spec.evaluation is None else digests.of(Path(spec.evaluation)),
         board=board,
         libraries={
-            one.delegate: digests.of(Path(one.plugin.library))
+            f"{one.drive} {json.dumps(one.plugin.options, sort_keys=True)}": _library_digest(one, digests) or ""
             for one in candidates
-            if one.plugin is not None and one.plugin.library is not None
+            if one.plugin is not None
         },
         runtimes={name: nursery.runtime_version for name, nursery in working.items()},
         threads=threads,
