@@ -12,6 +12,7 @@ from typing import Any
 from regatta_agent.children import Child, Launcher
 from regatta_agent.events import ChildEnded, ChildLine, Event
 from regatta_agent.jobs import Failed, Outcome, Raced
+from regatta_agent.quarantine_file import QuarantineFile
 from regatta_agent.store import MAX_RACE_BYTES, Store
 from regatta_protocol.codec import decode
 from regatta_protocol.durable import read_bounded
@@ -30,8 +31,11 @@ _MARGIN_S = 120.0  # over the budget: candidates that hang are killed by the rac
 class RaceSettings:
     """What every race of this agent has in common."""
 
-    def __init__(self, sysroot: Path, budget_s: float, threads: tuple[int, ...] | None) -> None:
+    def __init__(
+        self, sysroot: Path, budget_s: float, threads: tuple[int, ...] | None, quarantine: QuarantineFile
+    ) -> None:
         self.sysroot = sysroot
+        self.quarantine = quarantine
         self.budget_s = budget_s
         self.threads = threads
 
@@ -82,6 +86,7 @@ class Race:
             return Failed(Retryable(str(err)))
         finally:
             self._clear()
+        self._settings.quarantine.save(self._settings.quarantine.load().after(report.candidates))
         return Raced(report)
 
     def tick(self, now_s: float) -> Outcome | None:
@@ -120,4 +125,5 @@ def race_spec(manifest: Manifest, store: Store, settings: RaceSettings) -> Mappi
         "sysroot": str(settings.sysroot),
         "threads": list(settings.threads) if settings.threads is not None else None,
         "budget_s": settings.budget_s,
+        "quarantine": settings.quarantine.load().model_dump(mode="json"),
     }

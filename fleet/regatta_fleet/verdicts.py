@@ -14,6 +14,7 @@ __all__ = ["candidate_verdict", "current_wave", "progress", "shown_models", "up_
 _WORDS = {
     Outcome.UNAVAILABLE: "not on this board",
     Outcome.CREATE_FAILED: "could not be set up",
+    Outcome.PREPARE_FAILED: "could not be prepared for this model",
     Outcome.INVOKE_FAILED: "failed to run",
     Outcome.CRASHED: "crashed",
     Outcome.HUNG: "hung",
@@ -22,6 +23,9 @@ _WORDS = {
     Outcome.WRONG_OUTPUT: "wrong outputs",
     Outcome.INACCURATE: "loses too much accuracy",
     Outcome.DROPPED: "dropped early",
+    Outcome.CPU_FALLBACK: "ran on the processor instead",
+    Outcome.LEAKING: "leaks memory",
+    Outcome.QUARANTINED: "quarantined",
 }
 
 

@@ -132,6 +132,7 @@ class CandidateResult(Wire):
     power: Power = Field(default_factory=lambda: unknown_power("not measured"))
     peak_rss_bytes: int | None = None
     conditions: Conditions = Conditions()
+    pair: str | None = None  # names the delegate's library, runtime and model together: what a quarantine is about
 
 
 class BoardFacts(Wire):

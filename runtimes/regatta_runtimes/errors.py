@@ -3,6 +3,7 @@
 Rejected
 ├── RuntimeMissing   the runtime cannot be used on this machine; the message says what to install
 └── CreateFailed     no interpreter can be built for this model with this candidate
+    └── PrepareFailed  it can be built, but its tensors or its delegate cannot be prepared
 Retryable
 └── InvokeFailed     the runtime failed while inferring; another candidate, or a new worker, may do better
 """
@@ -12,7 +13,7 @@ from __future__ import annotations
 from regatta_protocol.errors import Rejected, Retryable
 from regatta_protocol.manifest import TensorSpec
 
-__all__ = ["CreateFailed", "InvokeFailed", "RuntimeMissing"]
+__all__ = ["CreateFailed", "InvokeFailed", "PrepareFailed", "RuntimeMissing"]
 
 
 class RuntimeMissing(Rejected):
@@ -30,6 +31,10 @@ class CreateFailed(Rejected):
     ) -> None:
         super().__init__(message)
         self.specs = specs
+
+
+class PrepareFailed(CreateFailed):
+    """The model is built, but its tensors cannot be allocated, or the delegate refuses its graph."""
 
 
 class InvokeFailed(Retryable):

@@ -146,10 +146,10 @@ class Referenced(Wire):
 
 
 class Failed(Wire):
-    """`stage`: missing (no such runtime), create, invoke, samples (a bad golden or evaluation file), model, memory."""
+    """`stage`: missing is no such runtime, samples a bad golden or evaluation file."""
 
     kind: Literal["failed"] = "failed"
-    stage: Literal["missing", "create", "invoke", "samples", "model", "memory", "misuse"]
+    stage: Literal["missing", "create", "prepare", "invoke", "samples", "model", "memory", "misuse"]
     reason: str
 
 

@@ -103,6 +103,14 @@ class WorkerProcess:
         self._peak_rss_bytes = max(self._peak_rss_bytes, rss)
         return rss
 
+    def anonymous_bytes(self) -> int:
+        """Return the worker's resident memory that is no file's, 0 when it cannot be read."""
+        with contextlib.suppress(OSError, ValueError), open(f"/proc/{self.pid}/status", "rb") as file:  # noqa: PTH123
+            for line in file.read(8192).splitlines():
+                if line.startswith(b"RssAnon:"):
+                    return int(line.split()[1]) * 1024
+        return 0
+
     @property
     def peak_rss_bytes(self) -> int:
         """The greatest resident memory seen so far."""

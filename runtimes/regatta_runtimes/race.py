@@ -10,7 +10,7 @@ import argparse
 import os
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from importlib import resources
 from pathlib import Path
@@ -20,6 +20,7 @@ from pydantic import Field
 from regatta_protocol.codec import decode, encode
 from regatta_protocol.durable import read_bounded, write_durably
 from regatta_protocol.errors import RegattaError, Rejected
+from regatta_protocol.ids import Digest, digest_of_file
 from regatta_protocol.manifest import Policy
 from regatta_protocol.measurement import Accuracy, BoardFacts, Outcome, RaceReport
 from regatta_protocol.wire import Wire
@@ -34,6 +35,7 @@ from regatta_runtimes.judge import accuracy_floor, judge
 from regatta_runtimes.nursery import DEFAULT_MEMORY_BYTES, Nursery, WorkerEnded
 from regatta_runtimes.parent import die_with_parent
 from regatta_runtimes.power import find_sensor
+from regatta_runtimes.quarantine import Ledger, Quarantine, pair_of
 from regatta_runtimes.trial import Trial, TrialFiles, TrialLimits
 
 __all__ = ["RaceSpec", "RaceVariant", "main", "run_race"]
@@ -71,6 +73,7 @@ class RaceSpec(Wire):
     runtimes: tuple[str, ...] = _RUNTIMES
     backends: dict[str, str] = Field(default_factory=dict)
     delegate_files: tuple[str, ...] = Field(default=(), max_length=64)
+    quarantine: Quarantine = Quarantine()  # of the races and deaths before this one
 
 
 def run_race(spec: RaceSpec, progress: Callable[[str], None] = lambda _line: None) -> RaceReport:
@@ -92,7 +95,7 @@ def run_race(spec: RaceSpec, progress: Callable[[str], None] = lambda _line: Non
         threads = spec.threads or default_threads(board.cores)
         candidates, absent = enumerate_candidates(entrants, reasons, board, threads, rows, Path(spec.sysroot))
         progress(f"{len(candidates)} candidates, {len(absent)} unavailable")
-        trials = _trials(spec, candidates)
+        trials = _trials(spec, candidates, nurseries)
         heats = Heats(trials, nurseries, spec.policy, floor, spec.budget_s, progress)
         fault: str | None = None
         try:
@@ -156,17 +159,55 @@ def probe_runtime(nursery: Nursery) -> str | None:
     return None
 
 
-def _trials(spec: RaceSpec, candidates: list[Candidate]) -> list[Trial]:
-    """Return a trial for each candidate."""
+def _trials(spec: RaceSpec, candidates: list[Candidate], nurseries: Mapping[str, Nursery]) -> list[Trial]:
+    """Return a trial for each candidate.
+
+    Raises:
+        Rejected: when a model file cannot be read.
+    """
     paths = {variant.name: Path(variant.path) for variant in spec.variants}
     limits = TrialLimits(
         memory_bytes=spec.memory_bytes, open_s=max(3.0, spec.budget_s / 2), answer_s=max(3.0, spec.budget_s / 4)
     )
     golden = None if spec.golden is None else Path(spec.golden)
     evaluation = None if spec.evaluation is None else Path(spec.evaluation)
+    digests = _Digests()
+    ledger = Ledger(spec.quarantine)
     return [
-        Trial(candidate, TrialFiles(paths[candidate.variant], golden, evaluation), limits) for candidate in candidates
+        Trial(
+            candidate,
+            TrialFiles(paths[candidate.variant], golden, evaluation),
+            limits,
+            pair=pair_of(
+                candidate,
+                None if candidate.plugin is None else digests.of(Path(candidate.plugin.library)),
+                nurseries[candidate.runtime].runtime_version,
+                digests.of(paths[candidate.variant]),
+            ),
+            ledger=ledger,
+        )
+        for candidate in candidates
     ]
+
+
+class _Digests:
+    """Digests of files, each computed once."""
+
+    def __init__(self) -> None:
+        self._known: dict[Path, Digest] = {}
+
+    def of(self, path: Path) -> Digest:
+        """Return the digest of the file's content.
+
+        Raises:
+            Rejected: when it cannot be read.
+        """
+        if path not in self._known:
+            try:
+                self._known[path] = digest_of_file(path)
+            except OSError as err:
+                raise Rejected(f"{path} cannot be read: {err.strerror}") from err
+        return self._known[path]
 
 
 def _conditions(before: BoardFacts, after: BoardFacts, nurseries: dict[str, Nursery]) -> dict[str, str]:

@@ -27,14 +27,17 @@ from regatta_runtimes.job import (
     Time,
     Timed,
 )
+from regatta_runtimes.leak import leaked_bytes_per_inference
 from regatta_runtimes.nursery import DEFAULT_MEMORY_BYTES, Nursery, WorkerEnded, WorkerProcess
 from regatta_runtimes.percentile import latency_of, percentile
+from regatta_runtimes.quarantine import Ledger, Quarantine
 
 __all__ = ["Trial", "TrialFiles", "TrialLimits"]
 
 _OUTCOMES = {
     "missing": Outcome.UNAVAILABLE,
     "create": Outcome.CREATE_FAILED,
+    "prepare": Outcome.PREPARE_FAILED,
     "model": Outcome.CREATE_FAILED,
     "invoke": Outcome.INVOKE_FAILED,
     "memory": Outcome.OUT_OF_MEMORY,
@@ -62,6 +65,8 @@ class Trial:
     candidate: Candidate
     files: TrialFiles
     limits: TrialLimits
+    pair: str | None = None  # see quarantine.py
+    ledger: Ledger = field(default_factory=lambda: Ledger(Quarantine()))
     outcome: Outcome | None = None
     reason: str | None = None
     first_us: float | None = None
@@ -71,6 +76,8 @@ class Trial:
     peak_rss_bytes: int | None = None
     rounds: list[list[float]] = field(default_factory=list)  # microseconds of single inferences, by round
     worker: WorkerProcess | None = None
+    memory_bytes: list[int] = field(default_factory=list)  # of this worker, after each of its rounds
+    inferences: list[int] = field(default_factory=list)  # of each of its rounds
 
     @property
     def alive(self) -> bool:
@@ -91,6 +98,11 @@ class Trial:
 
     def open(self, nursery: Nursery) -> bool:
         """Start a worker and open the model in it; return whether that worked."""
+        refused = self.ledger.refuses(self.pair)
+        if refused is not None:
+            self.end(Outcome.QUARANTINED, refused)
+            return False
+        self.memory_bytes, self.inferences = [], []
         try:
             self.worker = nursery.start(self.limits.memory_bytes)
         except RuntimeMissing as err:
@@ -143,7 +155,23 @@ class Trial:
         if not isinstance(answer, Timed):
             return False
         self.rounds.append(list(answer.samples_us))
-        return True
+        return self._keeps_memory(len(answer.samples_us))
+
+    def _keeps_memory(self, inferences: int) -> bool:
+        """Return False, with the candidate out, when its memory grows with every inference."""
+        assert self.worker is not None
+        self.memory_bytes.append(self.worker.anonymous_bytes())
+        self.inferences.append(inferences)
+        leaked = leaked_bytes_per_inference(self.memory_bytes, self.inferences)
+        if leaked is None:
+            return True
+        grown = (self.memory_bytes[-1] - self.memory_bytes[0]) / 1e6
+        self.end(
+            Outcome.LEAKING,
+            f"its memory grew in every round, by {grown:.1f} MB in {sum(self.inferences[1:])} inferences "
+            f"({leaked / 1e3:.1f} KB each): it would not last",
+        )
+        return False
 
     def latency(self) -> Latency | None:
         """Return the percentiles over all rounds but the first, which only warms up; over that one if it is alone."""
@@ -188,6 +216,7 @@ class Trial:
             golden_snr_db=self.golden_snr_db,
             power=self.power,
             peak_rss_bytes=self.peak_rss_bytes,
+            pair=self.pair,
         )
 
     def _note_memory(self) -> None:
@@ -201,7 +230,9 @@ class Trial:
             answer = self.worker.ask(command, timeout_s)
         except WorkerEnded as err:
             self.peak_rss_bytes = max(self.peak_rss_bytes or 0, err.peak_rss_bytes or 0) or None
-            self.end(err.outcome, f"its worker {err.reason}")
+            reason = f"its worker {err.reason}"
+            self.ledger.note(self.pair, self.candidate.id, err.outcome, reason)
+            self.end(err.outcome, reason)
             return None
         if isinstance(answer, Failed):
             if answer.stage in ("samples", "misuse"):

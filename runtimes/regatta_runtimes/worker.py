@@ -17,7 +17,7 @@ from pathlib import Path
 from regatta_protocol.codec import decode
 from regatta_protocol.errors import Misuse, Rejected
 from regatta_runtimes.candidate import Candidate, parse_candidate_id
-from regatta_runtimes.errors import CreateFailed, InvokeFailed, RuntimeMissing
+from regatta_runtimes.errors import CreateFailed, InvokeFailed, PrepareFailed, RuntimeMissing
 from regatta_runtimes.flatbuffer import survey
 from regatta_runtimes.job import (
     MAX_ANSWER_BYTES,
@@ -176,6 +176,8 @@ def _guarded(worker: _Worker, command: Command) -> Answer:
         return worker.answer(command)
     except RuntimeMissing as err:
         return Failed(stage="missing", reason=str(err))
+    except PrepareFailed as err:
+        return Failed(stage="prepare", reason=str(err))
     except CreateFailed as err:
         return Failed(stage="create", reason=str(err))
     except InvokeFailed as err:

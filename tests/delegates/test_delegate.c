@@ -4,8 +4,8 @@
  * tflite-runtime 2.14 share. Structs that the runtime allocates end where we stop reading; those that we hand over are
  * whole, with room to spare. Tensors lie in an array, so TfLiteTensor has its full size.
  *
- * modes: real, nothing, create, prepare, invoke, segfault, abort, hang, wrong, leak; and *_late, which does in invoke
- * what segfault, abort and hang do in create.
+ * modes: real, nothing, create, prepare, invoke, segfault, abort, hang, wrong, leak (64 MiB an inference), seep (8 KiB an
+ * inference); and *_late, which does in invoke what segfault, abort and hang do in create.
  */
 #include <math.h>
 #include <stdbool.h>
@@ -128,6 +128,10 @@ static int kernel_invoke(Context *context, Node *node) {
       fprintf(stderr, "test delegate: out of memory\n");
       abort();
     }
+  }
+  if (is("seep")) {
+    lost = malloc(8 << 10);
+    if (lost != NULL) memset((void *)lost, 1, 8 << 10); /* touched, or it would not be resident */
   }
   const Tensor *output = &context->tensors[node->outputs->data[0]];
   const Tensor *input = &context->tensors[node->inputs->data[0]];

@@ -27,6 +27,7 @@ COMMANDS = {  # name -> (module, attribute, what it does): so that --help import
     "enroll": ("regatta_agent.cli.enroll", "enroll", "Join a fleet with a one-time token."),
     "infer": ("regatta_agent.cli.infer", "infer", "Ask a served model for an answer."),
     "install": ("regatta_agent.cli.install", "install", "Install the service on this machine."),
+    "quarantine": ("regatta_agent.cli.quarantine", "quarantine", "Show what crashed here, or try it again."),
     "race": ("regatta_agent.cli.race", "race", "Race every way of running a model file on this board."),
     "run": ("regatta_agent.cli.run", "run", "Run the agent until SIGTERM or Ctrl-C."),
     "states": ("regatta_agent.cli.settings", "states", "Print the states of a version as a diagram."),

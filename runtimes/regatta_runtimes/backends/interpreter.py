@@ -16,7 +16,7 @@ from regatta_protocol.errors import Rejected
 from regatta_protocol.manifest import TensorSpec
 from regatta_runtimes.backends.plugin import load_plugin
 from regatta_runtimes.candidate import Candidate
-from regatta_runtimes.errors import CreateFailed, InvokeFailed
+from regatta_runtimes.errors import CreateFailed, InvokeFailed, PrepareFailed
 from regatta_runtimes.session import Array
 
 __all__ = ["RESOLVERS", "InterpreterSession"]
@@ -64,7 +64,8 @@ class InterpreterSession:
         """Return the model built with the vendor's interpreter.
 
         Raises:
-            CreateFailed: when the delegate cannot be loaded, or the vendor or the delegate refuses the model.
+            CreateFailed: when the delegate cannot be loaded, or the vendor refuses the model.
+            PrepareFailed: when the delegate refuses the graph, or the tensors cannot be allocated.
         """
         delegates = [] if candidate.delegate in RESOLVERS else [load_plugin(vendor, candidate)]
         try:
@@ -75,7 +76,9 @@ class InterpreterSession:
                 experimental_delegates=delegates,
             )
         except (RuntimeError, ValueError, SystemError) as err:
-            raise CreateFailed(f"{candidate.id} cannot build {model_path.name}: {_short(err)}") from err
+            # the constructor also applies the delegate, which fails with a RuntimeError; a bad file is a ValueError
+            kind = PrepareFailed if delegates and isinstance(err, RuntimeError) else CreateFailed
+            raise kind(f"{candidate.id} cannot build {model_path.name}: {_short(err)}") from err
         try:
             interpreter.allocate_tensors()
             operators = [str(operator["op_name"]) for operator in interpreter._get_ops_details()]
@@ -84,7 +87,7 @@ class InterpreterSession:
                 tuple(_spec(detail) for detail in interpreter.get_input_details()),
                 tuple(_spec(detail) for detail in interpreter.get_output_details()),
             )
-            raise CreateFailed(f"{candidate.id} cannot build {model_path.name}: {_short(err)}", specs) from err
+            raise PrepareFailed(f"{candidate.id} cannot prepare {model_path.name}: {_short(err)}", specs) from err
         return cls(interpreter, candidate, operators.count("DELEGATE"))
 
     @property

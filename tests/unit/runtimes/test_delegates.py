@@ -15,6 +15,7 @@ from regatta_runtimes.candidate import Candidate, Plugin
 from regatta_runtimes.delegates import DELEGATES, DelegateFacts, find_plugin, read_delegates
 from regatta_runtimes.enumerate import Entrant, enumerate_candidates
 from regatta_runtimes.golden import write_golden
+from regatta_runtimes.quarantine import Quarantine
 from regatta_runtimes.race import RaceSpec, RaceVariant, run_race
 from tiny_models import unary_model
 
@@ -24,7 +25,7 @@ RUNTIMES = ("litert", "tflite")
 FAILURES = {
     "nothing": (Outcome.NO_OP, "took no node"),
     "create": (Outcome.CREATE_FAILED, "no device"),
-    "prepare": (Outcome.CREATE_FAILED, "cannot be compiled"),
+    "prepare": (Outcome.PREPARE_FAILED, "cannot be compiled"),
     "invoke": (Outcome.INVOKE_FAILED, "the device is gone"),
     "segfault": (Outcome.CRASHED, "SIGSEGV"),
     "abort": (Outcome.CRASHED, "assertion failed"),
@@ -52,8 +53,17 @@ def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def _race(folder: Path, library: Path, runtime: str, *modes: str, budget_s: float = 40.0) -> RaceReport:
-    """Return the report of a race of ABS, on the CPU and by a delegate of each mode."""
+def _race(
+    folder: Path,
+    library: Path,
+    runtime: str,
+    *modes: str,
+    budget_s: float = 40.0,
+    requires: tuple[str, ...] = (),
+    threads: tuple[int, ...] = (1,),
+    quarantine: Quarantine | None = None,
+) -> RaceReport:
+    """Return the report of a race of ABS, on the CPU (unless it requires a delegate) and by a delegate of each mode."""
     model, golden, table = folder / "abs.tflite", folder / "golden.npz", folder / "delegates.json"
     model.write_bytes(unary_model())
     write_golden({"float32": model}, golden)
@@ -63,13 +73,14 @@ def _race(folder: Path, library: Path, runtime: str, *modes: str, budget_s: floa
         RaceSpec(
             model="abs",
             version=1,
-            variants=(RaceVariant(name="float32", path=str(model)),),
+            variants=(RaceVariant(name="float32", path=str(model), requires=requires),),
             golden=str(golden),
-            threads=(1,),
+            threads=threads,
             budget_s=budget_s,
             memory_bytes=256 << 20,
             runtimes=(runtime,),
             delegate_files=(str(table),),
+            quarantine=quarantine or Quarantine(),
         )
     )
 
@@ -117,6 +128,44 @@ def test_a_delegate_that_hangs_is_killed_and_the_cpu_is_placed(
     placed = report.placed()
     assert placed is not None
     assert placed.delegate in ("none", "xnnpack")
+
+
+@pytest.mark.parametrize("runtime", RUNTIMES)
+def test_a_delegate_that_leaks_slowly_is_not_placed(tmp_path: Path, library: Path, runtime: str) -> None:
+    """8 KiB an inference is far from any limit during a race, and would end a board in a day."""
+    report = _race(tmp_path, library, runtime, "seep", requires=("seep",))
+    _needs(report)
+
+    (result,) = (one for one in report.candidates if one.runtime == runtime)
+    assert result.outcome == Outcome.LEAKING
+    assert "its memory grew in every round" in (result.reason or "")
+    assert report.placement is None
+
+
+@pytest.mark.parametrize("runtime", RUNTIMES)
+def test_a_delegate_that_crashed_twice_is_left_alone_until_something_changes(
+    tmp_path: Path, library: Path, runtime: str
+) -> None:
+    """Two races strike it, the third does not touch it, and another library or another option is tried again."""
+    quarantine = Quarantine()
+    for _ in range(2):
+        report = _race(tmp_path, library, runtime, "segfault_late", quarantine=quarantine)
+        _needs(report)
+        (struck,) = (one for one in report.candidates if one.delegate == "segfault_late")
+        assert struck.outcome == Outcome.CRASHED
+        quarantine = quarantine.after(report.candidates)
+
+    third = _race(tmp_path, library, runtime, "segfault_late", "real", quarantine=quarantine)
+
+    results = {one.delegate: one for one in third.candidates}
+    assert results["segfault_late"].outcome == Outcome.QUARANTINED
+    assert "SIGSEGV" in (results["segfault_late"].reason or "")
+    assert results["real"].outcome in (Outcome.MEASURED, Outcome.DROPPED)  # other options: another pair
+    assert quarantine.after(third.candidates) == quarantine
+    changed = tmp_path / "libchanged.so"
+    changed.write_bytes(library.read_bytes() + b"\0")
+    fourth = _race(tmp_path, changed, runtime, "segfault_late", quarantine=quarantine)
+    assert [one.outcome for one in fourth.candidates if one.delegate == "segfault_late"] == [Outcome.CRASHED]
 
 
 @pytest.mark.parametrize("damage", ["empty", "text", "no-symbols"])

@@ -122,7 +122,8 @@ def test_the_orchestrating_process_imports_no_numpy_and_no_runtime() -> None:
 def _faulty(
     tmp_path: Path, *variants: str, policy: Policy | None = None, budget_s: float = 6.0, sysroot: str = "/"
 ) -> RaceReport:
-    (tmp_path / "m.tflite").write_bytes(b"whatever")
+    for name in variants:  # files that differ, or the crashes of one would be those of all
+        (tmp_path / f"{name}.tflite").write_text(name)
     golden = tmp_path / "golden.npz"
     x = np.random.default_rng(0).normal(size=(8, 4)).astype(np.float32)
     np.savez(golden, **{"in.0": x, **{f"out.{name}.0": x for name in variants}})
@@ -130,7 +131,7 @@ def _faulty(
         RaceSpec(
             model="m",
             version=1,
-            variants=tuple(RaceVariant(name=name, path=str(tmp_path / "m.tflite")) for name in variants),
+            variants=tuple(RaceVariant(name=name, path=str(tmp_path / f"{name}.tflite")) for name in variants),
             golden=str(golden),
             policy=policy or Policy(),
             sysroot=sysroot,
@@ -227,7 +228,7 @@ def test_an_operator_that_nothing_supports_is_named(tmp_path: Path) -> None:
 
     assert report.placement is None
     assert "MyOwnOperator" in report.reason
-    assert {result.outcome for result in report.candidates} <= {Outcome.CREATE_FAILED, Outcome.UNAVAILABLE}
+    assert {result.outcome for result in report.candidates} <= {Outcome.PREPARE_FAILED, Outcome.UNAVAILABLE}
 
 
 @pytest.mark.parametrize("broken", ["golden", "evaluation"])

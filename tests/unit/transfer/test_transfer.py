@@ -6,7 +6,7 @@ import random
 from functools import partial
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from regatta_agent.core.transfer import MAX_FRUITLESS, MAX_WINDOW, Transfer, empty_bitmap
@@ -30,6 +30,7 @@ def blob(size_bytes: int = len(DATA), have: bytes | None = None, chunk_bytes: in
 
 
 @settings(max_examples=300, deadline=None)
+@example(seed=198, size_bytes=344_065, link=Link(20_000, 0.5, drop=0.25, truncate=0.125, drop_up=0.1875))  # stalls
 @given(
     seed=st.integers(0, 2**32),
     size_bytes=st.integers(0, 1_500_000),
@@ -46,14 +47,23 @@ def blob(size_bytes: int = len(DATA), have: bytes | None = None, chunk_bytes: in
     ),
 )
 def test_it_completes_over_any_link(seed: int, size_bytes: int, link: Link) -> None:
-    """Whatever is lost, doubled, late or cut: every byte ends in its place, and nothing here is asked for again."""
+    """Whatever is lost, doubled, late or cut: every byte ends in its place, and nothing here is asked for again.
+
+    On the worst of these links nearly half of all round trips fail, so eight in a row now and then do: it stalls, and
+    is resumed, as the agent does.
+    """
     transfer, received = blob(size_bytes), bytearray(size_bytes)
 
-    outcome = run_link(transfer, DATA[:size_bytes], link, seed, received=received)
+    for attempt in range(20):
+        outcome = run_link(transfer, DATA[:size_bytes], link, seed + attempt, received=received)
+        assert outcome.violations == []
+        if transfer.complete:
+            break
+        assert transfer.stalled
+        transfer.resume()
 
     assert transfer.complete and transfer.missing == 0
     assert bytes(received) == DATA[:size_bytes]
-    assert outcome.violations == []
 
 
 @pytest.mark.parametrize("seed", range(8))

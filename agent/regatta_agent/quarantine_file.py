@@ -1,0 +1,55 @@
+"""The quarantine on disk: which delegates crashed too often with which model on this board.
+
+A file that cannot be read counts as empty: then what crashes is tried again, twice, in workers of its own.
+"""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+from regatta_protocol.codec import decode, encode
+from regatta_protocol.durable import read_bounded, remove_durably, write_durably
+from regatta_protocol.errors import RegattaError
+from regatta_runtimes.quarantine import Quarantine
+
+__all__ = ["QuarantineFile"]
+
+logger = logging.getLogger(__name__)
+
+_MAX_BYTES = 256 * 1024  # of MAX_PAIRS pairs with the longest reasons
+
+
+class QuarantineFile:
+    """`quarantine.json` in the state folder."""
+
+    def __init__(self, state_dir: Path) -> None:
+        self._path = state_dir / "quarantine.json"
+
+    def load(self) -> Quarantine:
+        """Return what is quarantined."""
+        try:
+            return decode(Quarantine, read_bounded(self._path, _MAX_BYTES), _MAX_BYTES)
+        except FileNotFoundError:
+            return Quarantine()
+        except (RegattaError, OSError) as err:
+            logger.error("event=quarantine_unreadable path=%s error=%s", self._path, err)
+            return Quarantine()
+
+    def save(self, quarantine: Quarantine) -> None:
+        """Keep it; a disk that is full costs the memory of these crashes, and nothing else."""
+        if quarantine == self.load():
+            return
+        try:
+            write_durably(self._path, encode(quarantine, _MAX_BYTES))
+        except (RegattaError, OSError) as err:
+            logger.error("event=quarantine_lost path=%s error=%s", self._path, err)
+
+    def clear(self) -> None:
+        """Forget every crash.
+
+        Raises:
+            OSError: when the file cannot be removed.
+        """
+        if self._path.exists():
+            remove_durably(self._path)

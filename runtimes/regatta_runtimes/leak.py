@@ -1,0 +1,35 @@
+"""Does a candidate's memory grow with every inference? Pure: figures of a worker's memory in, a verdict out.
+
+A leak shows in every round; what a runtime, an allocator or a cache takes once shows in one or two. Resident pages of
+files are left out, for the kernel brings those in and drops them as it likes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise
+
+__all__ = ["leaked_bytes_per_inference"]
+
+_MIN_INTERVALS = 4  # fewer rounds than that look alike for a cache that fills and for a leak
+_MIN_GROWTH_BYTES = 512 * 1024  # glibc's heap grows by 128 KiB at a time, Python's by 256 KiB or 1 MiB
+_MIN_BYTES_PER_INFERENCE = 64.0  # the least that malloc hands out, with its header, is 32 bytes
+
+
+def leaked_bytes_per_inference(memory_bytes: Sequence[int], inferences: Sequence[int]) -> float | None:
+    """Return how much memory each inference keeps for good, or None when no leak can be told.
+
+    Args:
+        memory_bytes: anonymous resident memory after each round, the warm-up round first.
+        inferences: how many inferences each round made; the same length.
+
+    It is a leak when memory grew in every interval between rounds, at least four of them, by 512 KiB in all and by 64
+    bytes an inference.
+    """
+    growth = [after - before for before, after in pairwise(memory_bytes)]
+    made = sum(inferences[1:])
+    if len(growth) < _MIN_INTERVALS or made == 0 or min(growth) <= 0:
+        return None
+    total = memory_bytes[-1] - memory_bytes[0]
+    each = total / made
+    return each if total >= _MIN_GROWTH_BYTES and each >= _MIN_BYTES_PER_INFERENCE else None
