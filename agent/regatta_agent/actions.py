@@ -26,6 +26,7 @@ from regatta_agent.core.installs import AgentRecord
 from regatta_agent.events import Event
 from regatta_agent.fetcher import FetchFiles, FetchManifest
 from regatta_agent.jobs import Authorize, Failed, Job, Outcome, TrustFloor
+from regatta_agent.overlays import fpga_reserved
 from regatta_agent.racing import Race, RaceSettings
 from regatta_agent.store import Store
 from regatta_agent.workers import WorkerDeath, WorkerPool
@@ -121,7 +122,8 @@ class Actions:
             floor = TrustFloor(record.role_versions, record.root_version, wall_s)
             return Authorize(name, step.ref, self._bus, self._launcher, self._identity, self._trust_dir, floor)
         if step.kind is JobKind.RACE:
-            return Race(name, step.ref, self._store, self._launcher, self._run_dir, self._race)
+            reserved = fpga_reserved(record, self._store, step.ref)
+            return Race(name, step.ref, self._store, self._launcher, self._run_dir, self._race, fpga_reserved=reserved)
         if step.kind is JobKind.FILES:
             return FetchFiles(step.ref, self._bus, self._identity.device, self._store, self._next_transfer)
         install = record.find(step.ref)

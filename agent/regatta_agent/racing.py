@@ -12,13 +12,14 @@ from typing import Any
 from regatta_agent.children import Child, Launcher
 from regatta_agent.events import ChildEnded, ChildLine, Event
 from regatta_agent.jobs import Failed, Outcome, Raced
+from regatta_agent.overlays import overlay_files
 from regatta_agent.quarantine_file import QuarantineFile
 from regatta_agent.store import MAX_RACE_BYTES, Store
 from regatta_protocol.codec import decode
 from regatta_protocol.durable import read_bounded
 from regatta_protocol.errors import RegattaError, Retryable
 from regatta_protocol.ids import ModelRef
-from regatta_protocol.manifest import Manifest
+from regatta_protocol.manifest import Manifest, Variant
 from regatta_protocol.measurement import RaceReport
 
 __all__ = ["Race", "RaceSettings", "race_spec"]
@@ -44,8 +45,9 @@ class Race:
     """One race."""
 
     def __init__(
-        self, name: str, ref: ModelRef, store: Store, launcher: Launcher, folder: Path, settings: RaceSettings
-    ) -> None:
+        self, name: str, ref: ModelRef, store: Store, launcher: Launcher, folder: Path, settings: RaceSettings,
+        *, fpga_reserved: str | None = None,
+    ) -> None:  # fmt: skip
         self._name = name
         self._ref = ref
         self._store = store
@@ -53,6 +55,7 @@ class Race:
         self._spec_path = folder / f"{name}.spec.json"
         self._report_path = folder / f"{name}.report.json"
         self._settings = settings
+        self._fpga_reserved = fpga_reserved
         self._child: Child | None = None
         self._deadline_s = 0.0
 
@@ -64,7 +67,8 @@ class Race:
         argv = [sys.executable, "-m", "regatta_runtimes.race", str(self._spec_path)]
         try:
             self._report_path.unlink(missing_ok=True)
-            self._spec_path.write_text(json.dumps(race_spec(manifest, self._store, self._settings)))
+            spec = {**race_spec(manifest, self._store, self._settings), "fpga_reserved": self._fpga_reserved}
+            self._spec_path.write_text(json.dumps(spec))
             self._child = self._launcher.launch(self._name, [*argv, "--output", str(self._report_path)], None)
         except OSError as err:
             return Failed(Retryable(f"the race cannot be started: {err}"))
@@ -115,6 +119,7 @@ def race_spec(manifest: Manifest, store: Store, settings: RaceSettings) -> Mappi
                 "name": variant.name,
                 "path": str(store.blob_path(variant.file.digest)),
                 "requires": list(variant.requires),
+                "overlay": _overlay(variant, store),
                 "accuracy": variant.accuracy.model_dump(mode="json") if variant.accuracy is not None else None,
             }
             for variant in manifest.variants
@@ -127,3 +132,8 @@ def race_spec(manifest: Manifest, store: Store, settings: RaceSettings) -> Mappi
         "budget_s": settings.budget_s,
         "quarantine": settings.quarantine.load().model_dump(mode="json"),
     }
+
+
+def _overlay(variant: Variant, store: Store) -> Mapping[str, Any] | None:
+    files = overlay_files(variant, store)
+    return None if files is None else files.model_dump(mode="json")

@@ -17,6 +17,7 @@ from typing import NamedTuple
 from regatta_agent.children import Child, Launcher
 from regatta_agent.core.facts import WorkerFacts
 from regatta_agent.events import ChildEnded, ChildLine
+from regatta_agent.overlays import overlay_files
 from regatta_agent.serving.events import Failed, Ready, WindowClosed, parse_event
 from regatta_agent.serving.spec import ServeSpec, check_socket_path
 from regatta_agent.store import Store
@@ -64,12 +65,15 @@ class _Worker:
 class WorkerPool:
     """The workers of one agent. Used by the loop's thread only."""
 
-    def __init__(self, run_dir: Path, store: Store, launcher: Launcher, window_s: float) -> None:
+    def __init__(
+        self, run_dir: Path, store: Store, launcher: Launcher, window_s: float, sysroot: Path = Path("/")
+    ) -> None:
         self._run_dir = run_dir
         self._folder = run_dir / "workers"
         self._store = store
         self._launcher = launcher
         self._window_s = window_s
+        self._sysroot = sysroot
         self._workers: dict[str, _Worker] = {}
         self._started = 0
 
@@ -225,6 +229,8 @@ class WorkerPool:
             version=manifest.version,
             candidate_id=candidate,
             variant_path=self._store.blob_path(variant.file.digest),
+            overlay=overlay_files(variant, self._store),
+            sysroot=self._sysroot,
             manifest_path=self._store.manifest_path(manifest.ref),
             labels_path=self._store.blob_path(labels.digest) if labels is not None else None,
             golden_path=self._store.blob_path(manifest.golden.digest),

@@ -22,6 +22,7 @@ class Entrant:
 
     name: str
     requires: tuple[str, ...] = ()
+    refusal: str | None = None  # why no delegate can run it now, for example that its FPGA overlay is not loaded
 
 
 def default_threads(cores: int | None) -> tuple[int, ...]:
@@ -76,7 +77,7 @@ def enumerate_candidates(
     candidates.sort(key=lambda candidate: candidate.threads)
     for entrant in entrants:
         for name in entrant.requires or _volunteers(rows, board, root):
-            plugin = find_plugin(name, board, rows, root)
+            plugin = entrant.refusal or find_plugin(name, board, rows, root)
             if isinstance(plugin, str):
                 absent.append(unavailable(Candidate("litert", entrant.name, name, 1), plugin))
                 continue

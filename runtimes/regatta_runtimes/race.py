@@ -29,6 +29,8 @@ from regatta_runtimes.candidate import Candidate
 from regatta_runtimes.delegates import read_delegates
 from regatta_runtimes.enumerate import Entrant, default_threads, enumerate_candidates
 from regatta_runtimes.errors import RuntimeMissing
+from regatta_runtimes.fpga.files import OverlayFiles
+from regatta_runtimes.fpga.turn import OverlayTurn
 from regatta_runtimes.heat import Heats
 from regatta_runtimes.job import Failed, Open
 from regatta_runtimes.judge import accuracy_floor, judge
@@ -50,6 +52,7 @@ class RaceVariant(Wire):
     name: str
     path: str
     requires: tuple[str, ...] = ()
+    overlay: OverlayFiles | None = None  # the same for all variants that have one
     accuracy: Accuracy | None = None
 
 
@@ -74,6 +77,7 @@ class RaceSpec(Wire):
     backends: dict[str, str] = Field(default_factory=dict)
     delegate_files: tuple[str, ...] = Field(default=(), max_length=64)
     quarantine: Quarantine = Quarantine()  # of the races and deaths before this one
+    fpga_reserved: str | None = None  # why no overlay may be loaded: the FPGA serves another model
 
 
 def run_race(spec: RaceSpec, progress: Callable[[str], None] = lambda _line: None) -> RaceReport:
@@ -91,7 +95,12 @@ def run_race(spec: RaceSpec, progress: Callable[[str], None] = lambda _line: Non
     floor = accuracy_floor([variant.accuracy for variant in spec.variants], spec.policy)
     with ExitStack() as stack:
         nurseries, reasons = _nurseries(spec, stack)
-        entrants = [Entrant(variant.name, variant.requires) for variant in spec.variants]
+        turn = stack.enter_context(_turn(spec))
+        turn.load(board, rows, spec.fpga_reserved, progress)
+        entrants = [
+            Entrant(variant.name, variant.requires, None if variant.overlay is None else turn.refusal)
+            for variant in spec.variants
+        ]
         threads = spec.threads or default_threads(board.cores)
         candidates, absent = enumerate_candidates(entrants, reasons, board, threads, rows, Path(spec.sysroot))
         progress(f"{len(candidates)} candidates, {len(absent)} unavailable")
@@ -111,7 +120,9 @@ def run_race(spec: RaceSpec, progress: Callable[[str], None] = lambda _line: Non
         results = [trial.result() for trial in trials] + absent
         for trial in trials:
             trial.retire()
-    verdict = judge(results, spec.policy, floor, {trial.candidate.id: trial.noise() for trial in trials})
+        verdict = judge(results, spec.policy, floor, {trial.candidate.id: trial.noise() for trial in trials})
+        placed = next((result for result in verdict.candidates if result.id == verdict.placement), None)
+        fpga = turn.end(keep=placed is not None and _overlay_of(spec, placed.variant) is not None)
     after = probe_board(Path(spec.sysroot))
     return RaceReport(
         model=spec.model,
@@ -122,8 +133,18 @@ def run_race(spec: RaceSpec, progress: Callable[[str], None] = lambda _line: Non
         reason=fault or verdict.reason,
         objective=verdict.objective,
         duration_s=round(time.monotonic() - begun, 3),
-        conditions=_conditions(board, after, nurseries),
+        conditions={**_conditions(board, after, nurseries), **fpga},
     )
+
+
+def _turn(spec: RaceSpec) -> OverlayTurn:
+    """Return the race's turn at the FPGA, with the overlay of its variants."""
+    overlay = next((variant.overlay for variant in spec.variants if variant.overlay is not None), None)
+    return OverlayTurn(overlay, f"{spec.model}:{spec.version}", Path(spec.sysroot))
+
+
+def _overlay_of(spec: RaceSpec, name: str) -> OverlayFiles | None:
+    return next((variant.overlay for variant in spec.variants if variant.name == name), None)
 
 
 def _nurseries(spec: RaceSpec, stack: ExitStack) -> tuple[dict[str, Nursery], dict[str, str | None]]:

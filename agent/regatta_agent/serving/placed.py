@@ -5,18 +5,20 @@ calls it once it is open.
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from regatta_agent.serving.events import SelfTest
+from regatta_agent.serving.fpga import hold_overlay
 from regatta_agent.serving.inference import InferRequest, NamedTensor
 from regatta_agent.serving.interface import ModelInterface, image_input
 from regatta_agent.serving.spec import ServeSpec
 from regatta_protocol.codec import decode
 from regatta_protocol.durable import read_bounded
-from regatta_protocol.errors import Rejected
+from regatta_protocol.errors import RegattaError, Rejected
 from regatta_protocol.manifest import MAX_MANIFEST_BYTES, Manifest
 from regatta_runtimes.candidate import parse_candidate_id
+from regatta_runtimes.fpga import Hold
 from regatta_runtimes.reference import compare
 from regatta_runtimes.samples import random_inputs, read_golden
 from regatta_runtimes.session import Session, open_session, quantize
@@ -39,8 +41,9 @@ class Answer:
 class PlacedModel:
     """An opened session with its interface."""
 
-    def __init__(self, session: Session, interface: ModelInterface) -> None:
+    def __init__(self, session: Session, interface: ModelInterface, hold: Hold | None = None) -> None:
         self._session = session
+        self._hold = hold
         self.interface = interface
 
     def infer(self, request: InferRequest) -> Answer:
@@ -82,8 +85,10 @@ class PlacedModel:
         return SelfTest(samples=found.samples, snr_db=found.snr_db, passed=found.sound, reason=found.detail)
 
     def close(self) -> None:
-        """Release the runtime."""
+        """Release the runtime, and after it the FPGA."""
         self._session.close()
+        if self._hold is not None:
+            self._hold.close()
 
 
 def read_labels(path: Path | None) -> tuple[str, ...]:
@@ -106,17 +111,24 @@ def open_placed(spec: ServeSpec) -> tuple[PlacedModel, SelfTest]:
     Raises:
         Rejected: when a file is missing or damaged, or the self-test fails.
         Retryable: when the runtime fails.
+        RegattaError: when the FPGA overlay that the candidate needs cannot be loaded.
     """
-    candidate = parse_candidate_id(spec.candidate_id)
+    candidate = replace(parse_candidate_id(spec.candidate_id), plugin=spec.plugin)
     for path in (spec.variant_path, spec.manifest_path, spec.labels_path, spec.golden_path):
         if path is not None and not path.is_file():
             raise Rejected(f"{path} of {spec.model}:{spec.version} is not there: fetch the version again")
     image, labels = None, read_labels(spec.labels_path)
     if spec.manifest_path is not None:
         image = decode(Manifest, read_bounded(spec.manifest_path, MAX_MANIFEST_BYTES), MAX_MANIFEST_BYTES).input
-    session = open_session(candidate, spec.variant_path)
+    hold = hold_overlay(spec, candidate)
+    try:
+        session = open_session(candidate, spec.variant_path)
+    except RegattaError:
+        if hold is not None:
+            hold.close()
+        raise
     image = image or image_input(session.inputs)
-    placed = PlacedModel(session, ModelInterface(session.inputs, session.outputs, labels, image))
+    placed = PlacedModel(session, ModelInterface(session.inputs, session.outputs, labels, image), hold)
     self_test = placed.self_test(spec.golden_path, candidate.variant)
     if not self_test.passed:
         placed.close()

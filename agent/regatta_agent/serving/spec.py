@@ -9,6 +9,8 @@ from pydantic import Field
 from regatta_protocol.errors import Misuse
 from regatta_protocol.ids import ModelNameField
 from regatta_protocol.wire import Wire
+from regatta_runtimes.candidate import Plugin
+from regatta_runtimes.fpga.files import OverlayFiles
 
 __all__ = ["MAX_SOCKET_PATH_BYTES", "MAX_SPEC_BYTES", "ServeLimits", "ServeSpec", "check_socket_path"]
 
@@ -40,6 +42,9 @@ class ServeSpec(Wire):
     version: int = Field(ge=1)
     candidate_id: str  # runtime/variant/delegate/tN
     variant_path: Path
+    plugin: Plugin | None = None
+    overlay: OverlayFiles | None = None  # loaded into the FPGA before a candidate with its delegate is opened
+    sysroot: Path = Path("/")  # where /sys and /lib/firmware are
     manifest_path: Path | None = None
     labels_path: Path | None = None
     golden_path: Path | None = None

@@ -120,6 +120,8 @@ class Fpga:
                 used = self._folder.use(alone=False)
                 if used is None:
                     raise Retryable(f"{wanted} is being changed by another process: it is tried again")
+                if record.loaded != wanted:  # loaded for another model or version
+                    self._folder.write(OverlayRecord(boot=facts.boot, loaded=wanted))
                 return Hold(self, wanted, record.loaded, used)
             used = self._sole_use(wanted, record)
             try:
