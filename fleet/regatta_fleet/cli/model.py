@@ -12,6 +12,7 @@ import click
 from regatta_fleet import figures
 from regatta_fleet.cli import output, tables
 from regatta_fleet.cli.connection import connected, examples, home_option, json_option, open_client, url_option
+from regatta_fleet.cli.overlay import overlay_options
 from regatta_fleet.cli.parsing import SHARE
 from regatta_fleet.client import FleetClient
 from regatta_fleet.schemas import BundleDraft
@@ -21,6 +22,7 @@ from regatta_protocol.manifest import Manifest, Policy
 
 if TYPE_CHECKING:
     from regatta_fleet.bundle import Bundle
+    from regatta_fleet.overlay import OverlaySource
 
 __all__ = ["model", "push_bundle"]
 
@@ -116,6 +118,8 @@ def optimize(
         "regatta model push int8.tflite --name cats --variant int8_edgetpu.tflite --evaluation cats.npz",
         "regatta model push float.tflite --name vww --mean 127.5 --scale 0.00784314 --objective energy",
         "regatta model push build/digits --name digits",
+        "regatta model push cats.tflite --name cats --overlay dpu --bitstream dpu.bit.bin "
+        "--device-tree-overlay dpu.dtbo --overlay-delegate mydpu",
     )
 )
 @click.argument("source", type=click.Path(exists=True, path_type=Path), metavar="MODEL.tflite|BUNDLE_DIR")
@@ -127,6 +131,7 @@ def optimize(
 @click.option("--scale", type=float, help="See --mean.")
 @click.option("--objective", type=click.Choice(list(_OBJECTIVES)), help="What devices choose the placement by.")
 @click.option("--accuracy-drop", type=SHARE, help="How much accuracy a variant may lose against the best one.")
+@overlay_options
 @json_option
 @connected
 def push(
@@ -140,6 +145,7 @@ def push(
     scale: float | None,
     objective: str | None,
     accuracy_drop: float | None,
+    overlay: OverlaySource | None,
     as_json: bool,
 ) -> None:
     """Store a model file, or a bundle that `optimize` made, as the next version.
@@ -152,11 +158,13 @@ def push(
     known = parse_model_name(name)
     policy = _policy(objective, accuracy_drop)
     if source.is_dir():
-        if labels or evaluation or variants or mean is not None or scale is not None:
+        if labels or evaluation or variants or overlay or mean is not None or scale is not None:
             raise click.UsageError("a bundle has its labels, evaluation set and input already: give no such option")
         manifest = push_bundle(client, known, Bundle.open(source), policy)
     else:
-        given = BundleSource(labels=labels, evaluation=evaluation, variants=variants, mean=mean, scale=scale)
+        given = BundleSource(
+            labels=labels, evaluation=evaluation, variants=variants, mean=mean, scale=scale, overlay=overlay
+        )
         with tempfile.TemporaryDirectory(prefix="regatta-push-") as scratch:
             bundle = bundle_from_model(source, Path(scratch) / "bundle", given, progress=say_step())
             manifest = push_bundle(client, known, bundle, policy)

@@ -13,7 +13,7 @@ from pydantic import Field
 
 from regatta_protocol.enums import StrEnum
 from regatta_protocol.errors import Misuse, RegattaError, Rejected, Retryable
-from regatta_protocol.ids import DigestField
+from regatta_protocol.ids import Digest, DigestField
 from regatta_protocol.wire import Wire
 
 __all__ = [
@@ -28,6 +28,7 @@ __all__ = [
     "Step",
     "Trouble",
     "WriteFlags",
+    "bitstream_path",
     "busy_with",
     "is_settled",
     "previous_of",
@@ -51,7 +52,7 @@ class Loaded(Wire):
     @property
     def bitstream_file(self) -> str:
         """The bitstream as the kernel is told of it."""
-        return f"{FOLDER}/{self.bitstream}.bin"
+        return bitstream_path(self.bitstream)
 
     @property
     def tree_file(self) -> str | None:
@@ -64,6 +65,11 @@ class Loaded(Wire):
 
     def __str__(self) -> str:
         return f"overlay {self.name} ({self.bitstream[:12]})"
+
+
+def bitstream_path(digest: Digest) -> str:
+    """Return the name by which the kernel is told of the bitstream with this digest."""
+    return f"{FOLDER}/{digest}.bin"
 
 
 def _content(overlay: Loaded) -> tuple[str, str | None, int]:
