@@ -6,6 +6,7 @@ clock, energy is millijoules, power milliwatts, memory bytes. Nothing here measu
 
 from __future__ import annotations
 
+import json
 import math
 from typing import Literal
 
@@ -152,8 +153,23 @@ class BoardFacts(Wire):
     throttled: bool | None = None  # slowed down by heat or low voltage now
 
     def fingerprint_text(self) -> str:
-        """Return what identifies the kind of board, without what changes from minute to minute."""
-        return "|".join(str(part) for part in (self.model, self.machine, self.cpu, self.cores, self.accelerators))
+        """Return what identifies the kind of board: equal on two boards of a kind, and from start to start.
+
+        Memory counts by its class, because what the firmware takes off differs. What changes from minute to minute is
+        left out, and so are drivers and kernel: whoever compares boards compares those apart.
+        """
+        kind = (self.model, self.machine, self.cpu, self.cores, _memory_class(self.memory_bytes))
+        return json.dumps([*kind, sorted(self.cpu_features), sorted(self.accelerators)], separators=(",", ":"))
+
+
+def _memory_class(size_bytes: int | None) -> int | None:
+    """Return the MiB of the chips: the next 2^n or 3·2^n above the size, which firmware and kernel have lessened."""
+    if size_bytes is None:
+        return None
+    power = 64
+    while power << 20 < size_bytes:
+        power *= 2
+    return power * 3 // 4 if size_bytes <= (power * 3 // 4) << 20 else power
 
 
 class RaceReport(Wire):

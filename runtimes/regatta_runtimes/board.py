@@ -1,6 +1,7 @@
-"""What the board is: model, CPU, memory, accelerators, temperature, read from /proc and /sys under a root. No numpy.
+"""What the board is: model, CPU, memory, accelerators, drivers, heat, read from /proc, /sys and /dev under a root.
 
-A fact that cannot be found out is None. Accelerators are found by their devices, not by installed libraries.
+No numpy, nothing loaded. A fact that cannot be found out is None or absent, whatever lies under the root. Accelerators
+are found by their devices, not by installed libraries. The parts: cpu.py, accelerators.py, drivers.py, thermal.py.
 """
 
 from __future__ import annotations
@@ -8,88 +9,67 @@ from __future__ import annotations
 import os
 import platform
 import re
+from collections.abc import Mapping
 from pathlib import Path
 
 from regatta_protocol.measurement import BoardFacts
+from regatta_runtimes.accelerators import find_accelerators
+from regatta_runtimes.cpu import cpu_features, cpu_name, listed_cores
+from regatta_runtimes.delegates import DELEGATES, DelegateFacts, known_signs
+from regatta_runtimes.drivers import find_drivers
 from regatta_runtimes.power import UnknownPower, find_sensor
-from regatta_runtimes.sysfs import entries, read_number, read_text
+from regatta_runtimes.sysfs import read_text
+from regatta_runtimes.thermal import HeatReader
 
 __all__ = ["probe_board"]
 
-# Coral USB shows the first id until its firmware is loaded on first use, then the second (runtimes.md)
-_CORAL_USB = {("1a6e", "089a"), ("18d1", "9302")}
-_DEVICES = {"dev/galcore": "imx8mp-npu", "dev/ethosu0": "ethosu", "dev/accel/accel0": "accel"}
-_COMPATIBLE = {"nvidia,tegra": "jetson"}
+_MAX_NAME = 200
 
 
-def probe_board(root: Path = Path("/")) -> BoardFacts:
-    """Return what the board under `root` is."""
+def probe_board(root: Path = Path("/"), rows: Mapping[str, DelegateFacts] = DELEGATES) -> BoardFacts:
+    """Return what the board under `root` is.
+
+    Args:
+        rows: the delegates that are known; theirs are the libraries that are looked for, and the accelerators that
+            users add.
+    """
     cpuinfo = read_text(root / "proc/cpuinfo") or ""
     sensor = find_sensor(root)
     own = root == Path("/")
+    accelerators = find_accelerators(root, known_signs(rows))
+    libraries = [library for facts in rows.values() for library in facts.libraries]
+    heat = HeatReader(root).read()
     return BoardFacts(
         model=_model(root),
-        machine=platform.machine() if own else read_text(root / "proc/sys/kernel/arch"),
-        cpu=_cpu(cpuinfo),
-        cores=_cores(cpuinfo, own),
+        machine=platform.machine() if own else _name(root / "proc/sys/kernel/arch"),
+        cpu=cpu_name(cpuinfo),
+        cores=len(os.sched_getaffinity(0)) if own else listed_cores(cpuinfo),  # those that this process may use
         memory_bytes=_memory(root),
-        kernel=read_text(root / "proc/sys/kernel/osrelease"),
-        accelerators=_accelerators(root),
+        kernel=_name(root / "proc/sys/kernel/osrelease"),
+        cpu_features=cpu_features(cpuinfo),
+        accelerators=tuple(accelerator.name for accelerator in accelerators),
+        drivers=find_drivers(root, accelerators, libraries),
         power_sensor=None if isinstance(sensor, UnknownPower) else sensor.name,
-        temperature_c=_temperature(root),
+        temperature_c=heat.temperature_c,
+        throttled=heat.throttled,
     )
 
 
 def _model(root: Path) -> str | None:
     """Return the board's name: of the device tree, or of the firmware on PCs."""
     for path in ("proc/device-tree/model", "sys/firmware/devicetree/base/model"):
-        if model := read_text(root / path):
+        if model := _name(root / path):
             return model
-    parts = [read_text(root / "sys/class/dmi/id" / name) for name in ("sys_vendor", "product_name")]
+    parts = [_name(root / "sys/class/dmi/id" / name) for name in ("sys_vendor", "product_name")]
     return " ".join(part for part in parts if part) or None
 
 
-def _cpu(cpuinfo: str) -> str | None:
-    """Return the CPU's name on x86, or implementer and part of the first ARM core."""
-    if match := re.search(r"^model name\s*:\s*(.+)$", cpuinfo, re.MULTILINE):
-        return match[1].strip()
-    implementer = re.search(r"^CPU implementer\s*:\s*(\S+)$", cpuinfo, re.MULTILINE)
-    part = re.search(r"^CPU part\s*:\s*(\S+)$", cpuinfo, re.MULTILINE)
-    return f"ARM implementer {implementer[1]} part {part[1]}" if implementer and part else None
-
-
-def _cores(cpuinfo: str, own: bool) -> int | None:
-    """Return how many cores this process may use; of a recorded tree, how many it lists."""
-    if own:
-        return len(os.sched_getaffinity(0))
-    return len(re.findall(r"^processor\s*:", cpuinfo, re.MULTILINE)) or None
+def _name(path: Path) -> str | None:
+    """Return a file's text as a name, of a length that reports and fingerprints can carry."""
+    text = read_text(path)
+    return None if text is None else text[:_MAX_NAME]
 
 
 def _memory(root: Path) -> int | None:
-    match = re.search(r"^MemTotal:\s*(\d+) kB", read_text(root / "proc/meminfo") or "", re.MULTILINE)
+    match = re.search(r"^MemTotal:\s*(\d{1,18}) kB", read_text(root / "proc/meminfo") or "", re.MULTILINE | re.ASCII)
     return int(match[1]) * 1024 if match else None
-
-
-def _accelerators(root: Path) -> tuple[str, ...]:
-    """Return the names of the accelerators whose devices are there."""
-    found: set[str] = set()
-    for device in entries(root / "sys/bus/usb/devices", "*"):
-        if (read_text(device / "idVendor"), read_text(device / "idProduct")) in _CORAL_USB:
-            found.add("coral-usb")
-    if any(entries(root / "sys/class/apex", "apex_*")):
-        found.add("coral-pcie")
-    compatible = read_text(root / "proc/device-tree/compatible") or ""
-    found |= {name for text, name in _COMPATIBLE.items() if text in compatible}
-    if (root / "etc/nv_tegra_release").exists():
-        found.add("jetson")
-    found |= {name for path, name in _DEVICES.items() if (root / path).exists()}
-    if any(entries(root / "sys/class/fpga_manager", "fpga*")):
-        found.add("fpga")
-    return tuple(sorted(found))
-
-
-def _temperature(root: Path) -> float | None:
-    """Return the hottest plausible thermal zone in degrees Celsius."""
-    zones = [read_number(path) for path in entries(root / "sys/class/thermal", "thermal_zone*/temp")]
-    plausible = [zone / 1000 for zone in zones if zone is not None and -40_000 < zone < 150_000]
-    return max(plausible, default=None)

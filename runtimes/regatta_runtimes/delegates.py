@@ -1,20 +1,27 @@
-"""The delegates that a board may offer, as data: what they are, how a board shows them, which library, how to get it.
+"""The table of delegates with what users add to it, and what to load for one of them on a board.
 
-One row a delegate; users add rows, or replace one, by TOML or JSON files of the same fields:
+Rows come from, each replacing an earlier one of its name: the table that ships (delegate_table.py); installed Python
+distributions, by entry points of the group `regatta.delegates`; files in /etc/regatta/delegates.d; files named by the
+caller. An entry point is a table of rows, or a function without arguments that returns one. A file is TOML or JSON:
 
     [mynpu]
     what = "the NPU of my board"
+    accelerators = ["mynpu"]
+    signs.mynpu = { paths = ["dev/mynpu0"] }
     libraries = ["/opt/mynpu/libmynpu_delegate.so"]
     options = { cache = "1" }
 
-Sources: design notes on boards; each vendor's installation page.
+A caller's file that is wrong is an error; any other source that is wrong is told and left out, so that one broken
+package does not end a board's races.
 """
 
 from __future__ import annotations
 
 import json
+import logging
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from typing import Annotated
 
@@ -23,111 +30,72 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
-from pydantic import BaseModel, ConfigDict, Field, RootModel, StringConstraints, ValidationError
+from pydantic import RootModel, StringConstraints, ValidationError
 
 from regatta_protocol.durable import read_bounded
 from regatta_protocol.errors import Rejected
 from regatta_protocol.measurement import BoardFacts
+from regatta_runtimes.accelerators import Signs
 from regatta_runtimes.candidate import PART, Plugin
+from regatta_runtimes.delegate_table import DELEGATES, DelegateFacts
+from regatta_runtimes.libraries import find_library
 from regatta_runtimes.sysfs import entries
 
-__all__ = ["DELEGATES", "DelegateFacts", "find_plugin", "read_delegates"]
+__all__ = ["DELEGATES", "GROUP", "DelegateFacts", "find_plugin", "known_signs", "read_delegates"]
 
+logger = logging.getLogger(__name__)
+
+GROUP = "regatta.delegates"  # the entry points'
+FOLDER = "etc/regatta/delegates.d"
 MAX_FILE_BYTES = 65_536
 _RESERVED = ("none", "ref", "xnnpack")  # what a runtime itself calls a delegate
-# where a bare name is looked for, under the board's root: Debian's, Yocto's and a vendor's own places
-_LIBRARY_FOLDERS = ("usr/lib", "usr/lib/*-linux-gnu*", "usr/lib64", "usr/local/lib", "lib", "lib/*-linux-gnu*", "lib64")
 
 _Name = Annotated[str, StringConstraints(pattern=f"^{PART}$")]
 
 
-class DelegateFacts(BaseModel):
-    """`accelerators`: the names in BoardFacts.accelerators that it serves; none means that its library is sign enough.
-
-    `libraries`: the first that exists is loaded; none means that no external delegate drives it here.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    what: str = Field(min_length=1, max_length=200)
-    accelerators: tuple[str, ...] = ()
-    libraries: tuple[str, ...] = Field(default=(), max_length=16)
-    options: dict[str, str] = Field(default_factory=dict, max_length=64)
-    compiled_only: bool = False  # takes only variants that require it by name
-    install: str = Field(default="install its library", max_length=500)
+class _Table(RootModel[dict[_Name, DelegateFacts]]):
+    """What a file or an entry point holds."""
 
 
-class _DelegateFile(RootModel[dict[_Name, DelegateFacts]]):
-    """What a user's file holds."""
+def _warn(text: str) -> None:
+    logger.warning("event=delegates_left_out reason=%s", text)
 
 
-DELEGATES: Mapping[str, DelegateFacts] = {
-    "edgetpu": DelegateFacts(
-        what="a Coral Edge TPU",
-        accelerators=("coral-usb", "coral-pcie"),
-        libraries=("libedgetpu.so.1",),
-        compiled_only=True,
-        install="plug in a Coral accelerator and install libedgetpu1-std",
-    ),
-    "gpu": DelegateFacts(what="a GPU", accelerators=("jetson",), install="use a board with a Vulkan driver"),
-    "vx": DelegateFacts(
-        what="an i.MX 8M Plus NPU",
-        accelerators=("imx8mp-npu",),
-        libraries=("libvx_delegate.so",),
-        install="install libvx_delegate.so from NXP's BSP",
-    ),
-    "ethosu": DelegateFacts(
-        what="an i.MX 93 Ethos-U NPU",
-        accelerators=("ethosu",),
-        libraries=("libethosu_delegate.so",),
-        compiled_only=True,
-        install="install libethosu_delegate.so from NXP's BSP",
-    ),
-    "teflon": DelegateFacts(
-        what="an NPU that Mesa drives",
-        accelerators=("rocket",),
-        libraries=("libteflon.so",),
-        install="install Mesa's libteflon.so",
-    ),
-    "qnn": DelegateFacts(
-        what="a Qualcomm HTP",
-        libraries=("libQnnTFLiteDelegate.so",),
-        options={"backend_type": "htp"},
-        install="install libQnnTFLiteDelegate.so of Qualcomm's SDK",
-    ),
-    "tidl": DelegateFacts(
-        what="a TI C7x with TIDL",
-        libraries=("libtidl_tfl_delegate.so",),
-        compiled_only=True,
-        install="install libtidl_tfl_delegate.so of TI's SDK, and name the artifacts_folder in a delegate file",
-    ),
-    "npu": DelegateFacts(what="an NPU of LiteRT's compiled models", install="install the vendor's LiteRT plug-in"),
-}
+def read_delegates(
+    files: Iterable[Path] = (), root: Path = Path("/"), tell: Callable[[str], None] = _warn
+) -> Mapping[str, DelegateFacts]:
+    """Return DELEGATES with the rows that users added; a later row replaces an earlier one of its name.
 
-
-def read_delegates(files: Iterable[Path]) -> Mapping[str, DelegateFacts]:
-    """Return DELEGATES with the rows of the files added; a later row replaces an earlier one of its name.
+    Args:
+        files: tables that the caller names.
+        root: where the board's file system lies.
+        tell: told about each entry point or file of the folder that is left out, and why.
 
     Raises:
-        Rejected: when a file cannot be read, is no table of delegates, or takes a name that runtimes use themselves.
+        Rejected: when one of `files` cannot be read, is no table of delegates, or takes a name that runtimes use.
     """
     rows = dict(DELEGATES)
-    for file in files:
+    sources: list[Callable[[], dict[str, DelegateFacts]]] = [
+        *(lambda point=point: _from_entry_point(point) for point in entry_points(group=GROUP)),
+        *(
+            lambda file=file: _from_file(file)
+            for file in entries(root / FOLDER, "*")
+            if file.suffix in (".toml", ".json")
+        ),
+    ]
+    for source in sources:
         try:
-            text = read_bounded(file, MAX_FILE_BYTES).decode()
-            table = json.loads(text) if file.suffix == ".json" else tomllib.loads(text)
-            added = _DelegateFile.model_validate(table).root
-        except ValidationError as err:
-            first = err.errors()[0]
-            where = ".".join(str(part) for part in first["loc"])
-            raise Rejected(f"{file} is no table of delegates: {where}: {first['msg']}") from err
-        except (OSError, ValueError, RecursionError) as err:
-            raise Rejected(f"the delegate file {file} cannot be read: {err}") from err
-        taken = sorted(set(added) & set(_RESERVED))
-        if taken:
-            raise Rejected(f"{file} names a delegate {taken[0]!r}, which runtimes have built in: give it another name")
-        rows |= added
+            rows |= source()
+        except Rejected as err:
+            tell(str(err))
+    for file in files:
+        rows |= _from_file(file)
     return rows
+
+
+def known_signs(rows: Mapping[str, DelegateFacts]) -> dict[str, Signs]:
+    """Return the signs of accelerators that the rows bring along."""
+    return {name: signs for facts in rows.values() for name, signs in facts.signs.items()}
 
 
 def find_plugin(
@@ -146,25 +114,66 @@ def find_plugin(
     if facts is None:
         unknown = f"it requires delegate {name!r}, which this agent does not know"
         return f"{unknown}: update the agent or describe it in a delegate file"
-    here = f"it requires {facts.what}"
+    here, first = f"it requires {facts.what}", None
     if board is not None and facts.accelerators:
         found = [accelerator for accelerator in board.accelerators if accelerator in facts.accelerators]
         if not found:
             seen = ", ".join(board.accelerators) or "none"
-            return f"{here} and none was found here (accelerators found: {seen}): {facts.install}"
-        here = f"{', '.join(found)} is here"
+            steps = ", then ".join(step for step in (facts.hardware, facts.install) if step)
+            return f"{here} and none was found here (accelerators found: {seen}): {steps}"
+        here, first = f"{', '.join(found)} is here", found[0]
     if not facts.libraries:
-        return f"{here}, but this agent has no backend for {name} yet: {facts.install}"
-    library = next((path for path in (_library(text, root) for text in facts.libraries) if path is not None), None)
+        return f"{here}, but this agent has no backend for {name} yet: {facts.hint(first)}"
+    library = next((path for path in (find_library(text, root) for text in facts.libraries) if path is not None), None)
     if library is None:
-        return f"{here}, but {' or '.join(facts.libraries)} was not found: {facts.install}"
+        return f"{here}, but {' or '.join(facts.libraries)} was not found: {facts.hint(first)}"
     return Plugin(library=str(library), options=facts.options)
 
 
-def _library(text: str, root: Path) -> Path | None:
-    """Return where a library lies under the root: a path as it stands, a bare name in the usual folders."""
-    if "/" in text:
-        path = root / text.lstrip("/")
-        return path if path.is_file() else None
-    paths = (folder / text for pattern in _LIBRARY_FOLDERS for folder in entries(root, pattern))
-    return next((path for path in paths if path.is_file()), None)
+def _from_entry_point(point: EntryPoint) -> dict[str, DelegateFacts]:
+    """Return the rows of an installed distribution.
+
+    Raises:
+        Rejected: when its code fails, or it gives no table of delegates.
+    """
+    source = f"the entry point {point.name!r} ({point.value}) of the group {GROUP}"
+    try:
+        table = point.load()
+        return _checked(table() if callable(table) else table, source)
+    except Rejected:
+        raise
+    except (Exception, SystemExit) as err:  # plug-in code
+        logger.exception("event=entry_point_failed name=%s value=%s", point.name, point.value)
+        raise Rejected(f"{source} fails: {type(err).__name__}: {err}") from err
+
+
+def _from_file(file: Path) -> dict[str, DelegateFacts]:
+    """Return the rows of a file.
+
+    Raises:
+        Rejected: when it cannot be read or is no table of delegates.
+    """
+    try:
+        text = read_bounded(file, MAX_FILE_BYTES).decode()
+        table = json.loads(text) if file.suffix == ".json" else tomllib.loads(text)
+    except (OSError, ValueError, RecursionError) as err:
+        raise Rejected(f"the delegate file {file} cannot be read: {err}") from err
+    return _checked(table, str(file))
+
+
+def _checked(table: object, source: str) -> dict[str, DelegateFacts]:
+    """Return a table's rows.
+
+    Raises:
+        Rejected: when it is no table of delegates, or takes a name that runtimes use themselves.
+    """
+    try:
+        rows = _Table.model_validate(table).root
+    except ValidationError as err:
+        first = err.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise Rejected(f"{source} is no table of delegates: {where}: {first['msg']}") from err
+    taken = sorted(set(rows) & set(_RESERVED))
+    if taken:
+        raise Rejected(f"{source} names a delegate {taken[0]!r}, which runtimes have built in: give it another name")
+    return rows

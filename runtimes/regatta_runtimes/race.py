@@ -90,8 +90,8 @@ def run_race(spec: RaceSpec, progress: Callable[[str], None] = lambda _line: Non
         Rejected: when a delegate file is wrong.
     """
     begun = time.monotonic()
-    rows = read_delegates(Path(file) for file in spec.delegate_files)
-    board = probe_board(Path(spec.sysroot))
+    rows = read_delegates((Path(file) for file in spec.delegate_files), Path(spec.sysroot), progress)
+    board = probe_board(Path(spec.sysroot), rows)
     floor = accuracy_floor([variant.accuracy for variant in spec.variants], spec.policy)
     with ExitStack() as stack:
         nurseries, reasons = _nurseries(spec, stack)

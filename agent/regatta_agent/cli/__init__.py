@@ -23,7 +23,7 @@ _EX_SOFTWARE = 70  # sysexits.h: a bug of ours
 
 COMMANDS = {  # name -> (module, attribute, what it does): so that --help imports none of them
     "config": ("regatta_agent.cli.settings", "config", "Check the settings."),
-    "doctor": ("regatta_agent.cli.doctor", "doctor", "Examine board, runtimes, power sensor, identity and disk."),
+    "doctor": ("regatta_agent.cli.doctor", "doctor", "Examine the board, and say what is missing and how to get it."),
     "enroll": ("regatta_agent.cli.enroll", "enroll", "Join a fleet with a one-time token."),
     "infer": ("regatta_agent.cli.infer", "infer", "Ask a served model for an answer."),
     "install": ("regatta_agent.cli.install", "install", "Install the service on this machine."),

@@ -1,113 +1,186 @@
-"""`regatta-agent doctor`: what this board is, what it can run, and what is missing."""
+"""`regatta-agent doctor`: what this board is, what it can run, what is missing, and how to get that."""
 
 from __future__ import annotations
 
-import importlib.metadata
+import ctypes
+import platform
 import shutil
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterable
+from dataclasses import asdict
 from pathlib import Path
-from typing import Literal
 
 import click
 
-from regatta_agent.cli.options import as_json, folder_options, print_json, print_table
+from regatta_agent.cli.finding import Finding, print_findings
+from regatta_agent.cli.options import as_json, folder_options, print_json
 from regatta_agent.config import AgentConfig, load_config
 from regatta_agent.status import is_running
 from regatta_protocol.errors import RegattaError, Rejected
+from regatta_protocol.measurement import BoardFacts
 
 __all__ = ["doctor"]
 
 _LOW_SPACE_BYTES = 200 * 1024 * 1024
-
-
-@dataclass(frozen=True)
-class _Finding:
-    subject: str
-    level: Literal["ok", "note", "problem"]
-    text: str
+_SYS_LANDLOCK_CREATE_RULESET = 444  # the same number on every architecture
+_LANDLOCK_CREATE_RULESET_VERSION = 1
+_RUNTIMES = {
+    "litert": "pip install ai-edge-litert (wheels: 64-bit x86 and ARM, Python 3.10 to 3.14)",
+    "tflite": "pip install 'regatta-edge[tflite]' (wheels: Python up to 3.11, and it needs numpy before 2)",
+}
 
 
 @click.command()
 @folder_options
+@click.option(
+    "--sysroot",
+    type=click.Path(path_type=Path, file_okay=False, exists=True),
+    help="Look for /proc, /sys and /dev here, as for a recorded board. [/]",
+)
+@click.option(
+    "--record", type=click.Path(path_type=Path, dir_okay=False), help="Only write the board as a file to send in."
+)
 @as_json
-def doctor(config_path: Path | None, state_dir: Path | None, run_dir: Path | None, json_output: bool) -> None:
-    """Examine board, runtimes, power sensor, identity and disk; exit 65 when something stops the agent.
+def doctor(
+    config_path: Path | None,
+    state_dir: Path | None,
+    run_dir: Path | None,
+    sysroot: Path | None,
+    record: Path | None,
+    json_output: bool,
+) -> None:
+    """Examine the board and say what is missing; exit 65 when something stops the agent.
+
+    Shows board, accelerators with their drivers and delegates, runtimes (each builds and runs a small model), power,
+    heat, identity and disk, each with how to mend it. --record writes the files that the probes read, without serial
+    numbers, addresses or host name, so that a board can be sent in (docs/boards.md).
 
     \b
     Examples:
       regatta-agent doctor
       regatta-agent doctor --json
+      regatta-agent doctor --record my-board.tree
     """
-    config = load_config(config_path, {"state_dir": state_dir, "run_dir": run_dir})
-    findings = [finding for examine in _EXAMINATIONS for finding in _guarded(examine, config)]
+    config = load_config(config_path, {"state_dir": state_dir, "run_dir": run_dir, "sysroot": sysroot})
+    if record is not None:
+        _record(config.sysroot, record)
+        return
+    board, findings = _hardware(config.sysroot)
+    findings += [finding for examine in _EXAMINATIONS for finding in _guarded(examine, config)]
     problems = [finding.subject for finding in findings if finding.level == "problem"]
     if json_output:
-        print_json({"findings": [asdict(finding) for finding in findings], "problems": problems})
+        document = {"board": board.model_dump(mode="json"), "findings": [asdict(finding) for finding in findings]}
+        print_json({**document, "problems": problems})
     else:
-        print_table(["SUBJECT", "", "FINDING"], [(one.subject, one.level, one.text) for one in findings])
+        print_findings(findings, min(shutil.get_terminal_size().columns, 140))
     if problems:
         raise Rejected(f"{len(problems)} problem(s): {', '.join(problems)}")
 
 
-def _guarded(examine: Callable[[AgentConfig], list[_Finding]], config: AgentConfig) -> list[_Finding]:
+def _record(root: Path, file: Path) -> None:
+    from regatta_runtimes.delegates import read_delegates
+    from regatta_runtimes.record import record_board
+
+    text = record_board(root, read_delegates(root=root))
     try:
-        return examine(config)
-    except (RegattaError, OSError) as err:
-        return [_Finding(examine.__name__.strip("_"), "problem", str(err))]
+        file.write_text(text, encoding="utf-8")
+    except OSError as err:
+        raise Rejected(f"{file} cannot be written: {err.strerror}") from err
+    click.echo(f"wrote {file} ({text.count(chr(10))} lines); read it before you send it", err=True)
 
 
-def _board(config: AgentConfig) -> list[_Finding]:
+def _hardware(root: Path) -> tuple[BoardFacts, list[Finding]]:
+    from regatta_agent.cli import hardware
+    from regatta_runtimes.accelerators import find_accelerators
     from regatta_runtimes.board import probe_board
+    from regatta_runtimes.delegates import known_signs, read_delegates
+    from regatta_runtimes.offers import survey
+    from regatta_runtimes.power import find_sensor
+    from regatta_runtimes.thermal import frequency_share
 
-    board = probe_board(config.sysroot)
-    memory = f"{board.memory_bytes / 1e9:.1f} GB" if board.memory_bytes else "unknown memory"
-    accelerators = ", ".join(board.accelerators) or "none found"
-    return [
-        _Finding("board", "ok", f"{board.model or 'unknown'} ({board.machine}), {board.cores} cores, {memory}"),
-        _Finding("accelerators", "ok" if board.accelerators else "note", accelerators),
-    ]
+    left_out: list[str] = []
+    rows = read_delegates(root=root, tell=left_out.append)
+    signs = known_signs(rows)
+    board = probe_board(root, rows)
+    findings = hardware.describe_board(board)
+    findings += hardware.describe_accelerators(
+        board, find_accelerators(root, signs), survey(board, rows, root), signs, hardware.agent_user()
+    )
+    findings += [Finding("Delegates", "left out", "note", text, "mend or remove it") for text in left_out]
+    findings += hardware.describe_drivers(board)
+    findings.append(hardware.describe_power(find_sensor(root)))
+    findings += hardware.describe_heat(board, frequency_share(root))
+    return board, findings
 
 
-def _runtimes(config: AgentConfig) -> list[_Finding]:
-    found = []
-    for name, extra in (("ai-edge-litert", "regatta-edge"), ("tflite-runtime", "regatta-edge[tflite]")):
+def _guarded(examine: Callable[[AgentConfig], Iterable[Finding]], config: AgentConfig) -> list[Finding]:
+    try:
+        return list(examine(config))
+    except (RegattaError, OSError) as err:
+        return [Finding("Agent", examine.__name__.strip("_"), "problem", str(err))]
+
+
+def _runtimes(_config: AgentConfig) -> Iterable[Finding]:
+    """Build and run the smallest model in each runtime: importing one proves nothing."""
+    from regatta_runtimes.errors import RuntimeMissing
+    from regatta_runtimes.nursery import Nursery
+    from regatta_runtimes.race import probe_runtime
+
+    working = 0
+    for name, install in _RUNTIMES.items():
         try:
-            found.append(_Finding(name, "ok", importlib.metadata.version(name)))
-        except importlib.metadata.PackageNotFoundError:
-            found.append(_Finding(name, "note", f"not installed: pip install '{extra}' where a wheel exists"))
-    if all(finding.level != "ok" for finding in found):
-        found.append(_Finding("runtimes", "problem", "no runtime is installed: no model can be served"))
-    return found
+            with Nursery(name) as nursery:
+                fault, version = probe_runtime(nursery), nursery.runtime_version
+        except RuntimeMissing as err:
+            fault, version = str(err), ""
+        working += fault is None
+        text = f"{version}, runs the probe model" if fault is None else fault
+        yield Finding("Runtimes", name, "note" if fault else "ok", text, install if fault else None)
+    if not working:
+        text = (
+            f"no runtime works with Python {platform.python_version()} on {platform.machine()}: no model can be served"
+        )
+        yield Finding("Runtimes", "runtimes", "problem", text, "install one of the above")
 
 
-def _power(config: AgentConfig) -> list[_Finding]:
-    from regatta_runtimes.power import UnknownPower, find_sensor
+def _confinement(config: AgentConfig) -> Iterable[Finding]:
+    from regatta_runtimes.sysfs import read_text
 
-    sensor = find_sensor(config.sysroot)
-    if isinstance(sensor, UnknownPower):
-        return [_Finding("power", "note", f"unknown: {sensor.reason}")]
-    return [_Finding("power", "ok", f"{sensor.name} ({sensor.method}, {sensor.coverage})")]
+    if config.sysroot != Path("/"):
+        return
+    abi = ctypes.CDLL(None, use_errno=True).syscall(
+        _SYS_LANDLOCK_CREATE_RULESET, None, ctypes.c_size_t(0), ctypes.c_uint32(_LANDLOCK_CREATE_RULESET_VERSION)
+    )
+    if abi > 0:
+        yield Finding("Agent", "Landlock", "ok", f"available (ABI {abi}): workers can be kept to their files")
+    else:
+        text = "not available: workers can reach every file of their user"
+        yield Finding(
+            "Agent", "Landlock", "note", text, "use kernel 5.13 or later with lsm=landlock,… on its command line"
+        )
+    actions = read_text(Path("/proc/sys/kernel/seccomp/actions_avail"))
+    yield Finding("Agent", "seccomp", "ok" if actions else "note", "available" if actions else "not available")
 
 
-def _identity(config: AgentConfig) -> list[_Finding]:
+def _identity(config: AgentConfig) -> Iterable[Finding]:
     from regatta_provisioning.identity import load_identity
 
     identity = load_identity(config.state_dir / "identity")
     where = f"{identity.device} of {identity.fleet}, broker {identity.broker_host}:{identity.broker_port}"
-    return [_Finding("identity", "ok", where)]
+    yield Finding("Agent", "identity", "ok", where)
 
 
-def _daemon(config: AgentConfig) -> list[_Finding]:
+def _daemon(config: AgentConfig) -> Iterable[Finding]:
     running = is_running(config.state_dir)
-    return [_Finding("agent", "ok" if running else "note", "running" if running else "not running")]
+    fix = None if running else "sudo regatta-agent install, or regatta-agent run"
+    yield Finding("Agent", "daemon", "ok" if running else "note", "running" if running else "not running", fix)
 
 
-def _disk(config: AgentConfig) -> list[_Finding]:
+def _disk(config: AgentConfig) -> Iterable[Finding]:
     folder = next(path for path in (config.state_dir, *config.state_dir.absolute().parents) if path.exists())
     free = shutil.disk_usage(folder).free
-    text = f"{free / 1e6:.0f} MB free at {folder}"
-    return [_Finding("disk", "ok" if free > _LOW_SPACE_BYTES else "problem", text)]
+    enough = free > _LOW_SPACE_BYTES
+    fix = None if enough else f"free some: {_LOW_SPACE_BYTES >> 20} MiB are needed"
+    yield Finding("Agent", "disk", "ok" if enough else "problem", f"{free / 1e9:.1f} GB free at {folder}", fix)
 
 
-_EXAMINATIONS = (_board, _runtimes, _power, _identity, _daemon, _disk)
+_EXAMINATIONS = (_runtimes, _confinement, _identity, _daemon, _disk)

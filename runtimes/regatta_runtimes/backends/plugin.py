@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 from regatta_runtimes.candidate import Candidate
-from regatta_runtimes.delegates import find_plugin
+from regatta_runtimes.delegates import find_plugin, read_delegates
 from regatta_runtimes.errors import CreateFailed
 
 __all__ = ["load_plugin"]
@@ -20,7 +20,7 @@ def load_plugin(vendor: Any, candidate: Candidate) -> Any:  # noqa: ANN401 - unt
     Raises:
         CreateFailed: when the delegate is not known, its library is absent or damaged, or it refuses to be created.
     """
-    plugin = candidate.plugin or find_plugin(candidate.delegate)
+    plugin = candidate.plugin or find_plugin(candidate.delegate, rows=read_delegates())
     if isinstance(plugin, str):
         raise CreateFailed(f"{candidate.id}: {plugin}")
     try:

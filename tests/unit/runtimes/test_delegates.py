@@ -5,12 +5,15 @@ from __future__ import annotations
 import json
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from regatta_protocol.errors import Rejected
 from regatta_protocol.measurement import BoardFacts, Outcome, RaceReport
+from regatta_runtimes.accelerators import ACCELERATORS
+from regatta_runtimes.board import probe_board
 from regatta_runtimes.candidate import Candidate, Plugin
 from regatta_runtimes.delegates import DELEGATES, DelegateFacts, find_plugin, read_delegates
 from regatta_runtimes.enumerate import Entrant, enumerate_candidates
@@ -233,6 +236,140 @@ def test_a_wrong_delegate_file_says_what_is_wrong(tmp_path: Path, name: str, tex
     assert str(tmp_path / name) in str(caught.value)
 
 
+def _entry_points(monkeypatch: pytest.MonkeyPatch, folder: Path, code: str) -> None:
+    """Install a distribution that has the entry point `mine` of our group, whose module is `code`."""
+    (folder / "their_delegates.py").write_text(code)
+    metadata = folder / "their_delegates-1.0.dist-info"
+    metadata.mkdir()
+    (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: their-delegates\nVersion: 1.0\n")
+    (metadata / "entry_points.txt").write_text("[regatta.delegates]\nmine = their_delegates:rows\n")
+    monkeypatch.syspath_prepend(str(folder))
+    monkeypatch.delitem(sys.modules, "their_delegates", raising=False)
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "rows = {'mine': {'what': 'mine', 'libraries': ['libmine.so']}}",
+        "def rows():\n    return {'mine': {'what': 'mine', 'libraries': ('libmine.so',)}}",
+        "from regatta_runtimes.delegates import DelegateFacts\n"
+        "rows = {'mine': DelegateFacts(what='mine', libraries=('libmine.so',))}",
+    ],
+    ids=["table", "function", "objects"],
+)
+def test_an_installed_package_adds_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: str) -> None:
+    """By an entry point: a table of values or of rows, or a function that returns one."""
+    _entry_points(monkeypatch, tmp_path, code)
+
+    told: list[str] = []
+    rows = read_delegates(root=tmp_path, tell=told.append)
+
+    assert rows["mine"] == DelegateFacts(what="mine", libraries=("libmine.so",))
+    assert told == []
+
+
+@pytest.mark.parametrize(
+    ("code", "words"),
+    [
+        ("raise RuntimeError('broken')", "RuntimeError: broken"),
+        ("import sys\nsys.exit(3)", "SystemExit: 3"),
+        ("import no_such_module_here", "no_such_module_here"),
+        ("other = 1", "AttributeError"),
+        ("rows = 7", "no table of delegates"),
+        ("rows = {'mine': {}}", "mine.what"),
+        ("rows = {'xnnpack': {'what': 'x'}}", "another name"),
+        ("def rows(argument):\n    return {}", "TypeError"),
+    ],
+)
+def test_a_broken_package_is_told_and_left_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: str, words: str
+) -> None:
+    """Whatever its code does, the other rows are there."""
+    _entry_points(monkeypatch, tmp_path, code)
+
+    told: list[str] = []
+    rows = read_delegates(root=tmp_path, tell=told.append)
+
+    assert dict(rows) == dict(DELEGATES)
+    assert len(told) == 1
+    assert words in told[0] and "'mine' (their_delegates:rows)" in told[0]
+
+
+def test_the_boards_folder_adds_rows_and_a_broken_file_there_is_told(tmp_path: Path) -> None:
+    """/etc/regatta/delegates.d: every process of the board sees them; a caller's own file comes last."""
+    folder = tmp_path / "etc/regatta/delegates.d"
+    folder.mkdir(parents=True)
+    (folder / "a.toml").write_text('[mine]\nwhat = "the folder\'s"\n[other]\nwhat = "other"')
+    (folder / "b.toml").write_text("[broken")
+    (folder / "README").write_text("not a table")
+    (tmp_path / "own.toml").write_text('[mine]\nwhat = "the caller\'s"')
+
+    told: list[str] = []
+    rows = read_delegates([tmp_path / "own.toml"], tmp_path, told.append)
+
+    assert (rows["mine"].what, rows["other"].what) == ("the caller's", "other")
+    assert len(told) == 1
+    assert str(folder / "b.toml") in told[0]
+
+
+def test_a_users_delegate_brings_its_accelerator(tmp_path: Path) -> None:
+    """Signs in the row: the board has the accelerator, and the delegate is offered for it."""
+    folder = tmp_path / "etc/regatta/delegates.d"
+    folder.mkdir(parents=True)
+    (folder / "mynpu.toml").write_text(
+        '[mynpu]\nwhat = "my NPU"\naccelerators = ["mynpu"]\nsigns.mynpu = { paths = ["dev/mynpu*"] }\n'
+        'libraries = ["/opt/libmynpu.so"]\n'
+    )
+    for name in ("dev/mynpu0", "opt/libmynpu.so"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    rows = read_delegates(root=tmp_path)
+
+    board = probe_board(tmp_path, rows)
+
+    assert board.accelerators == ("mynpu",)
+    assert find_plugin("mynpu", board, rows, tmp_path) == Plugin(library=str(tmp_path / "opt/libmynpu.so"))
+
+
+@pytest.mark.parametrize("field", ['signs.other = { paths = ["dev/x"] }', 'install_on = { other = "x" }'])
+def test_signs_and_hints_are_of_the_rows_own_accelerators(tmp_path: Path, field: str) -> None:
+    """A name that the row does not serve is a slip of the pen."""
+    (tmp_path / "a.toml").write_text(f'[mine]\nwhat = "x"\naccelerators = ["mine"]\n{field}')
+
+    with pytest.raises(Rejected, match="not among its accelerators"):
+        read_delegates([tmp_path / "a.toml"])
+
+
+def test_a_delegate_says_which_precisions_it_takes() -> None:
+    """An Edge TPU no float; one that says nothing, and a variant of unknown precision, are worth a try."""
+    edgetpu = DELEGATES["edgetpu"]
+
+    assert [edgetpu.takes(one) for one in ("int8", "uint8", "float32", None)] == [True, True, False, True]
+    assert DelegateFacts(what="x").takes("float32")
+
+
+def test_every_row_that_ships_says_how_to_get_it() -> None:
+    """And serves only accelerators that are known, so that none can be offered that is never found."""
+    for name, facts in DELEGATES.items():
+        assert set(facts.accelerators) <= set(ACCELERATORS), name
+        assert facts.install != "install its library", name
+        assert facts.hardware or not facts.accelerators, name
+
+
+def test_every_accelerator_and_delegate_is_in_the_documentation() -> None:
+    """docs/boards.md names each in its table, with the libraries."""
+    page = (SOURCE.parents[2] / "docs/boards.md").read_text(encoding="utf-8")
+    rows = [line for line in page.splitlines() if line.startswith("|")]
+
+    for name in ACCELERATORS:
+        assert any(line.startswith(f"| `{name}` |") for line in rows), name
+    for name, facts in DELEGATES.items():
+        named = [line for line in rows if f"| `{name}` |" in line]
+        assert named or not (facts.accelerators or facts.libraries), name
+        for library in facts.libraries:
+            assert any(f"`{library}`" in line for line in named), library
+
+
 def test_an_accelerator_with_its_library_races_in_both_runtimes(tmp_path: Path) -> None:
     """A Coral takes the variant compiled for it alone; an i.MX 8M Plus NPU tries any; the CPU's candidates go first."""
     folder = tmp_path / "usr/lib/aarch64-linux-gnu"
@@ -263,4 +400,6 @@ def test_an_accelerator_without_its_library_is_explained(tmp_path: Path) -> None
     """The board has the NPU, so the missing library is told."""
     why = find_plugin("vx", BoardFacts(accelerators=("imx8mp-npu",)), root=tmp_path)
 
-    assert why == "imx8mp-npu is here, but libvx_delegate.so was not found: install libvx_delegate.so from NXP's BSP"
+    assert isinstance(why, str)
+    assert why.startswith("imx8mp-npu is here, but libvx_delegate.so was not found: add libvx_delegate.so")
+    assert "tensorflow-lite-vx-delegate" in why
