@@ -41,10 +41,11 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 
 @pytest.fixture
 def board(tmp_path: Path, built: tuple[Path, Path]) -> EmulatedFpga:
-    """A board with the delegate's library installed."""
+    """A board with the delegate's library installed and described."""
     board = EmulatedFpga(tmp_path / "board")
     (board.root / "opt").mkdir()
     shutil.copy(built[1], board.root / "opt/libtest_delegate.so")
+    _describe_delegate(board)
     return board
 
 
@@ -54,25 +55,31 @@ def environment(board: EmulatedFpga, built: tuple[Path, Path]) -> Iterator[Mappi
         yield {**os.environ, **variables, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
 
 
-def _options(board: EmulatedFpga) -> dict[str, str]:
-    return {"mode": "real", "needs": str(board.root / MANAGER / "state")}
+def _options(board: EmulatedFpga, mode: str = "real") -> dict[str, str]:
+    return {"mode": mode, "needs": str(board.root / MANAGER / "state")}
+
+
+def _describe_delegate(board: EmulatedFpga, mode: str = "real") -> None:
+    """Put the delegate's row where the board's owner would."""
+    folder = board.root / "etc/regatta/delegates.d"
+    folder.mkdir(parents=True, exist_ok=True)
+    row = {
+        "what": "the overlay's accelerator",
+        "accelerators": ["fpga"],
+        "libraries": ["/opt/libtest_delegate.so"],
+        "options": _options(board, mode),
+        "compiled_only": True,
+    }
+    (folder / "real.json").write_text(json.dumps({"real": row}))
 
 
 def _race(
     board: EmulatedFpga, environment: Mapping[str, str], folder: Path, files: OverlayFiles, **changes: object
 ) -> RaceReport:
     """Race ABS on the CPU and behind the overlay, in a process of its own."""
-    model, golden, table = folder / "abs.tflite", folder / "golden.npz", folder / "delegates.json"
+    model, golden = folder / "abs.tflite", folder / "golden.npz"
     model.write_bytes(unary_model())
     write_golden({"float32": model, "fpga": model}, golden)
-    row = {
-        "what": "the overlay's accelerator",
-        "accelerators": ["fpga"],
-        "libraries": ["/opt/libtest_delegate.so"],
-        "options": _options(board),
-        "compiled_only": True,
-    }
-    table.write_text(json.dumps({"real": row}))
     spec = RaceSpec(
         model="abs",
         version=1,
@@ -85,7 +92,6 @@ def _race(
         budget_s=10.0,
         runtimes=("litert",),
         sysroot=str(board.root),
-        delegate_files=(str(table),),
     ).model_copy(update=changes)
     (folder / "spec.json").write_bytes(encode(spec))
     done = subprocess.run(
@@ -153,24 +159,15 @@ def test_when_another_candidate_wins_the_overlay_before_comes_back(
     """The race leaves the FPGA as it was, whatever it loaded in between."""
     before = overlay(tmp_path / "files", "before", tree="programs")
     Fpga(board.root, TreeKernel(board)).hold(before, "other:1").close()
-    options = {**_options(board), "mode": "wrong"}
+    _describe_delegate(board, "wrong")
 
-    report = _race_with_options(board, environment, tmp_path, overlay(tmp_path / "files", "raced"), options)
+    report = _race(board, environment, tmp_path, overlay(tmp_path / "files", "raced"))
 
     assert _result(report)[0] == Outcome.WRONG_OUTPUT
     assert report.placement is not None and "/float32/" in report.placement
     assert [text.split("\n")[1] for text in board.programmed] == ["before", "raced", "before"]
     assert board.applied is not None
     assert "overlay before" in report.conditions["fpga"]
-
-
-def _race_with_options(
-    board: EmulatedFpga, environment: Mapping[str, str], folder: Path, files: OverlayFiles, options: dict[str, str]
-) -> RaceReport:
-    table = folder / "more.json"
-    row = {"what": "x", "accelerators": ["fpga"], "libraries": ["/opt/libtest_delegate.so"], "options": options}
-    table.write_text(json.dumps({"real": {**row, "compiled_only": True}}))
-    return _race(board, environment, folder, files, delegate_files=(str(table),))
 
 
 @pytest.mark.parametrize(
