@@ -210,6 +210,7 @@ def show(client: FleetClient, name: str, as_json: bool) -> None:
         ("lineage", " → ".join(manifest.lineage) or "unknown"),
         ("task", manifest.task),
         ("input", _input_words(manifest)),
+        ("overlay", _overlay_words(manifest)),
         ("evaluation", figures.size(manifest.evaluation.size_bytes) if manifest.evaluation else "none"),
         (
             "policy",
@@ -263,6 +264,14 @@ def _policy(objective: str | None, accuracy_drop: float | None) -> dict[str, obj
     if accuracy_drop is not None:
         policy["max_accuracy_drop"] = accuracy_drop
     return policy
+
+
+def _overlay_words(manifest: Manifest) -> str:
+    overlay = next((variant.overlay for variant in manifest.variants if variant.overlay is not None), None)
+    if overlay is None:
+        return "none"
+    tree = "" if overlay.dtbo is None else f", device tree {figures.size(overlay.dtbo.size_bytes)}"
+    return f"{overlay.name} for {overlay.delegate}, bitstream {figures.size(overlay.bitstream.size_bytes)}{tree}"
 
 
 def _input_words(manifest: Manifest) -> str:

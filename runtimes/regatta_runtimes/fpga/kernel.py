@@ -23,9 +23,9 @@ FORBIDDEN = {errno.EACCES, errno.EPERM, errno.EROFS}
 _LATER = {errno.EBUSY, errno.EAGAIN, errno.EINTR, errno.ETIMEDOUT, errno.ENOMEM, errno.ENOTEMPTY}
 _GONE = {errno.ENODEV, errno.ENXIO}
 PERMISSION_HELP = (
-    "let the agent's user write there: install systemd/regatta-agent.service.d/fpga.conf as the drop-in "
-    "/etc/systemd/system/regatta-agent.service.d/fpga.conf and the udev rules of `regatta-agent install`, then "
-    "`systemctl daemon-reload` and restart regatta-agent (docs/fpga.md, Permissions)"
+    "let the agent's user write there: copy fpga.conf, and fpga-device-tree.conf for device-tree overlays, to "
+    "/etc/systemd/system/regatta-agent.service.d/, have the udev rules of `regatta-agent install` in place, then "
+    "`systemctl daemon-reload && systemctl restart regatta-agent` (docs/fpga.md, Permissions)"
 )
 
 

@@ -243,6 +243,7 @@ def test_push_takes_an_overlay_whole_or_not_at_all(
     overlay = manifest["variants"][1]["overlay"]
     assert (overlay["name"], overlay["delegate"], overlay["flags"]) == ("dpu", "mine", 0x21)
     assert overlay["bitstream"]["digest"] in fleet.blobs
+    assert "dpu for mine, bitstream 4 B" in output(capsys, "model", "show", "kit")
 
 
 def test_model_show_takes_the_newest(fleet: FakeFleet, capsys: pytest.CaptureFixture[str], bundle: Path) -> None:
