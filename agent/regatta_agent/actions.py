@@ -78,7 +78,7 @@ class Actions:
         elif isinstance(step, StartWorker):
             return self._start_worker(step, now_s)
         elif isinstance(step, StopWorker):
-            self._workers.stop(step.ref, now_s)
+            self._workers.stop(step.ref, now_s, step.socket)
         elif isinstance(step, Point):
             self._workers.point(step.ref, step.socket)
         elif isinstance(step, Unpoint):
@@ -121,7 +121,7 @@ class Actions:
         if step.kind is JobKind.AUTHORIZE:
             floor = TrustFloor(record.role_versions, record.root_version, wall_s)
             return Authorize(name, step.ref, self._bus, self._launcher, self._identity, self._trust_dir, floor)
-        if step.kind is JobKind.RACE:
+        if step.kind in (JobKind.RACE, JobKind.RERACE):
             reserved = fpga_reserved(record, self._store, step.ref)
             return Race(name, step.ref, self._store, self._launcher, self._run_dir, self._race, fpga_reserved=reserved)
         if step.kind is JobKind.FILES:
@@ -146,10 +146,10 @@ class Actions:
 
     def _start_worker(self, step: StartWorker, now_s: float) -> WorkerDeath | None:
         try:
-            self._workers.start(step.ref, step.candidate, now_s)
+            self._workers.start(step, now_s)
         except (RegattaError, OSError) as err:
             logger.error("event=worker_not_started version=%s error=%s", step.ref, err)
-            return WorkerDeath(step.ref, str(err), 0.0)
+            return WorkerDeath(step.ref, step.candidate, str(err), 0.0)
         return None
 
     def _collect(self, step: Collect, record: AgentRecord) -> None:

@@ -27,6 +27,7 @@ from regatta_agent.record import RecordFile
 from regatta_agent.reporter import Reporter, presence_will
 from regatta_agent.status import StateLock, StatusFile
 from regatta_agent.store import Store
+from regatta_agent.versions import versions_here
 from regatta_agent.workers import WorkerPool
 from regatta_protocol import __version__, topics
 from regatta_protocol.bus import Bus, Will
@@ -128,6 +129,7 @@ def assemble(
             reporter=Reporter(bus, device, board, boot, __version__, config.heartbeat_period_s),
             notifier=notifier,
             status=StatusFile(config.run_dir, boot, clock.wall()),
+            versions=versions_here(board),
         )
     )
 

@@ -10,11 +10,12 @@ from __future__ import annotations
 from regatta_agent.core.installs import AgentRecord, Install
 from regatta_agent.store import Store
 from regatta_protocol.ids import ModelRef
-from regatta_protocol.manifest import Overlay, Variant
+from regatta_protocol.manifest import Manifest, Overlay, Variant
 from regatta_protocol.messages import InstallState
+from regatta_runtimes.candidate import parse_candidate_id
 from regatta_runtimes.fpga.files import OverlayFiles
 
-__all__ = ["fpga_reserved", "overlay_files"]
+__all__ = ["fpga_reserved", "overlay_files", "overlay_of"]
 
 _SERVING = (InstallState.PLACED, InstallState.ON_TRIAL, InstallState.COMMITTED)
 
@@ -31,6 +32,12 @@ def overlay_files(variant: Variant, store: Store) -> OverlayFiles | None:
         flags=overlay.flags,
         delegate=overlay.delegate,
     )
+
+
+def overlay_of(manifest: Manifest, store: Store) -> OverlayFiles | None:
+    """Return the version's one overlay as files of the store, or None when it has none."""
+    files = (overlay_files(variant, store) for variant in manifest.variants)
+    return next((one for one in files if one is not None), None)
 
 
 def fpga_reserved(record: AgentRecord, store: Store, ref: ModelRef) -> str | None:
@@ -60,12 +67,14 @@ def _overlay(variants: tuple[Variant, ...]) -> Overlay | None:
 
 
 def _held(install: Install, store: Store) -> Overlay | None:
-    """Return the overlay that the version's placement needs."""
+    """Return the overlay that the version needs: for its winner, also while that rests, or for what serves instead."""
     manifest = store.manifest(install.ref)
-    if manifest is None or install.placement is None:
+    successor = install.successor.placement if install.successor is not None else None
+    wanted = [one for one in (install.winner, install.placement, successor) if one is not None]
+    if manifest is None:
         return None
-    name = install.placement.split("/")[1]
-    return _overlay(tuple(variant for variant in manifest.variants if variant.name == name))
+    names = {parse_candidate_id(one).variant for one in wanted}
+    return _overlay(tuple(variant for variant in manifest.variants if variant.name in names))
 
 
 def _content(overlay: Overlay) -> tuple[str, str | None, int]:

@@ -108,7 +108,8 @@ class DeviceModel(Wire):
     state: InstallState
     serving: bool
     reason: str | None = None
-    placement: str | None = None
+    placement: str | None = None  # the candidate that serves
+    degraded: str | None = None  # why that is not the race's winner
     accuracy: Accuracy | None = None
     latency: Latency | None = None  # of the placement in the race
     power: Power | None = None

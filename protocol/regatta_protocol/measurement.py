@@ -110,7 +110,7 @@ class Conditions(Wire):
     """The circumstances of a candidate's timed rounds; None where they could not be read."""
 
     rounds: int = Field(default=0, ge=0)
-    steady: bool = False  # the rounds' medians had settled, by the rule in heats.py
+    steady: bool = False  # the rounds' medians had settled, by the rule in steady.py
     temperature_c: float | None = None  # the hottest of its rounds
     throttled: bool | None = None  # the board slowed itself down in one of its rounds
 

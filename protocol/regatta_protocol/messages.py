@@ -95,7 +95,8 @@ class ModelReport(Wire):
     reason: str | None = None  # of each thing not done, or what is being waited for
     rollout: str | None = None
     attempt: int = 0
-    placement: str | None = None  # candidate id
+    placement: str | None = None  # the candidate that serves
+    degraded: str | None = None  # why that is not the race's winner
     accuracy: Accuracy | None = None
     latency: Latency | None = None  # of the placed candidate in the race
     power: Power | None = None

@@ -72,6 +72,7 @@ class Time(Wire):
     min_samples: int = Field(ge=1, le=MAX_TIMED_SAMPLES)
     max_samples: int = Field(ge=1, le=MAX_TIMED_SAMPLES)
     warmup: int = Field(default=1, ge=0, le=1000)  # inferences before the first that counts
+    warmup_s: float = Field(default=0.0, ge=0, le=10)  # and so long at least
 
 
 class Describe(Wire):
@@ -126,7 +127,6 @@ class Evaluated(Wire):
 class Timed(Wire):
     kind: Literal["timed"] = "timed"
     samples_us: tuple[float, ...]
-    busy_s: float
 
 
 class Described(Wire):

@@ -38,6 +38,7 @@ from regatta_runtimes.nursery import DEFAULT_MEMORY_BYTES, Nursery, WorkerEnded
 from regatta_runtimes.parent import die_with_parent
 from regatta_runtimes.power import find_sensor
 from regatta_runtimes.quarantine import Ledger, Quarantine, pair_of
+from regatta_runtimes.thermal import HeatReader
 from regatta_runtimes.trial import Trial, TrialFiles, TrialLimits
 
 __all__ = ["RaceSpec", "RaceVariant", "main", "run_race"]
@@ -105,7 +106,15 @@ def run_race(spec: RaceSpec, progress: Callable[[str], None] = lambda _line: Non
         candidates, absent = enumerate_candidates(entrants, reasons, board, threads, rows, Path(spec.sysroot))
         progress(f"{len(candidates)} candidates, {len(absent)} unavailable")
         trials = _trials(spec, candidates, nurseries)
-        heats = Heats(trials, nurseries, spec.policy, floor, spec.budget_s, progress)
+        heats = Heats(
+            trials,
+            nurseries,
+            spec.policy,
+            floor,
+            spec.budget_s,
+            progress,
+            HeatReader(Path(spec.sysroot)).read,
+        )
         fault: str | None = None
         try:
             heats.qualify()

@@ -121,19 +121,21 @@ class _Worker:
     def _time(self, session: Session, command: Time) -> Answer:
         inputs = self._golden.inputs[:_TIMED_INPUTS] if self._golden is not None else [noise(session.inputs)]
         run, clock = session.run, time.perf_counter_ns
-        for number in range(command.warmup):
+        warm = clock() + int(command.warmup_s * 1e9)
+        number = 0
+        while number < command.warmup or clock() < warm:
             run(inputs[number % len(inputs)])
+            number += 1
         samples_ns: list[int] = []
-        begun = clock()
-        stop = begun + int(command.budget_s * 1e9)
-        now = begun
+        now = clock()
+        stop = now + int(command.budget_s * 1e9)
         while len(samples_ns) < command.max_samples and (now < stop or len(samples_ns) < command.min_samples):
             feed = inputs[len(samples_ns) % len(inputs)]
             before = clock()
             run(feed)
             now = clock()
             samples_ns.append(now - before)
-        return Timed(samples_us=tuple(round(ns / 1000, 2) for ns in samples_ns), busy_s=(now - begun) / 1e9)
+        return Timed(samples_us=tuple(round(ns / 1000, 2) for ns in samples_ns))
 
 
 def _describe(runtime: str, path: Path, backends: Mapping[str, str]) -> Answer:

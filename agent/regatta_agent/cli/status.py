@@ -152,11 +152,17 @@ def _install_row(record: AgentRecord, install: Install, run_dir: Path) -> list[s
         str(install.ref),
         install.state,
         "yes" if _serving(record, install, run_dir) else "",
-        install.placement or "",
+        (install.stand_in.placement if install.stand_in is not None else install.placement) or "",
         _us(race.latency.p50_us) if race is not None and race.latency is not None else "",
         f"{race.accuracy.value:.3f}" if race is not None and race.accuracy is not None else "",
-        (install.reason or "") + _waiting_text(install),
+        _reason_text(install) + _waiting_text(install),
     ]
+
+
+def _reason_text(install: Install) -> str:
+    if install.stand_in is None:
+        return install.reason or ""
+    return f"degraded: {install.stand_in.reason}"
 
 
 def _waiting_text(install: Install) -> str:
@@ -189,7 +195,8 @@ def _us(latency_us: float) -> str:
 
 
 def _because(install: Install) -> str:
-    return f" ({install.reason})" if install.reason else ""
+    reason = _reason_text(install)
+    return f" ({reason})" if reason else ""
 
 
 def _running_text(running: bool, pid: int | None) -> str:

@@ -68,9 +68,12 @@ def _model_cells(model: DeviceModel, *, interval: bool = True) -> tuple[Cell | s
     power = served.power if served and served.power else model.power
     accuracy = served.feedback if served and served.feedback else model.accuracy
     style: Style = "good" if model.serving else "bad" if model.state in _FAILED else ""
+    state = "serving" if model.serving else str(model.state).replace("_", " ")
+    if model.serving and model.degraded is not None:
+        state, style = "degraded", "warn"
     return (
         f"{model.name}:{model.version}",
-        Cell("serving" if model.serving else str(model.state).replace("_", " "), style),
+        Cell(state, style),
         model.placement or figures.NOTHING,
         figures.latency(p50_us),
         figures.latency(p99_us),
@@ -95,23 +98,29 @@ _MODEL_COLUMNS = (
 def devices(found: Iterable[DeviceSummary], now: float) -> Table:
     """Return one row for each device and model on it."""
     rows: list[tuple[Cell | str, ...]] = []
+    notes: list[str] = []
     for device in found:
         style: Style = "good" if device.up else "bad" if device.revoked else "warn"
         head: tuple[Cell | str, ...] = (device.id, device.group, Cell(verdicts.up_since(device, now), style))
         for number, model in enumerate(verdicts.shown_models(device)):
             rows.append((*(head if number == 0 else ("", "", "")), *_model_cells(model, interval=False)))
+            if model.serving and model.degraded is not None:
+                notes.append(
+                    f"{device.id} serves {model.name}:{model.version} degraded: {figures.one_line(model.degraded)}"
+                )
         if not device.models:
             rows.append((*head, *(figures.NOTHING for _ in _MODEL_COLUMNS)))
     return Table(
         (Column("DEVICE"), Column("GROUP", leave_out=2), Column("UP"), *_MODEL_COLUMNS),
         tuple(rows),
+        notes=tuple(notes),
         empty="no devices yet: `regatta device token` makes a token for `regatta-agent enroll`",
     )
 
 
 def device_models(device: DeviceSummary) -> Table:
     """Return what the device reported of each model, with the reasons."""
-    rows = tuple((*_model_cells(model), model.reason or "") for model in device.models)
+    rows = tuple((*_model_cells(model), model.degraded or model.reason or "") for model in device.models)
     return Table(
         (*_MODEL_COLUMNS, Column("REASON", wide=True)),
         rows,
@@ -277,7 +286,9 @@ def optimized(report: OptimizeReport) -> Table:
 
 def model_devices(detail: VersionDetail) -> Table:
     """Return the devices of a version."""
-    rows = tuple((model.device, *_model_cells(model)[1:], model.reason or "") for model in detail.devices)
+    rows = tuple(
+        (model.device, *_model_cells(model)[1:], model.degraded or model.reason or "") for model in detail.devices
+    )
     return Table(
         (Column("DEVICE"), *_MODEL_COLUMNS[1:], Column("REASON", wide=True)),
         rows,

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from regatta_agent.core.installs import AgentRecord, Install
+from regatta_agent.core.installs import AgentRecord, Install, RaceSummary
 from regatta_agent.overlays import fpga_reserved, overlay_files
 from regatta_agent.quarantine_file import QuarantineFile
 from regatta_agent.racing import RaceSettings, race_spec
@@ -79,6 +79,14 @@ def test_the_fpga_is_kept_for_what_is_placed_on_it(
     if reason is not None:
         assert reason.startswith("the FPGA serves cats:3 with overlay design-e, so overlay design-f of dogs:1 is not")
         assert "another accelerator" in reason
+
+
+def test_the_fpga_is_kept_for_a_winner_that_rests(store: Store) -> None:
+    """Another candidate serves in its place; the winner is retried and taken back."""
+    cats, dogs = _put(store, "cats", 3, "e"), _put(store, "dogs", 1, "f")
+    record = _record((cats, InstallState.COMMITTED, ON_CPU)).changed(cats, race=RaceSummary(placement=ON_FPGA))
+
+    assert fpga_reserved(record, store, dogs) is not None
 
 
 def test_a_new_version_with_another_overlay_is_told_the_way(store: Store) -> None:

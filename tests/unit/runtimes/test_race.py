@@ -181,6 +181,9 @@ def test_a_board_with_a_sensor_is_judged_by_energy(tmp_path: Path) -> None:
     chip.mkdir(parents=True)
     for name, text in {"name": "ina3221", "in1_label": "VDD_IN", "in1_input": "5000", "curr1_input": "1200"}.items():
         (chip / name).write_text(text)
+    zone = tmp_path / "root/sys/class/thermal/thermal_zone0"
+    zone.mkdir(parents=True)
+    (zone / "temp").write_text("51500")
 
     report = _faulty(tmp_path, "sound", policy=Policy(objective="energy"), sysroot=str(tmp_path / "root"))
 
@@ -191,6 +194,9 @@ def test_a_board_with_a_sensor_is_judged_by_energy(tmp_path: Path) -> None:
     assert placed.power.energy_per_inference_mj is not None
     assert 0 < placed.power.energy_per_inference_mj < 60  # under 10 ms an inference
     assert report.board.power_sensor == "ina3221"
+    assert placed.conditions.temperature_c == 51.5
+    assert placed.conditions.throttled is None  # nothing on this board could tell
+    assert placed.conditions.rounds >= 3
 
 
 def test_a_policy_that_nobody_meets_places_nothing(tmp_path: Path) -> None:
