@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 
 from emulated_fpga import MANAGER, EmulatedFpga, TreeKernel, build_shim, overlay, shim
-from regatta_agent.serving.events import Failed, Ready
-from regatta_agent.serving.spec import ServeSpec
+from regatta_agent.serving.events import Degraded, Failed, Ready
+from regatta_agent.serving.spec import Contender, ServeSpec
 from regatta_protocol.codec import decode, encode
 from regatta_protocol.measurement import Outcome, RaceReport
 from regatta_runtimes.candidate import Plugin
@@ -112,13 +112,20 @@ def _result(report: RaceReport) -> tuple[Outcome, str]:
     return result.outcome, result.reason or ""
 
 
-def _serve(folder: Path, board: EmulatedFpga, files: OverlayFiles, environment: Mapping[str, str]) -> ServingProcess:
+def _serve(
+    folder: Path,
+    board: EmulatedFpga,
+    files: OverlayFiles,
+    environment: Mapping[str, str],
+    standbys: tuple[Contender, ...] = (),
+) -> ServingProcess:
     spec = ServeSpec(
         model="abs",
         version=1,
         candidate_id="litert/fpga/real/t1",
         variant_path=folder / "abs.tflite",
         plugin=Plugin(library=str(board.root / "opt/libtest_delegate.so"), options=_options(board)),
+        standbys=standbys,
         overlay=files,
         sysroot=board.root,
         golden_path=folder / "golden.npz",
@@ -222,10 +229,29 @@ def test_without_the_delegate_or_the_fpga_nothing_is_loaded(
     assert board.calls == []
 
 
+def test_a_worker_whose_overlay_fails_serves_from_its_standby(
+    board: EmulatedFpga, environment: Mapping[str, str], tmp_path: Path
+) -> None:
+    """Degraded, with the FPGA's state as the reason."""
+    files = overlay(tmp_path / "files", ends_in="write error")
+    (tmp_path / "abs.tflite").write_bytes(unary_model())
+    write_golden({"fpga": tmp_path / "abs.tflite", "float32": tmp_path / "abs.tflite"}, tmp_path / "golden.npz")
+    standby = Contender(candidate_id="litert/float32/none/t1", variant_path=tmp_path / "abs.tflite")
+    worker = _serve(tmp_path, board, files, environment, (standby,))
+    try:
+        assert isinstance(ready := worker.next_event(), Ready), (ready, worker.stderr)
+        degraded = worker.next_event()
+        assert isinstance(degraded, Degraded), degraded
+        assert degraded.placement == standby.candidate_id
+        assert "in state 'write error'" in degraded.reason
+    finally:
+        worker.kill()
+
+
 def test_a_worker_whose_overlay_fails_says_so_and_ends(
     board: EmulatedFpga, environment: Mapping[str, str], tmp_path: Path
 ) -> None:
-    """Its agent then starts another candidate."""
+    """Without a standby."""
     files = overlay(tmp_path / "files", ends_in="write error")
     (tmp_path / "abs.tflite").write_bytes(unary_model())
     write_golden({"fpga": tmp_path / "abs.tflite"}, tmp_path / "golden.npz")
