@@ -30,7 +30,16 @@ from regatta_protocol.codec import decode, decode_zlib, encode, encode_zlib
 from regatta_protocol.errors import Rejected
 from regatta_protocol.ids import DeviceId, Digest, ModelName, ModelRef, digest_of_bytes
 from regatta_protocol.manifest import FileRef, Manifest, TensorSpec, Variant, target_path
-from regatta_protocol.measurement import Accuracy, BoardFacts, CandidateResult, Latency, Outcome, RaceReport
+from regatta_protocol.measurement import (
+    Accuracy,
+    BoardFacts,
+    CandidateResult,
+    Latency,
+    Outcome,
+    PriorRace,
+    RaceOrigin,
+    RaceReport,
+)
 from regatta_protocol.messages import (
     Assignment,
     DesiredModel,
@@ -41,6 +50,7 @@ from regatta_protocol.messages import (
     SignedAssignment,
     TelemetryBatch,
 )
+from regatta_protocol.policy import Policy
 from regatta_protocol.testing import Faults, MemoryBroker, MemoryBus
 from regatta_provisioning.identity import Identity
 from regatta_provisioning.notify import Notifier
@@ -56,6 +66,7 @@ class Fleet:
     """The other side: what it has signed, and what it sends."""
 
     broker: MemoryBroker
+    device: DeviceId = DEVICE
     blobs: dict[str, bytes] = field(default_factory=dict)
     manifests: dict[str, bytes] = field(default_factory=dict)  # target path -> bytes
     tamper: Callable[[Get, bytes], bytes] = lambda get, data: data
@@ -70,6 +81,10 @@ class Fleet:
         payload=encode(assignment).decode(), key_id="k", signature=SIGNATURE
     )
     metadata: Callable[[str, int], dict[str, str]] = lambda target, _root: {"timestamp.json": target}
+    answer_race: Callable[[Request], bytes | None] = lambda request: encode_zlib(  # None: silence
+        Response(id=request.id, error="nobody has raced it yet")
+    )
+    hear: Callable[[Message], None] = lambda _message: None  # told all that the device says
     inbox: queue.Queue[Event] = field(default_factory=lambda: queue.Queue(100_000))
     bus: MemoryBus | None = None
 
@@ -100,18 +115,22 @@ class Fleet:
         self.blobs[digest_of_bytes(data)] = data
         return manifest
 
-    def assign(self, version: int | None, rollout: str | None = "r1", trial_s: float = 5.0, **more: int) -> None:
+    def assign(
+        self, version: int | None, rollout: str | None = "r1", trial_s: float = 5.0, policy: Policy | None = None,
+        **more: int,
+    ) -> None:  # fmt: skip
         """Sign and publish a desired state of the next generation."""
         self.generation += 1
-        models = {} if version is None else {MODEL: DesiredModel(version=version, rollout=rollout, trial_s=trial_s)}
+        wanted = {"rollout": rollout, "trial_s": trial_s, "policy": policy}
+        models = {} if version is None else {MODEL: DesiredModel.model_validate({"version": version, **wanted})}
         models |= {ModelName(name): DesiredModel(version=other, rollout=rollout) for name, other in more.items()}
         assignment = Assignment(
-            fleet="fleet", device=DEVICE, generation=self.generation, issued_at=1_789_000_000.0, models=models
+            fleet="fleet", device=self.device, generation=self.generation, issued_at=1_789_000_000.0, models=models
         )
         self.publish(self.sign(assignment))
 
     def publish(self, signed: SignedAssignment) -> None:
-        self.say(topics.desired(DEVICE), encode(signed), retain=True)
+        self.say(topics.desired(self.device), encode(signed), retain=True)
 
     def say(self, topic: str, payload: bytes, *, qos: Literal[0, 1] = 1, retain: bool = False) -> None:
         assert self.bus is not None
@@ -129,18 +148,24 @@ class Fleet:
 
     def _answer(self, message: Message) -> None:
         kind = topics.parse_up(message.topic).kind
+        self.hear(message)
         if kind is topics.Up.REPORTED:
             self.reports.append(decode(Reported, message.payload))
         elif kind is topics.Up.TELEMETRY:
             self.batches.append(decode_zlib(TelemetryBatch, message.payload))
         elif kind is topics.Up.REQUEST and not self.mute:
             request = decode(Request, message.payload)
+            if request.method == "race":
+                answer = self.answer_race(request)
+                if answer is not None:
+                    self.say(topics.response(self.device), answer)
+                return
             try:
                 files = self.metadata(str(request.params["target"]), int(request.params["root_version"]))
                 response = Response(id=request.id, files=files)
             except Rejected as err:
                 response = Response(id=request.id, error=str(err))
-            self.say(topics.response(DEVICE), encode_zlib(response))
+            self.say(topics.response(self.device), encode_zlib(response))
         elif kind is topics.Up.GET and not self.mute:
             with contextlib.suppress(Rejected):  # truncated on its way
                 self._send(decode(Get, message.payload))
@@ -153,7 +178,7 @@ class Fleet:
                 payload = data[index * get.chunk_bytes : (index + 1) * get.chunk_bytes]
                 self.sent_bytes += len(payload)
                 packed = pack_chunk(Chunk(get.transfer, index, self.tamper(get, payload)))
-                self.say(topics.chunk(DEVICE, get.transfer), packed, qos=0)
+                self.say(topics.chunk(self.device, get.transfer), packed, qos=0)
 
     def verify(self, job: AssignmentJob | MetadataJob) -> VerifyResult:
         """What a verifier would say."""
@@ -176,11 +201,14 @@ class Fleet:
 class Rig:
     """A device beside its fleet."""
 
-    def __init__(self, folder: Path, *, faults: Faults | None = None, **settings: object) -> None:
+    def __init__(
+        self, folder: Path, *, faults: Faults | None = None, device: DeviceId = DEVICE, **settings: object
+    ) -> None:
         self.folder = folder
+        self.device = device
         self.clock = FakeClock()
         self.broker = MemoryBroker(faults)
-        self.fleet = Fleet(self.broker)
+        self.fleet = Fleet(self.broker, device)
         self.fleet.start()
         self.accuracy: dict[int, float] = {}
         self.unplaced: set[int] = set()
@@ -191,13 +219,15 @@ class Rig:
         identity_dir = self.config.state_dir / "identity"
         identity_dir.mkdir(exist_ok=True)
         self.identity = Identity(
-            fleet="fleet", device=DEVICE, broker_host="localhost", broker_port=1, api_url="https://localhost",
+            fleet="fleet", device=device, broker_host="localhost", broker_port=1, api_url="https://localhost",
             key_path=identity_dir / "key.pem", certificate_path=identity_dir / "cert.pem",
             ca_path=identity_dir / "ca.pem", root_path=identity_dir / "root.json",
             assignment_key="", assignment_key_id="k",
         )  # fmt: skip
         self.starts = 0
         self.races: list[int] = []
+        self.confirmations: list[int] = []
+        self.race_key: Digest | None = None
         self.make()
 
     def make(self) -> None:
@@ -205,8 +235,9 @@ class Rig:
         self.starts += 1
         self.inbox: queue.Queue[Event] = queue.Queue(100_000)
         self.launcher = ScriptedLauncher(self.inbox, self.fleet.verify, self.race)
+        self.launcher.race_key = self.race_key
         self.processes: Launcher = self.wrap(self.inbox, self.launcher)
-        self.outbox = Outbox(self.config.state_dir / "outbox.sqlite", DEVICE, 1_000_000)
+        self.outbox = Outbox(self.config.state_dir / "outbox.sqlite", self.device, 1_000_000)
         self.outbox.open()
         self.loop: Loop = assemble(
             self.config,
@@ -232,7 +263,7 @@ class Rig:
 
     def kill(self) -> None:
         """Drop the agent as SIGKILL does: children and connection are gone, nothing is said."""
-        self.broker.cut(DEVICE, reconnect=False)
+        self.broker.cut(self.device, reconnect=False)
         self.broker.leave(self.bus)
         self.outbox.close()
 
@@ -241,9 +272,9 @@ class Rig:
         self.make()
         self.start()
 
-    def race(self, model: str, version: int) -> RaceReport:
-        """What a race would report."""
-        self.races.append(version)
+    def race(self, model: str, version: int, prior: PriorRace | None) -> RaceReport:
+        """What a race would report; a prior is confirmed."""
+        (self.races if prior is None else self.confirmations).append(version)
         accuracy = self.accuracy.get(version)
         results = tuple(
             CandidateResult(
@@ -262,6 +293,8 @@ class Rig:
             placement=results[0].id if placed else None,
             reason="fastest" if placed else "its operator Foo is supported by none",
             duration_s=1.0,
+            basis="full" if prior is None else "confirmed",
+            prior=None if prior is None else RaceOrigin(device=prior.device, at=prior.at, placement=results[0].id),
         )
 
     def run(self, seconds: float = 60.0, until: Callable[[], bool] | None = None, step_s: float = 0.5) -> bool:

@@ -20,11 +20,11 @@ from regatta_runtimes.nursery import Nursery
 from regatta_runtimes.power import UnknownPower
 from regatta_runtimes.thermal import Heat
 from regatta_runtimes.trial import Trial, TrialFiles, TrialLimits
+from regatta_runtimes.yardstick import Yardstick
 
 __all__ = ["SimulatedBoard", "SimulatedTrial", "simulate"]
 
 _ASK_S = 0.001  # a command and its answer
-_OPEN_S = 0.05
 
 
 @dataclass
@@ -70,12 +70,16 @@ class SimulatedTrial(Trial):
 
     board: SimulatedBoard = field(default_factory=lambda: SimulatedBoard(0))
     true_us: float = 1000.0
+    open_s: float = 0.05
+    opened: int = 0  # how many workers it had
     cold_rounds: int = 0  # that take three times as long
 
     def open(self, nursery: Nursery) -> bool:
-        """Take some time, and once more for the first inference."""
-        self.board.now_s += _OPEN_S
-        self.first_us = self.board.infer_us(self.true_us, self.candidate.threads)
+        """Take some time, the first inference's included."""
+        self.board.now_s += self.open_s
+        self.first_us = self.open_s * 1e6
+        self.memory_bytes, self.inferences = [], []
+        self.opened += 1
         return True
 
     def time(self, command: Time) -> bool:
@@ -94,6 +98,8 @@ class SimulatedTrial(Trial):
         while len(samples) < command.max_samples and (board.now_s < stop or len(samples) < command.min_samples):
             samples.append(board.infer_us(true_us, threads))
         self.rounds.append(samples)
+        self.memory_bytes.append(50_000_000)
+        self.inferences.append(len(samples))
         return True
 
 
@@ -103,6 +109,7 @@ def simulate(
     policy: Policy | None = None,
     budget_s: float = 20.0,
     cold_rounds: Mapping[str, int] | None = None,
+    open_s: float = 0.05,
 ) -> tuple[Verdict, Sequence[SimulatedTrial]]:
     """Return the verdict and the trials of a race among candidates, id -> microseconds of an inference."""
     trials = [
@@ -112,6 +119,7 @@ def simulate(
             TrialLimits(),
             board=board,
             true_us=true,
+            open_s=open_s,
             cold_rounds=(cold_rounds or {}).get(name, 0),
         )
         for name, true in true_us.items()
@@ -121,7 +129,7 @@ def simulate(
         trials,
         nurseries,
         policy or Policy(),
-        None,
+        Yardstick(None, policy or Policy()),
         budget_s,
         lambda _line: None,
         read_heat=lambda: Heat(40 + board.now_s, board.now_s > 1),

@@ -21,6 +21,7 @@ from regatta_agent.desired import DesiredState
 from regatta_agent.events import INBOX_LENGTH, Event
 from regatta_agent.loop import Loop, Parts
 from regatta_agent.outbox import Outbox
+from regatta_agent.priors import Priors
 from regatta_agent.quarantine_file import QuarantineFile
 from regatta_agent.racing import RaceSettings
 from regatta_agent.record import RecordFile
@@ -108,7 +109,13 @@ def assemble(
         identity,
         store,
         workers,
-        RaceSettings(config.sysroot, config.race_budget_s, config.race_threads, QuarantineFile(config.state_dir)),
+        RaceSettings(
+            config.sysroot,
+            config.race_budget_s,
+            config.race_threads,
+            QuarantineFile(config.state_dir),
+            Priors(config.state_dir),
+        ),
         trust_dir=trust_dir,
         run_dir=config.run_dir,
         boot=boot,

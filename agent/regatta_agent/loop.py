@@ -54,9 +54,8 @@ from regatta_agent.workers import WorkerDeath, WorkerNews, WorkerPool
 from regatta_protocol.bus import Bus, Connected, Disconnected, Message, Published
 from regatta_protocol.errors import Misuse, Rejected, StorageFull
 from regatta_protocol.ids import ModelRef
-from regatta_protocol.manifest import Policy
-from regatta_protocol.measurement import RaceReport
 from regatta_protocol.messages import RaceItem, ServingWindow
+from regatta_protocol.policy import Policy
 from regatta_provisioning.notify import Notifier
 
 __all__ = ["Loop", "Parts"]
@@ -276,14 +275,14 @@ class Loop:
         elif isinstance(outcome, ManifestFetched):
             self.record = outcomes.manifest_stored(self.record, ref)
         elif isinstance(outcome, Raced):
-            self._take_result(ref, outcome.report)
+            self._take_result(ref, outcome)
         elif isinstance(outcome, Failed):
             self._learn_root(outcome.root_version)
             logger.warning("event=job_failed version=%s error=%s", ref, outcome.error)
             parts = self._parts
             install = self.record.find(ref)
             if install is not None and install.racing_again:
-                self.record = rerace.rerace_failed(self.record, ref)
+                self.record = rerace.rerace_failed(self.record, ref, outcome.error)
                 return
             self.record = outcomes.failed(self.record, ref, outcome.error, self.wall(), parts.rng, parts.limits)
 
@@ -291,16 +290,19 @@ class Loop:
         if root_version is not None and root_version > self.record.root_version:
             self.record = self.record.model_copy(update={"root_version": root_version})
 
-    def _take_result(self, ref: ModelRef, report: RaceReport) -> None:
+    def _take_result(self, ref: ModelRef, result: Raced) -> None:
+        report, assigned = result.report, result.assigned
         manifest = self._parts.store.manifest(ref)
-        policy = manifest.policy if manifest is not None else Policy()
-        summary = outcomes.summary_of(report, policy, self._parts.versions, self.wall())
+        policy = assigned or (manifest.policy if manifest is not None else Policy())
+        summary = outcomes.summary_of(report, policy, self._parts.versions, self.wall(), assigned)
         install = self.record.find(ref)
         again = install is not None and install.racing_again
         if install is not None and install.racing_again and install.placement is not None:
-            stays = rerace.why_stays(report, install.placement)
+            by_policy = install.race is not None and assigned != install.race.policy
+            stays = rerace.why_stays(report, install.placement, by_policy=by_policy)
             logger.info("event=raced_again version=%s placement=%s stays=%s", ref, report.placement, stays)
-            if stays is not None:  # what is kept says what serves, and not what would have
+            unmet = by_policy and report.placement is None
+            if stays is not None and not unmet:  # what is kept says what serves, and not what would have
                 told = {"placement": install.placement, "reason": f"{install.placement} stays: {stays}"}
                 report = report.model_copy(update=told)
         try:
@@ -309,7 +311,7 @@ class Loop:
             logger.error("event=race_report_lost version=%s error=%s", ref, err)
         self._parts.courier.keep(RaceItem(at=self.wall(), report=report))
         if again:
-            self.record = rerace.reraced(self.record, ref, report, summary)
+            self.record = rerace.reraced(self.record, ref, report, summary, assigned)
         else:
             self.record = outcomes.raced(self.record, report, ref, summary)
 

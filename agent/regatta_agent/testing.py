@@ -16,7 +16,8 @@ from regatta_agent.events import ChildEnded, ChildLine, Event
 from regatta_agent.serving.events import Ready, SelfTest
 from regatta_agent.serving.spec import ServeSpec
 from regatta_protocol.codec import decode, encode
-from regatta_protocol.measurement import RaceReport
+from regatta_protocol.ids import Digest
+from regatta_protocol.measurement import PriorRace, RaceReport
 from regatta_provisioning.verifying import AssignmentJob, MetadataJob, VerifyResult, parse_job
 
 __all__ = ["FakeClock", "ScriptedChild", "ScriptedLauncher"]
@@ -54,8 +55,11 @@ class ScriptedChild:
     launcher: ScriptedLauncher
     pid: int
     ended: bool = False
+    on_finish: Callable[[], None] | None = None  # what it does when its standard input ends; None: it ends too
 
     def finish(self) -> None:
+        if self.on_finish is not None and not self.ended:
+            self.on_finish()
         self.end(0)
 
     def kill(self) -> None:
@@ -73,16 +77,17 @@ class ScriptedChild:
 
 
 Verify = Callable[[AssignmentJob | MetadataJob], VerifyResult]
-RunRace = Callable[[str, int], RaceReport]
+RunRace = Callable[[str, int, PriorRace | None], RaceReport]
 
 
 @dataclass
 class ScriptedLauncher:
-    """Starts scripted children; set `verify`, `race` and `serve` to say how they behave."""
+    """Starts scripted children; set `verify`, `race`, `race_key` and `serve` to say how they behave."""
 
     inbox: queue.Queue[Event]
     verify: Verify
     race: RunRace
+    race_key: Digest | None = None  # what a race asks for before it begins; None: it does not ask
     serve: Callable[[ScriptedChild, ServeSpec], None] | None = None  # None: gets ready at once
     children: list[ScriptedChild] = field(default_factory=list)
 
@@ -111,9 +116,19 @@ class ScriptedLauncher:
 
     def _race(self, child: ScriptedChild, _stdin: bytes) -> None:
         spec = json.loads(Path(child.argv[3]).read_text())
-        report = self.race(spec["model"], spec["version"])
-        Path(child.argv[5]).write_bytes(encode(report))
-        child.end(0)
+
+        def begin() -> None:
+            path = Path(spec["prior_path"])
+            prior = decode(PriorRace, path.read_bytes()) if path.exists() else None
+            report = self.race(spec["model"], spec["version"], prior)
+            Path(child.argv[5]).write_bytes(encode(report.model_copy(update={"key": self.race_key})))
+
+        if self.race_key is None:
+            begin()
+            child.end(0)
+        else:
+            child.on_finish = begin
+            child.say(f"key {self.race_key}".encode())
 
     def _worker(self, child: ScriptedChild, _stdin: bytes) -> None:
         spec = decode(ServeSpec, Path(child.argv[3]).read_bytes())

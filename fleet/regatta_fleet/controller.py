@@ -14,6 +14,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import queue
+import re
 import threading
 import time
 from collections.abc import Callable
@@ -22,7 +23,7 @@ from dataclasses import dataclass
 from typing import Any, Generic, Protocol, TypeVar
 
 from regatta_fleet import rolling
-from regatta_fleet.database import devices, telemetry
+from regatta_fleet.database import devices, race_results, telemetry
 from regatta_fleet.database.engine import Database
 from regatta_fleet.errors import Busy
 from regatta_fleet.ingest import Asked, Ingest, Stored, Wanted
@@ -30,7 +31,7 @@ from regatta_fleet.registry import Metadata
 from regatta_protocol.bus import Bus, Connected, Disconnected, Event, Message, Published
 from regatta_protocol.codec import encode, encode_zlib
 from regatta_protocol.errors import RegattaError, Rejected, Retryable
-from regatta_protocol.ids import DeviceId
+from regatta_protocol.ids import DIGEST_PATTERN, DeviceId, Digest
 from regatta_protocol.messages import Assignment, Get, Request, Response, SignedAssignment
 from regatta_protocol.topics import desired, response
 
@@ -236,11 +237,7 @@ class Controller:
 
     def _answer(self, device: DeviceId, request: Request) -> None:
         try:
-            target, root_version = request.params.get("target"), request.params.get("root_version")
-            if not isinstance(target, str) or not isinstance(root_version, int):
-                raise Rejected("a metadata request needs params target (text) and root_version (number)")
-            answer = Response(id=request.id, files=self._metadata.files_for(target, root_version))
-            data = encode_zlib(answer)
+            data = encode_zlib(self._response(request))
         except RegattaError as err:
             retryable = isinstance(err, Retryable)
             data = encode_zlib(Response(id=request.id, error=str(err)[:2000], retryable=retryable))
@@ -248,6 +245,24 @@ class Controller:
             self._bus.publish(response(device), data)
         except Retryable as err:  # the device asks again
             logger.info("event=answer_dropped device=%s reason=%s", device, err)
+
+    def _response(self, request: Request) -> Response:
+        if request.method == "race":
+            return self._race_result(request)
+        target, root_version = request.params.get("target"), request.params.get("root_version")
+        if not isinstance(target, str) or not isinstance(root_version, int):
+            raise Rejected("a metadata request needs params target (text) and root_version (number)")
+        return Response(id=request.id, files=self._metadata.files_for(target, root_version))
+
+    def _race_result(self, request: Request) -> Response:
+        key = request.params.get("key")
+        if not isinstance(key, str) or re.fullmatch(DIGEST_PATTERN[1:-1], key) is None:
+            raise Rejected("a race request needs param key (64 hexadecimal digits)")
+        with self._database.read() as tx:
+            result = race_results.find_result(tx, Digest(key))
+        if result is None:
+            raise Rejected("no device of this kind has raced these files yet: race in full")
+        return Response(id=request.id, race=result)
 
     def _post(self, call: Call[T], timeout_s: float) -> None:
         try:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 from sqlalchemy import Connection
 
+from regatta_fleet import verdicts
 from regatta_fleet.database import devices, telemetry
 from regatta_fleet.database.engine import Database
 from regatta_fleet.database.events import add_event
@@ -21,7 +22,7 @@ from regatta_protocol.bus import Message
 from regatta_protocol.codec import decode, decode_zlib
 from regatta_protocol.errors import Rejected
 from regatta_protocol.ids import DeviceId
-from regatta_protocol.messages import Get, Presence, Reported, Request, TelemetryBatch
+from regatta_protocol.messages import Get, Presence, RaceItem, Reported, Request, TelemetryBatch
 from regatta_protocol.topics import Up, UpTopic, parse_up
 
 __all__ = ["Asked", "Ingest", "Stored", "Wanted"]
@@ -104,7 +105,7 @@ class Ingest:
         batch = decode_zlib(TelemetryBatch, payload)
         _check_speaker(device, batch.device)
         with self._database.write() as tx:
-            return self._stored_if(device, telemetry.record_batch(tx, batch, now))
+            return self._stored_if(device, _record_batch(tx, batch, now))
 
     def _take_presence(self, device: DeviceId, presence: Presence, now: float) -> Stored:
         with self._database.write() as tx:
@@ -150,6 +151,15 @@ def _record_reported(tx: Connection, reported: Reported, now: float) -> bool:
     if not devices.record_reported(tx, reported, now):
         return False
     note_reported(tx, reported)
+    return True
+
+
+def _record_batch(tx: Connection, batch: TelemetryBatch, now: float) -> bool:
+    if not telemetry.record_batch(tx, batch, now):
+        return False
+    for item in batch.items:
+        if isinstance(item, RaceItem):
+            add_event(tx, now, "raced", verdicts.raced(item.report), device=batch.device)
     return True
 
 

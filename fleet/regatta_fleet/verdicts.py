@@ -8,25 +8,18 @@ from __future__ import annotations
 from regatta_fleet import figures
 from regatta_fleet.schemas import DeviceModel, DeviceSummary, RolloutDetail, WaveState
 from regatta_protocol.measurement import CandidateResult, Outcome, RaceReport
+from regatta_runtimes.report import OUTCOME_WORDS
 
-__all__ = ["candidate_verdict", "current_wave", "progress", "shown_models", "up_since"]
-
-_WORDS = {
-    Outcome.UNAVAILABLE: "not on this board",
-    Outcome.CREATE_FAILED: "could not be set up",
-    Outcome.PREPARE_FAILED: "could not be prepared for this model",
-    Outcome.INVOKE_FAILED: "failed to run",
-    Outcome.CRASHED: "crashed",
-    Outcome.HUNG: "hung",
-    Outcome.OUT_OF_MEMORY: "ran out of memory",
-    Outcome.NO_OP: "its delegate took no part of the model",
-    Outcome.WRONG_OUTPUT: "wrong outputs",
-    Outcome.INACCURATE: "loses too much accuracy",
-    Outcome.DROPPED: "dropped early",
-    Outcome.CPU_FALLBACK: "ran on the processor instead",
-    Outcome.LEAKING: "leaks memory",
-    Outcome.QUARANTINED: "quarantined",
-}
+__all__ = [
+    "candidate_verdict",
+    "current_wave",
+    "front",
+    "progress",
+    "race_took",
+    "raced",
+    "shown_models",
+    "up_since",
+]
 
 
 def candidate_verdict(result: CandidateResult, report: RaceReport) -> str:
@@ -34,8 +27,10 @@ def candidate_verdict(result: CandidateResult, report: RaceReport) -> str:
     reason = figures.one_line(result.reason)
     if result.id == report.placement:
         return "placed"
+    if result.outcome == Outcome.DROPPED and result.latency is None and reason:
+        return reason  # not tried, and why
     if result.outcome != Outcome.MEASURED:
-        words = _WORDS.get(result.outcome, str(result.outcome))
+        words = OUTCOME_WORDS[result.outcome]
         return f"{words}: {reason}" if reason else words
     if reason:
         return reason
@@ -47,6 +42,24 @@ def candidate_verdict(result: CandidateResult, report: RaceReport) -> str:
     if not best or ours < best:
         return "not chosen: the policy prefers the placed one"
     return f"{figures.ratio(ours / best)} the placed one's {figure[:3]}"
+
+
+def front(report: RaceReport) -> tuple[str, ...]:
+    """Return the Pareto front in words, when there is another choice than the placed one."""
+    others = [name for name in report.pareto if name != report.placement]
+    return (f"no other is better in every respect than {', '.join(others)}",) if others else ()
+
+
+def race_took(report: RaceReport) -> str:
+    """Return how long the race took, and whose it confirmed if it was not run in full."""
+    took = f"{report.duration_s:.1f} s"
+    return took if report.prior is None else f"{took}, confirming the race of {figures.one_line(report.prior.device)}"
+
+
+def raced(report: RaceReport) -> str:
+    """Return in one line what a race came to."""
+    placed = f"placed {figures.one_line(report.placement, 200)}" if report.placement else "placed nothing"
+    return f"{figures.one_line(report.model, 64)}:{report.version} {placed} ({race_took(report)})"
 
 
 def shown_models(device: DeviceSummary) -> tuple[DeviceModel, ...]:

@@ -18,6 +18,7 @@ from pydantic import Field, model_validator
 
 from regatta_protocol.ids import DigestField, ModelNameField, ModelRef
 from regatta_protocol.measurement import Accuracy, Latency
+from regatta_protocol.policy import Policy
 from regatta_protocol.wire import Wire
 
 __all__ = [
@@ -100,19 +101,6 @@ class ImageInput(Wire):
     channels: Literal[1, 3] = 3
     mean: float = 0.0
     scale: float = 1.0
-
-
-class Policy(Wire):
-    """How a device chooses among candidates and watches a new version."""
-
-    objective: Literal["latency_p50", "latency_p99", "energy", "throughput"] = "latency_p50"
-    max_accuracy_drop: float = Field(default=0.02, ge=0, le=1)  # against the best variant's fleet-measured accuracy
-    max_trial_accuracy_drop: float = Field(default=0.05, ge=0, le=1)  # against the version it replaces
-    max_p99_us: float | None = Field(default=None, gt=0)
-    max_memory_bytes: int | None = Field(default=None, gt=0)
-    max_temperature_c: float | None = None
-    max_power_mw: float | None = Field(default=None, gt=0)
-    max_slowdown: float = Field(default=3.0, gt=1)  # served p50 over the race's: beyond it the next best takes over
 
 
 class Manifest(Wire):

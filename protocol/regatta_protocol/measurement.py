@@ -13,6 +13,8 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from regatta_protocol.enums import StrEnum
+from regatta_protocol.ids import DeviceIdField, DigestField
+from regatta_protocol.policy import Policy
 from regatta_protocol.wire import Wire
 
 __all__ = [
@@ -22,7 +24,10 @@ __all__ = [
     "Conditions",
     "Latency",
     "Outcome",
+    "PairedDrop",
     "Power",
+    "PriorRace",
+    "RaceOrigin",
     "RaceReport",
     "unknown_power",
 ]
@@ -61,6 +66,29 @@ class Accuracy(Wire):
         center = (p + z * z / (2 * n)) / (1 + z * z / n)
         half = z / (1 + z * z / n) * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
         return max(0.0, center - half), min(1.0, center + half)
+
+
+class PairedDrop(Wire):
+    """How much accuracy a candidate loses against the reference candidate, on the same labelled samples.
+
+    `drop` is the reference's share of right answers less the candidate's: above 0 it loses. [low, high] is the 95 %
+    interval of that difference (regatta_runtimes/paired.py says which).
+    """
+
+    reference: str  # id of the candidate that it is compared with; its own id: it is the reference
+    drop: float = Field(ge=-1, le=1)
+    low: float = Field(ge=-1, le=1)
+    high: float = Field(ge=-1, le=1)
+    samples: int = Field(ge=1)  # that both answered
+    available: int = Field(ge=1)  # in the evaluation set; samples is less when the time for evaluation ended first
+
+    @model_validator(mode="after")
+    def _ordered(self) -> PairedDrop:
+        if not self.low <= self.drop <= self.high or self.samples > self.available:
+            raise ValueError(
+                f"drop {self.drop} must lie in [{self.low}, {self.high}], over at most {self.available} samples"
+            )
+        return self
 
 
 class Power(Wire):
@@ -129,6 +157,7 @@ class CandidateResult(Wire):
     throughput_per_s: float | None = None  # inferences a second, one after another, over the rounds that count
     first_us: float | None = None  # create + allocate + first inference, from the worker's start of work
     accuracy: Accuracy | None = None
+    accuracy_drop: PairedDrop | None = None
     golden_snr_db: float | None = None
     power: Power = Field(default_factory=lambda: unknown_power("not measured"))
     peak_rss_bytes: int | None = None
@@ -172,8 +201,20 @@ def _memory_class(size_bytes: int | None) -> int | None:
     return power * 3 // 4 if size_bytes <= (power * 3 // 4) << 20 else power
 
 
+class RaceOrigin(Wire):
+    """Whose full race a confirmation run was held against."""
+
+    device: DeviceIdField
+    at: float  # seconds since 1970, by that device's clock
+    placement: str  # what that race's figures make the winner, under the policy of the device that confirms
+
+
 class RaceReport(Wire):
-    """A whole race on one device: every candidate, the winner, and why."""
+    """A race on one device: every candidate, the winner, and why.
+
+    `basis` is "full" when every candidate was raced here, "confirmed" when an earlier result with the same key was
+    confirmed by a short run; the figures are this device's own either way.
+    """
 
     schema_version: int = 1
     model: str
@@ -183,10 +224,22 @@ class RaceReport(Wire):
     pareto: tuple[str, ...] = ()  # ids that no other beats in every measured respect, the fastest first
     placement: str | None = None  # the winner's id; absent on the wire when none (codec.py leaves None out)
     reason: str  # plain words: why this one, or why none
-    objective: str = "latency_p50"
+    objective: str = "latency_p50"  # what it was judged by; another than the policy's where that is unknown here
+    policy: Policy | None = None  # what was asked for; None in reports of older agents
     duration_s: float = Field(ge=0)
     conditions: dict[str, str] = Field(default_factory=dict)
+    key: DigestField | None = None  # what the figures depend on (regatta_runtimes.racekey); results are shared by it
+    basis: Literal["full", "confirmed"] = "full"
+    prior: RaceOrigin | None = None  # what was confirmed
 
     def placed(self) -> CandidateResult | None:
         """Return the winner's result, or None when nothing was placed."""
         return next((result for result in self.candidates if result.id == self.placement), None)
+
+
+class PriorRace(Wire):
+    """A full race that was run before, with who ran it and when: what devices of one kind share. A hint, no verdict."""
+
+    device: DeviceIdField
+    at: float  # seconds since 1970, by that device's clock
+    report: RaceReport

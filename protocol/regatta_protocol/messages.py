@@ -12,7 +12,8 @@ from pydantic import Field
 
 from regatta_protocol.enums import StrEnum
 from regatta_protocol.ids import DeviceIdField, DigestField, ModelNameField
-from regatta_protocol.measurement import Accuracy, BoardFacts, Latency, Power, RaceReport
+from regatta_protocol.measurement import Accuracy, BoardFacts, Latency, Power, PriorRace, RaceReport
+from regatta_protocol.policy import Policy
 from regatta_protocol.wire import Wire
 
 __all__ = [
@@ -47,6 +48,7 @@ class DesiredModel(Wire):
     version: int = Field(ge=1)
     rollout: str | None = None  # echoed in reports, so that a wave counts only its own
     trial_s: float = Field(default=5.0, ge=0, le=86_400)  # how long a new version must serve before it is committed
+    policy: Policy | None = None  # instead of the bundle's, where the fleet has set one for the device's group
 
 
 class Assignment(Wire):
@@ -158,24 +160,29 @@ class TelemetryBatch(Wire):
 
 
 class Request(Wire):
-    """A small remote call from a device. `metadata`: params `target` (a target path) and `root_version` (int)."""
+    """A small remote call from a device.
+
+    `metadata`: params `target` (a target path) and `root_version` (int). `race`: param `key` (of a race report).
+    """
 
     schema_version: int = 1
     id: str = Field(min_length=1, max_length=64)
-    method: Literal["metadata"]
+    method: Literal["metadata", "race"]
     params: dict[str, str | int] = Field(default_factory=dict, max_length=16)
 
 
 class Response(Wire):
-    """The answer on `dn/response`, zlib-compressed. Exactly one of `files` and `error` is set.
+    """The answer on `dn/response`, zlib-compressed. Exactly one of `files`, `race` and `error` is set.
 
     For `metadata`, files maps role file names (`2.root.json`, `timestamp.json`, `7.snapshot.json`, …) to their
-    exact text. An answer to a failed `Get` has the id `get-{transfer}`.
+    exact text. For `race`, a result with the key that was asked for; `error` says when the fleet knows none. An answer
+    to a failed `Get` has the id `get-{transfer}`.
     """
 
     schema_version: int = 1
     id: str = Field(max_length=64)
     files: dict[str, str] | None = Field(default=None, max_length=64)
+    race: PriorRace | None = None
     error: str | None = None
     retryable: bool = False
 

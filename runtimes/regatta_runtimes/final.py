@@ -1,7 +1,8 @@
 """The final of a race: short turns in rounds, in alternating order, until the winner is clear or the time is over.
 
 How it goes:
-1. The time is divided into rungs. After each, whoever is clearly slower drops out (halving.py).
+1. The time is divided into rungs. After each, whoever is clearly slower drops out (halving.py), and the others go on in
+   new processes: what one has by luck it keeps for life (Kalibera and Jones, ISMM 2013), and it is another that serves.
 2. While the leader has not settled (steady.py) or another one may yet be ahead of it, it goes on, up to a limit. Who is
    left then was measured in every round.
 3. The rounds until every finalist had settled are warm-up; the same rounds then count for all of them.
@@ -21,7 +22,7 @@ from regatta_protocol.manifest import Policy
 from regatta_protocol.measurement import Outcome
 from regatta_runtimes.halving import MIN_ROUNDS, Interval, dropouts, is_decided, ratio_interval
 from regatta_runtimes.job import Time
-from regatta_runtimes.judge import broken_constraint
+from regatta_runtimes.limits import broken_constraint
 from regatta_runtimes.percentile import percentile
 from regatta_runtimes.steady import is_steady, warmup_rounds
 from regatta_runtimes.thermal import Heat
@@ -31,10 +32,12 @@ __all__ = ["Final"]
 
 _ALLOWANCES = (2.0, 1.5, 1.2)  # one a rung: how many times the leader's time is still let in
 _SPAN_S, _SPAN_SHARE = 3.0, 0.5  # of all rungs together, at most so much of the time left
-_EXTRA_S, _EXTRA_SHARE = 3.0, 0.3  # for what is undecided after that
+_EXTRA_S, _EXTRA_SHARE = 2.0, 0.3  # for what is undecided after that
 _STRETCH_S = 0.25  # of extra rounds, between looks at whether it is decided
 # under 10 ms a turn, asking and answering (1 ms) and getting the caches back would be a good part of it
 _TURN = Time(budget_s=0.01, min_samples=3, max_samples=400, warmup=1, warmup_s=0.001)
+_RENEWED_ROUNDS = 8  # in one process, for a leak to show (leak.py)
+_RENEWED_US = 200_000  # to the first inference, at most: three processes of eight finalists then cost some seconds
 _ENERGY_SLACK = 3.0  # an accelerator that takes three times as long may still need less energy than a processor
 
 
@@ -45,6 +48,7 @@ class Final:
     finalists: Sequence[Trial]
     policy: Policy
     left_s: float  # of the race's budget
+    reopen: Callable[[Trial], bool]  # gives a trial a worker, unless it has one
     progress: Callable[[str], None]
     read_heat: Callable[[], Heat]
     clock: Callable[[], float] = time.monotonic
@@ -61,6 +65,8 @@ class Final:
             self._drop(allowance)
             if len(self._running()) < 2 and self._is_over():
                 break
+            if rung < len(_ALLOWANCES):
+                self._renew()
         limit_s = span_s + min(_EXTRA_S, self.left_s * _EXTRA_SHARE)
         while not self._is_over() and self._elapsed_s() < limit_s:
             self._rounds_until(self._elapsed_s() + _STRETCH_S)
@@ -109,6 +115,13 @@ class Final:
                 reason = f"{ratio:.2f} times the time of {leader.candidate.id} in {self._number} rounds side by side"
                 trial.end(Outcome.DROPPED, reason)
                 self.progress(f"{trial.candidate.id}: {Outcome.DROPPED}: {reason}")
+
+    def _renew(self) -> None:
+        """Give those a new process that are through enough rounds in theirs, and are soon back."""
+        for trial in self._running():
+            if len(trial.memory_bytes) >= _RENEWED_ROUNDS and (trial.first_us or 0) < _RENEWED_US:
+                trial.retire()
+                self.reopen(trial)
 
     def _leader(self) -> Trial | None:
         """Return the best of those that fit the policy, by what is known so far."""

@@ -12,16 +12,19 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from regatta_protocol.manifest import Policy
-from regatta_protocol.measurement import Accuracy, Outcome, unknown_power
+from regatta_protocol.measurement import Outcome, unknown_power
+from regatta_protocol.policy import Policy
 from regatta_runtimes.candidate import Candidate
+from regatta_runtimes.enumerate import CPU_DELEGATES
 from regatta_runtimes.final import Final
 from regatta_runtimes.job import MAX_TIMED_SAMPLES, Time
-from regatta_runtimes.judge import MAX_NOISE, Floor, broken_constraint, simplicity
+from regatta_runtimes.limits import broken_constraint
 from regatta_runtimes.nursery import Nursery
 from regatta_runtimes.power import MIN_READINGS, PowerSensor, UnknownPower, average_power
+from regatta_runtimes.simplicity import simplicity
 from regatta_runtimes.thermal import Heat
 from regatta_runtimes.trial import Trial
+from regatta_runtimes.yardstick import Yardstick
 
 __all__ = ["Heats"]
 
@@ -35,6 +38,8 @@ _FINALISTS = 8
 _ALIVE = 8  # workers kept open between heats; each holds some 50 MB and the model
 _QUALIFY_SHARE, _EVALUATE_SHARE = 0.5, 0.3  # of the race's budget
 _CHEAP_EVALUATION_S = 0.1  # a loser is evaluated too, for the report, when it costs less than this
+_LEAST_EVALUATION_S = 0.5
+_NEAR = 0.10  # of the first round: closer on a busy board is no difference
 _POWER_RUN_S = 3.0
 
 
@@ -45,7 +50,7 @@ class Heats:
     trials: Sequence[Trial]  # ordered by threads, external delegates last
     nurseries: Mapping[str, Nursery]
     policy: Policy
-    floor: Floor | None
+    yardstick: Yardstick
     budget_s: float
     progress: Callable[[str], None]
     read_heat: Callable[[], Heat]
@@ -84,16 +89,17 @@ class Heats:
 
     def evaluate(self) -> None:
         """Measure accuracy from the fastest on, until enough finalists are accurate; drop whoever is clearly slower."""
+        deadline_s = self._elapsed_s() + self.budget_s * _EVALUATE_SHARE
+        self._evaluate_references(deadline_s)
         accepted: list[Trial] = []
-        known: dict[tuple[str, str, str], Accuracy] = {}
-        deadline = self._elapsed_s() + self.budget_s * _EVALUATE_SHARE
         for trial in self._by_promise():
+            accepted = [each for each in accepted if self._is_accurate(each)]
             best = min((each.p50_us for each in accepted if self._fits(each)), default=math.inf)
             allowed = _QUALIFIED if len(accepted) >= _FEW_FINALISTS else _QUALIFIED_FEW
             slow = trial.p50_us > best * allowed or len(accepted) >= _FINALISTS
             if trial.files.evaluation is not None:
-                self._evaluate(trial, known, max(0.5, deadline - self._elapsed_s()), only_if_cheap=slow)
-                if not trial.alive:
+                self._evaluate(trial, deadline_s - self._elapsed_s(), only_if_cheap=slow)
+                if not trial.alive or not self._is_accurate(trial):
                     continue
             if slow:
                 fastest = min(accepted, key=lambda each: each.p50_us)
@@ -104,32 +110,52 @@ class Heats:
                 )
             else:
                 accepted.append(trial)
+        for trial in self.trials:
+            if trial.accuracy is not None:
+                trial.accuracy_drop = self.yardstick.drop(trial.candidate)
+            if trial.outcome == Outcome.INACCURATE:  # by then another was the reference, perhaps
+                trial.reason = self.yardstick.refuses(trial.candidate) or trial.reason
 
-    def _evaluate(
-        self, trial: Trial, known: dict[tuple[str, str, str], Accuracy], budget_s: float, *, only_if_cheap: bool
-    ) -> None:
-        """Measure a candidate's accuracy, once for all thread counts: kernels only split their work by them."""
-        candidate = trial.candidate
-        key = (candidate.runtime, candidate.variant, candidate.delegate)
-        if key not in known:
-            size = max((accuracy.total for accuracy in known.values()), default=0)
-            if only_if_cheap and size * trial.p50_us / 1e6 > _CHEAP_EVALUATION_S:
+    def _evaluate_references(self, deadline_s: float) -> None:
+        """Evaluate first what the others are compared with: a plain CPU candidate of each variant that may be it."""
+        plain = [trial for trial in self._by_promise() if trial.candidate.delegate in CPU_DELEGATES]
+        fastest: dict[str, Trial] = {}
+        for trial in plain:
+            if trial.files.evaluation is not None:
+                fastest.setdefault(trial.candidate.variant, trial)
+        favored = [trial for variant, trial in fastest.items() if variant in self.yardstick.favored]
+        references = favored or list(fastest.values())
+        for number, trial in enumerate(references):
+            left_s = deadline_s - self._elapsed_s()
+            self._evaluate(trial, left_s / (len(references) - number + 1))
+
+    def _evaluate(self, trial: Trial, budget_s: float, *, only_if_cheap: bool = False) -> None:
+        """Measure a candidate's accuracy, once for all thread counts."""
+        yardstick, candidate = self.yardstick, trial.candidate
+        if yardstick.answers(candidate) is None:
+            if only_if_cheap and yardstick.samples * trial.p50_us / 1e6 > _CHEAP_EVALUATION_S:
                 return
-            if not self._reopen(trial) or not trial.evaluate(budget_s) or trial.accuracy is None:
+            answers = trial.evaluate(max(_LEAST_EVALUATION_S, budget_s)) if self._reopen(trial) else None
+            if answers is None:
                 return
-            known[key] = trial.accuracy
-        trial.accuracy = known[key]
-        reason = None if self.floor is None else self.floor.refuses(trial.accuracy)
+            yardstick.add(candidate, answers)
+        answers = yardstick.answers(candidate)
+        trial.accuracy = None if answers is None else answers.accuracy
+
+    def _is_accurate(self, trial: Trial) -> bool:
+        """Return whether the candidate loses no more accuracy than the policy allows; if it does, it is out."""
+        reason = self.yardstick.refuses(trial.candidate)
         if reason is not None:
             trial.end(Outcome.INACCURATE, reason)
             self._tell(trial)
+        return reason is None
 
     def rounds(self) -> None:
         """Time the finalists in interleaved rounds, dropping those that fall behind."""
         finalists = [trial for trial in self._running() if self._reopen(trial)]
         if finalists:
             left_s = max(0.0, self.budget_s - self._elapsed_s())
-            Final(finalists, self.policy, left_s, self.progress, self.read_heat, self.clock).run()
+            Final(finalists, self.policy, left_s, self._reopen, self.progress, self.read_heat, self.clock).run()
 
     def weigh(self, sensor: PowerSensor | UnknownPower) -> None:
         """Measure the finalists' power, or write down why it is unknown."""
@@ -170,7 +196,7 @@ class Heats:
         best = min((trial.p50_us for trial in running), default=math.inf)
 
         def key(trial: Trial) -> tuple[float, tuple[int, bool, int, str]]:
-            near = trial.p50_us <= best * (1 + MAX_NOISE)
+            near = trial.p50_us <= best * (1 + _NEAR)
             return best if near else trial.p50_us, simplicity(trial.candidate)
 
         return sorted(running, key=key)
@@ -184,7 +210,7 @@ class Heats:
 
     def _hopeless(self, candidate: Candidate) -> str | None:
         """Return why more threads cannot win: one-thread time over threads is their least possible time."""
-        if candidate.threads == 1 or self.floor is not None or self.policy.max_memory_bytes is not None:
+        if candidate.threads == 1 or self._may_refuse():
             # with gates still open the fastest so far may yet be out
             return None
         single = next(
@@ -210,6 +236,13 @@ class Heats:
                 f"{best.candidate.id}, more than {candidate.threads} threads could make up"
             )
         return None
+
+    def _may_refuse(self) -> bool:
+        """Return whether accuracy or a limit may yet take out the fastest."""
+        policy = self.policy
+        limits = (policy.max_p99_us, policy.max_memory_bytes, policy.max_temperature_c, policy.max_power_mw)
+        evaluates = any(trial.files.evaluation is not None for trial in self.trials)
+        return evaluates or any(limit is not None for limit in limits)
 
     def _reopen(self, trial: Trial) -> bool:
         """Return whether the candidate has a worker with its model open, starting one if need be."""

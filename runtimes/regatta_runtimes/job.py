@@ -15,6 +15,7 @@ from regatta_runtimes.candidate import Plugin
 
 __all__ = [
     "MAX_ANSWER_BYTES",
+    "MAX_EVALUATED_SAMPLES",
     "MAX_TIMED_SAMPLES",
     "Answer",
     "AnswerLine",
@@ -37,6 +38,7 @@ __all__ = [
 
 MAX_TIMED_SAMPLES = 4096  # of one Time command: about 40 KB of JSON
 MAX_ANSWER_BYTES = 1 << 20
+MAX_EVALUATED_SAMPLES = 1_000_000  # of one Evaluate command: 250 KB of hexadecimal digits
 
 
 class Open(Wire):
@@ -58,7 +60,7 @@ class Check(Wire):
 
 
 class Evaluate(Wire):
-    """Count correct answers on the evaluation set."""
+    """Say of each sample of the evaluation set, from the first on, whether it is answered right."""
 
     kind: Literal["evaluate"] = "evaluate"
     budget_s: float = Field(gt=0)
@@ -119,9 +121,9 @@ class Checked(Wire):
 
 class Evaluated(Wire):
     kind: Literal["evaluated"] = "evaluated"
-    correct: int
-    total: int
-    available: int  # samples in the set; total is less when the budget ended first
+    right: str = Field(pattern=r"^[0-9a-f]+$", max_length=MAX_EVALUATED_SAMPLES // 4)  # hexadecimal; bit i is sample i
+    total: int = Field(ge=1, le=MAX_EVALUATED_SAMPLES)
+    available: int = Field(ge=1)  # samples in the set; total is less when the budget ended first
 
 
 class Timed(Wire):

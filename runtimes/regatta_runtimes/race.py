@@ -2,16 +2,22 @@
 
 `python -m regatta_runtimes.race SPEC.json --output REPORT.json` prints progress on stdout and ends with status 0 and a
 report even when nothing can be placed; the report says why. This process imports no numpy and no runtime.
+
+When an earlier result may exist, the race asks for it by its key (racekey.py) before it measures, and measures only
+what confirms that (confirm.py); without one, or when it does not hold here, it races in full. The program asks by the
+line `key KEY`; it reads the answer from the specification's `prior_path` when its standard input ends.
 """
 
 from __future__ import annotations
 
 import argparse
 import os
+import select
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from importlib import resources
 from pathlib import Path
 
@@ -22,7 +28,7 @@ from regatta_protocol.durable import read_bounded, write_durably
 from regatta_protocol.errors import RegattaError, Rejected
 from regatta_protocol.ids import Digest, digest_of_file
 from regatta_protocol.manifest import Policy
-from regatta_protocol.measurement import Accuracy, BoardFacts, Outcome, RaceReport
+from regatta_protocol.measurement import Accuracy, BoardFacts, Outcome, PriorRace, RaceReport
 from regatta_protocol.wire import Wire
 from regatta_runtimes.board import probe_board
 from regatta_runtimes.candidate import Candidate
@@ -33,17 +39,23 @@ from regatta_runtimes.fpga.files import OverlayFiles
 from regatta_runtimes.fpga.turn import OverlayTurn
 from regatta_runtimes.heat import Heats
 from regatta_runtimes.job import Failed, Open
-from regatta_runtimes.judge import accuracy_floor, judge
+from regatta_runtimes.judge import Verdict, judge
 from regatta_runtimes.nursery import DEFAULT_MEMORY_BYTES, Nursery, WorkerEnded
 from regatta_runtimes.parent import die_with_parent
+from regatta_runtimes.pareto import pareto_front
 from regatta_runtimes.power import find_sensor
 from regatta_runtimes.quarantine import Ledger, Quarantine, pair_of
+from regatta_runtimes.racekey import KeyedVariant, race_key
+from regatta_runtimes.rejudge import rejudge
+from regatta_runtimes.reuse import Course, Reuse, reuse_prior
 from regatta_runtimes.thermal import HeatReader
 from regatta_runtimes.trial import Trial, TrialFiles, TrialLimits
+from regatta_runtimes.yardstick import Yardstick, accuracy_floor
 
 __all__ = ["RaceSpec", "RaceVariant", "main", "run_race"]
 
 MAX_SPEC_BYTES = 1 << 20
+_ANSWER_S = 15.0  # patience for the answer to a key; who is asked is bound to less (regatta_agent.racing)
 _RUNTIMES = ("litert", "tflite")  # in order of preference
 
 
@@ -76,16 +88,25 @@ class RaceSpec(Wire):
     memory_bytes: int = Field(default=DEFAULT_MEMORY_BYTES, ge=64 << 20)  # of one worker
     runtimes: tuple[str, ...] = _RUNTIMES
     backends: dict[str, str] = Field(default_factory=dict)
+    earlier: str | None = None  # the report of a race of this version here, under another policy (rejudge.py)
     delegate_files: tuple[str, ...] = Field(default=(), max_length=64)
     quarantine: Quarantine = Quarantine()  # of the races and deaths before this one
     fpga_reserved: str | None = None  # why no overlay may be loaded: the FPGA serves another model
+    prior_path: str | None = None  # where the answer to the key lies once standard input has ended; None: do not ask
 
 
-def run_race(spec: RaceSpec, progress: Callable[[str], None] = lambda _line: None) -> RaceReport:
-    """Return the report of a whole race; nothing placed is a report too.
+Consult = Callable[[Digest], PriorRace | None]
+Nurseries = Mapping[str, Nursery]
+
+
+def run_race(
+    spec: RaceSpec, progress: Callable[[str], None] = lambda _line: None, consult: Consult | None = None
+) -> RaceReport:
+    """Return the report of a whole race, or of a confirmation run; nothing placed is a report too.
 
     Args:
         progress: told a line about each step.
+        consult: asked for an earlier result by its key, before anything is measured.
 
     Raises:
         Rejected: when a delegate file is wrong.
@@ -93,9 +114,13 @@ def run_race(spec: RaceSpec, progress: Callable[[str], None] = lambda _line: Non
     begun = time.monotonic()
     rows = read_delegates((Path(file) for file in spec.delegate_files), Path(spec.sysroot), progress)
     board = probe_board(Path(spec.sysroot), rows)
-    floor = accuracy_floor([variant.accuracy for variant in spec.variants], spec.policy)
+    yardstick = _yardstick(spec)
     with ExitStack() as stack:
         nurseries, reasons = _nurseries(spec, stack)
+        known = _rejudged(spec, yardstick, board, nurseries)
+        if known is not None:
+            progress("the earlier race answers for the changed policy")
+            return known
         turn = stack.enter_context(_turn(spec))
         turn.load(board, rows, spec.fpga_reserved, progress)
         entrants = [
@@ -105,12 +130,31 @@ def run_race(spec: RaceSpec, progress: Callable[[str], None] = lambda _line: Non
         threads = spec.threads or default_threads(board.cores)
         candidates, absent = enumerate_candidates(entrants, reasons, board, threads, rows, Path(spec.sysroot))
         progress(f"{len(candidates)} candidates, {len(absent)} unavailable")
-        trials = _trials(spec, candidates, nurseries)
+        digests = _Digests()
+        reuse = Reuse()
+        if consult is not None:
+            working = {name: nurseries[name] for name, reason in reasons.items() if reason is None}
+            key = _key(spec, board, candidates, threads, working, digests)
+            course = Course(
+                key=key,
+                candidates=candidates,
+                make_trials=lambda some: _trials(spec, some, nurseries, digests),
+                nurseries=nurseries,
+                policy=spec.policy,
+                yardstick=yardstick,
+                sensor=find_sensor(Path(spec.sysroot)),
+                progress=progress,
+            )
+            reuse = reuse_prior(course, consult(key))
+            if reuse.verdict is not None:
+                judged = replace(reuse.verdict, candidates=(*reuse.verdict.candidates, *absent))
+                return _after_turn(turn, spec, _report(spec, board, judged, begun, nurseries, reuse))
+        trials = _trials(spec, candidates, nurseries, digests)
         heats = Heats(
             trials,
             nurseries,
             spec.policy,
-            floor,
+            yardstick,
             spec.budget_s,
             progress,
             HeatReader(Path(spec.sysroot)).read,
@@ -129,21 +173,10 @@ def run_race(spec: RaceSpec, progress: Callable[[str], None] = lambda _line: Non
         results = [trial.result() for trial in trials] + absent
         for trial in trials:
             trial.retire()
-        verdict = judge(results, spec.policy, floor, {trial.candidate.id: trial.noise() for trial in trials})
-        placed = next((result for result in verdict.candidates if result.id == verdict.placement), None)
-        fpga = turn.end(keep=placed is not None and _overlay_of(spec, placed.variant) is not None)
-    after = probe_board(Path(spec.sysroot))
-    return RaceReport(
-        model=spec.model,
-        version=spec.version,
-        board=board,
-        candidates=verdict.candidates,
-        placement=verdict.placement,
-        reason=fault or verdict.reason,
-        objective=verdict.objective,
-        duration_s=round(time.monotonic() - begun, 3),
-        conditions={**_conditions(board, after, nurseries), **fpga},
-    )
+    verdict = judge(results, spec.policy, yardstick.floor)
+    if fault is not None:
+        verdict = replace(verdict, reason=fault)
+    return _after_turn(turn, spec, _report(spec, board, verdict, begun, nurseries, reuse))
 
 
 def _turn(spec: RaceSpec) -> OverlayTurn:
@@ -152,8 +185,102 @@ def _turn(spec: RaceSpec) -> OverlayTurn:
     return OverlayTurn(overlay, f"{spec.model}:{spec.version}", Path(spec.sysroot))
 
 
-def _overlay_of(spec: RaceSpec, name: str) -> OverlayFiles | None:
-    return next((variant.overlay for variant in spec.variants if variant.name == name), None)
+def _after_turn(turn: OverlayTurn, spec: RaceSpec, report: RaceReport) -> RaceReport:
+    """Let the FPGA go, with the overlay that the placed candidate needs; return the report with what came of it."""
+    placed = report.placed()
+    needing = {variant.name for variant in spec.variants if variant.overlay is not None}
+    told = turn.end(keep=placed is not None and placed.variant in needing)
+    return report.model_copy(update={"conditions": {**report.conditions, **told}})
+
+
+def _report(
+    spec: RaceSpec, board: BoardFacts, verdict: Verdict, begun: float, nurseries: Nurseries, reuse: Reuse
+) -> RaceReport:
+    """Return the report of a verdict, which came of a confirmation when `reuse` holds one."""
+    confirmed = reuse.verdict is not None
+    conditions = _conditions(board, probe_board(Path(spec.sysroot)), nurseries)
+    return RaceReport(
+        model=spec.model,
+        version=spec.version,
+        board=board,
+        candidates=verdict.candidates,
+        pareto=pareto_front(verdict.candidates),
+        placement=verdict.placement,
+        reason=verdict.reason if reuse.doubt is None else f"{verdict.reason}; raced in full: {reuse.doubt}",
+        objective=verdict.objective,
+        policy=spec.policy,
+        duration_s=round(time.monotonic() - begun, 3),
+        conditions=conditions if reuse.doubt is None else {**conditions, "prior": reuse.doubt},
+        key=reuse.key,
+        basis="confirmed" if confirmed else "full",
+        prior=reuse.origin if confirmed else None,
+    )
+
+
+def _key(
+    spec: RaceSpec,
+    board: BoardFacts,
+    candidates: Sequence[Candidate],
+    threads: Sequence[int],
+    working: Nurseries,
+    digests: _Digests,
+) -> Digest:
+    """Return the key of this race, from the files as they lie on disk.
+
+    Raises:
+        Rejected: when a file of the bundle cannot be read.
+    """
+    taking_part = {candidate.variant for candidate in candidates}
+    return race_key(
+        [
+            KeyedVariant(variant.name, digests.of(Path(variant.path)), variant.requires, _overlay_key(variant, digests))
+            for variant in spec.variants
+            if variant.name in taking_part
+        ],
+        golden=None if spec.golden is None else digests.of(Path(spec.golden)),
+        evaluation=None if spec.evaluation is None else digests.of(Path(spec.evaluation)),
+        board=board,
+        libraries={one.delegate: digests.of(Path(one.plugin.library)) for one in candidates if one.plugin is not None},
+        runtimes={name: nursery.runtime_version for name, nursery in working.items()},
+        threads=threads,
+    )
+
+
+def _overlay_key(variant: RaceVariant, digests: _Digests) -> tuple[str, ...]:
+    """Return what the variant's figures depend on in the FPGA."""
+    overlay = variant.overlay
+    if overlay is None:
+        return ()
+    tree = () if overlay.device_tree is None else (digests.of(Path(overlay.device_tree)),)
+    return (digests.of(Path(overlay.bitstream)), f"{overlay.flags:x}", *tree)
+
+
+def _rejudged(
+    spec: RaceSpec, yardstick: Yardstick, board: BoardFacts, nurseries: dict[str, Nursery]
+) -> RaceReport | None:
+    """Return the earlier race as judged by this policy, where it was run on what is here now and answers."""
+    if spec.earlier is None:
+        return None
+    try:
+        report = decode(RaceReport, read_bounded(Path(spec.earlier), MAX_SPEC_BYTES), MAX_SPEC_BYTES)
+    except (RegattaError, OSError):
+        return None  # gone or damaged: the race tells what it would have
+    then, now = report.board, {f"{name}_version": nursery.runtime_version for name, nursery in nurseries.items()}
+    same = (
+        (report.model, report.version) == (spec.model, spec.version)
+        and then.fingerprint_text() == board.fingerprint_text()
+        and (then.kernel, then.drivers) == (board.kernel, board.drivers)
+        and now == {name: value for name, value in report.conditions.items() if name.endswith("_version")}
+    )
+    return rejudge(report, spec.policy, yardstick.floor) if same else None
+
+
+def _yardstick(spec: RaceSpec) -> Yardstick:
+    """Return what accuracies are held to, before anything is evaluated."""
+    known = {variant.name: variant.accuracy for variant in spec.variants if variant.accuracy is not None}
+    best = max((accuracy.value for accuracy in known.values()), default=0.0)
+    favored = frozenset(name for name, accuracy in known.items() if accuracy.value == best)
+    return Yardstick(accuracy_floor(known.values(), spec.policy), spec.policy, favored)
 
 
 def _nurseries(spec: RaceSpec, stack: ExitStack) -> tuple[dict[str, Nursery], dict[str, str | None]]:
@@ -189,7 +316,7 @@ def probe_runtime(nursery: Nursery) -> str | None:
     return None
 
 
-def _trials(spec: RaceSpec, candidates: list[Candidate], nurseries: Mapping[str, Nursery]) -> list[Trial]:
+def _trials(spec: RaceSpec, candidates: Sequence[Candidate], nurseries: Nurseries, digests: _Digests) -> list[Trial]:
     """Return a trial for each candidate.
 
     Raises:
@@ -201,7 +328,6 @@ def _trials(spec: RaceSpec, candidates: list[Candidate], nurseries: Mapping[str,
     )
     golden = None if spec.golden is None else Path(spec.golden)
     evaluation = None if spec.evaluation is None else Path(spec.evaluation)
-    digests = _Digests()
     ledger = Ledger(spec.quarantine)
     return [
         Trial(
@@ -240,13 +366,26 @@ class _Digests:
         return self._known[path]
 
 
-def _conditions(before: BoardFacts, after: BoardFacts, nurseries: dict[str, Nursery]) -> dict[str, str]:
+def _conditions(before: BoardFacts, after: BoardFacts, nurseries: Nurseries) -> dict[str, str]:
     """Return what a reader of the figures should know about their circumstances."""
     conditions = {f"{name}_version": nursery.runtime_version for name, nursery in nurseries.items()}
     conditions["load_1m"] = f"{os.getloadavg()[0]:.2f}"
     if before.temperature_c is not None and after.temperature_c is not None:
         conditions["temperature_c"] = f"{before.temperature_c:.1f} to {after.temperature_c:.1f}"
     return conditions
+
+
+def _ask(key: Digest, path: Path, say: Callable[[str], None]) -> PriorRace | None:
+    """Ask who started this program for an earlier result; None when there is none, or none that can be read."""
+    say(f"key {key}")
+    ended, _, _ = select.select([sys.stdin], [], [], _ANSWER_S)  # nothing is ever written there: it only ends
+    if not ended or not path.exists():
+        return None
+    try:
+        return decode(PriorRace, read_bounded(path, MAX_SPEC_BYTES), MAX_SPEC_BYTES)
+    except (RegattaError, OSError) as err:
+        say(f"the earlier result is unreadable: {err}")
+        return None
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -263,7 +402,9 @@ def main(arguments: list[str] | None = None) -> int:
 
     try:
         spec = decode(RaceSpec, read_bounded(options.spec, MAX_SPEC_BYTES), MAX_SPEC_BYTES)
-        report = run_race(spec, say)
+        path = spec.prior_path
+        consult = None if path is None else lambda key: _ask(key, Path(path), say)
+        report = run_race(spec, say, consult)
         write_durably(options.output, encode(report, MAX_SPEC_BYTES), 0o644)
     except (RegattaError, OSError) as err:
         sys.stderr.write(f"race failed: {err}\n")

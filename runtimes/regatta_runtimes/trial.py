@@ -17,6 +17,7 @@ from regatta_protocol.measurement import (
     Conditions,
     Latency,
     Outcome,
+    PairedDrop,
     Power,
     unknown_power,
 )
@@ -37,6 +38,7 @@ from regatta_runtimes.job import (
 )
 from regatta_runtimes.leak import leaked_bytes_per_inference
 from regatta_runtimes.nursery import DEFAULT_MEMORY_BYTES, Nursery, WorkerEnded, WorkerProcess
+from regatta_runtimes.paired import RightAnswers
 from regatta_runtimes.percentile import latency_of, percentile
 from regatta_runtimes.quarantine import Ledger, Quarantine
 from regatta_runtimes.steady import is_steady
@@ -82,6 +84,7 @@ class Trial:
     first_us: float | None = None
     golden_snr_db: float | None = None
     accuracy: Accuracy | None = None
+    accuracy_drop: PairedDrop | None = None
     power: Power = field(default_factory=lambda: unknown_power("not measured"))
     peak_rss_bytes: int | None = None
     rounds: list[list[float]] = field(default_factory=list)  # microseconds of single inferences, by round
@@ -154,13 +157,14 @@ class Trial:
             self.end(Outcome.WRONG_OUTPUT, f"its outputs are wrong: {answer.detail}")
         return answer.sound
 
-    def evaluate(self, budget_s: float) -> bool:
-        """Measure its accuracy on the evaluation set; return whether that worked."""
+    def evaluate(self, budget_s: float) -> RightAnswers | None:
+        """Return which samples of the evaluation set it answers right; None when that did not work."""
         answer = self._ask(Evaluate(budget_s=budget_s), budget_s + self.limits.answer_s)
         if not isinstance(answer, Evaluated):
-            return False
-        self.accuracy = Accuracy(correct=answer.correct, total=answer.total)
-        return True
+            return None
+        answers = RightAnswers(int(answer.right, 16), answer.total, answer.available)
+        self.accuracy = answers.accuracy
+        return answers
 
     def time(self, command: Time) -> bool:
         """Time it for a round; return whether that worked."""
@@ -215,13 +219,6 @@ class Trial:
         """Whether its last rounds were steady, by the rule in steady.py."""
         return is_steady([_median_us(samples) for samples in self._counted()])
 
-    def noise(self) -> float:
-        """Return the relative interquartile range of the rounds' medians."""
-        medians = sorted(_median_us(samples) for samples in self._counted())
-        if len(medians) < 3:
-            return 0.0
-        return (percentile(medians, 0.75) - percentile(medians, 0.25)) / max(percentile(medians, 0.5), 1e-9)
-
     def _counted(self) -> list[list[float]]:
         """Return the rounds after the warm-up; all of them when there is nothing after it."""
         return self.rounds[self.warmup_rounds :] or self.rounds
@@ -246,6 +243,7 @@ class Trial:
             throughput_per_s=self._throughput_per_s(),
             first_us=self.first_us,
             accuracy=self.accuracy,
+            accuracy_drop=self.accuracy_drop,
             golden_snr_db=self.golden_snr_db,
             power=self.power,
             peak_rss_bytes=self.peak_rss_bytes,

@@ -21,6 +21,7 @@ from regatta_runtimes.errors import CreateFailed, InvokeFailed, PrepareFailed, R
 from regatta_runtimes.flatbuffer import survey
 from regatta_runtimes.job import (
     MAX_ANSWER_BYTES,
+    MAX_EVALUATED_SAMPLES,
     Answer,
     Check,
     Checked,
@@ -38,6 +39,7 @@ from regatta_runtimes.job import (
     Time,
     Timed,
 )
+from regatta_runtimes.paired import right_answers
 from regatta_runtimes.reference import compare, write_reference
 from regatta_runtimes.samples import EvaluationSet, GoldenSet, noise, read_evaluation, read_golden
 from regatta_runtimes.score import is_correct
@@ -109,14 +111,14 @@ class _Worker:
         deadline = time.perf_counter() + command.budget_s
         spec = session.inputs[0]
         rest = noise(session.inputs)[1:]
-        correct = total = 0
-        for index in range(len(evaluation.y)):
+        rights: list[bool] = []
+        for index in range(min(len(evaluation.y), MAX_EVALUATED_SAMPLES)):
             outputs = session.run([evaluation.sample(index, spec), *rest])
-            correct += is_correct(outputs[0], int(evaluation.y[index]))
-            total += 1
+            rights.append(is_correct(outputs[0], int(evaluation.y[index])))
             if time.perf_counter() > deadline:
                 break
-        return Evaluated(correct=correct, total=total, available=len(evaluation.y))
+        answers = right_answers(rights, len(evaluation.y))
+        return Evaluated(right=answers.text(), total=answers.total, available=answers.available)
 
     def _time(self, session: Session, command: Time) -> Answer:
         inputs = self._golden.inputs[:_TIMED_INPUTS] if self._golden is not None else [noise(session.inputs)]

@@ -12,7 +12,7 @@ from regatta_agent.loop import Loop
 from regatta_agent.serving.events import Degraded, Drifted, Recovered, WorkerEvent
 from regatta_agent.serving.spec import ServeSpec
 from regatta_protocol.codec import decode, encode
-from regatta_protocol.measurement import CandidateResult, RaceReport
+from regatta_protocol.measurement import CandidateResult, PriorRace, RaceReport
 from regatta_protocol.messages import ModelReport
 
 WINNER, STANDBY = "litert/int8/xnnpack/t1", "litert/int8/none/t1"
@@ -110,8 +110,8 @@ def _reversed(rig: Rig, monkeypatch: pytest.MonkeyPatch, factor: float) -> None:
     """Let the next races find the second candidate faster than the first by `factor`."""
     true_race = Rig.race
 
-    def race(self: Rig, model: str, version: int) -> RaceReport:
-        report = true_race(self, model, version)
+    def race(self: Rig, model: str, version: int, prior: PriorRace | None) -> RaceReport:
+        report = true_race(self, model, version, prior)
         first, second = report.candidates
         assert first.latency is not None
         faster = first.latency.model_copy(update={"p50_us": first.latency.p50_us * factor})
@@ -119,7 +119,7 @@ def _reversed(rig: Rig, monkeypatch: pytest.MonkeyPatch, factor: float) -> None:
         return report.model_copy(update={"candidates": results, "placement": second.id})
 
     monkeypatch.setattr(Rig, "race", race)
-    rig.launcher.race = lambda model, version: race(rig, model, version)
+    rig.launcher.race = lambda model, version, prior: race(rig, model, version, prior)
 
 
 def _with_versions(rig: Rig, monkeypatch: pytest.MonkeyPatch, runtime: str) -> None:

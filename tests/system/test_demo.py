@@ -52,6 +52,15 @@ def test_each_device_raced_placed_and_served(document: dict[str, Any]) -> None:
         assert device["model"] == "digits:1"
 
 
+def test_the_second_device_rests_on_the_first_ones_race(document: dict[str, Any]) -> None:
+    """It asked the fleet and confirmed, or raced in full and says what did not hold; the first had nobody to ask."""
+    first, second = document["devices"]
+
+    assert first["basis"] == "full"
+    assert "raced in full" not in first["reason"]
+    assert second["basis"] == "confirmed" or "the race of harbor-1 does not hold here" in second["reason"]
+
+
 def test_damaged_version_was_stopped(document: dict[str, Any]) -> None:
     """The gate stopped digits:2 in its first wave, with the measured accuracy as the reason."""
     good, damaged = document["rollouts"]

@@ -15,6 +15,7 @@ from regatta_agent.core.states import Event, next_state
 from regatta_protocol.ids import DigestField, ModelName, ModelNameField, ModelRef
 from regatta_protocol.measurement import Accuracy, Latency, Power
 from regatta_protocol.messages import Assignment, InstallState, SignedAssignment
+from regatta_protocol.policy import Policy
 from regatta_protocol.wire import Wire
 
 __all__ = ["AgentRecord", "Degradation", "Install", "RaceSummary"]
@@ -31,6 +32,8 @@ class RaceSummary(Wire):
     latency: Latency | None = None
     power: Power | None = None
     max_trial_accuracy_drop: float = 0.05
+    policy: Policy | None = None  # that the fleet had assigned when it was decided; None: the bundle's
+    unmet: str | None = None  # why a policy assigned since then places nothing; the placement is from before
     versions: dict[str, str] = Field(default_factory=dict)  # of runtimes, drivers and kernel when it was run
     at: float | None = None  # seconds since 1970
 
@@ -51,6 +54,7 @@ class Install(Wire):
     state: InstallState = InstallState.ASSIGNED
     rollout: str | None = None
     trial_s: float = 5.0
+    policy: Policy | None = None  # as assigned; None: the bundle's
     attempt: int = Field(default=0, ge=0)  # failures since it was assigned; bounded
     waits: int = Field(default=0, ge=0)  # for space or an answer, since it was assigned: no failures, so not bounded
     reason: str | None = None
@@ -74,6 +78,11 @@ class Install(Wire):
     @property
     def ref(self) -> ModelRef:
         return ModelRef(self.name, self.version)
+
+    @property
+    def outdated(self) -> bool:
+        """Whether its placement was chosen by another policy than the one that is assigned now."""
+        return self.race is not None and self.race.policy != self.policy
 
     @property
     def stand_in(self) -> Degradation | None:

@@ -74,15 +74,20 @@ def manifest_stored(record: AgentRecord, ref: ModelRef) -> AgentRecord:
 
 
 def summary_of(
-    report: RaceReport, policy: Policy, versions: Mapping[str, str] | None = None, at: float | None = None
+    report: RaceReport,
+    policy: Policy,
+    versions: Mapping[str, str] | None = None,
+    at: float | None = None,
+    assigned: Policy | None = None,
 ) -> RaceSummary | None:
     """Return what a race decided, or None when it placed nothing.
 
     Args:
         report: of the race.
-        policy: of the version.
+        policy: that it was judged by.
         versions: of runtimes, drivers and kernel at the time.
         at: when, in seconds since 1970.
+        assigned: the policy, when the fleet had assigned it; None when it is the bundle's.
     """
     winner = report.placed()
     if winner is None:
@@ -94,6 +99,7 @@ def summary_of(
         latency=winner.latency,
         power=winner.power,
         max_trial_accuracy_drop=policy.max_trial_accuracy_drop,
+        policy=assigned,
         versions=dict(versions or {}),
         at=at,
     )

@@ -6,7 +6,8 @@ again; only when there are none left does it carry out the others. Invariants (t
 - it converges: with unchanged facts, recorded steps run out;
 - the newest generation rules: what it does not want is withdrawn, whatever was in progress;
 - the committed version keeps its worker and socket until another is committed or nobody wants the model;
-- a version that failed or was rolled back is not tried again, unless another rollout asks for it.
+- a version that failed or was rolled back is not tried again, unless another rollout asks for it, or, where nothing
+  could be placed, another policy.
 """
 
 from __future__ import annotations
@@ -103,17 +104,17 @@ def _want(record: AgentRecord, facts: Facts, name: ModelName, wanted: DesiredMod
         return steps
     ref = ModelRef(name, wanted.version)
     known = record.find(ref)
-    changes = {"rollout": wanted.rollout, "trial_s": wanted.trial_s}
+    changes: dict[str, Any] = {"rollout": wanted.rollout, "trial_s": wanted.trial_s, "policy": wanted.policy}
     if known is None:
         steps.append(Advance(ref, Event.REASSIGNED, changes))
     elif known.state is _S.RETIRED:
         event = Event.RESTORED if _complete(facts, known) and known.race is not None else Event.REASSIGNED
         steps.append(Advance(ref, event, {**_NEW_START, **changes, "placement": known.winner}))
     elif known.state in (_S.FAILED, _S.ROLLED_BACK):
-        if known.rollout != wanted.rollout:
+        if known.rollout != wanted.rollout or (known.state is _S.FAILED and known.policy != wanted.policy):
             steps.append(Advance(ref, Event.REASSIGNED, {**_NEW_START, **changes}))
-    elif (known.rollout, known.trial_s) != (wanted.rollout, wanted.trial_s):
-        steps.append(Revise(ref, changes))
+    elif (known.rollout, known.trial_s, known.policy) != (wanted.rollout, wanted.trial_s, wanted.policy):
+        steps.append(Revise(ref, {**changes, "rerace": None} if known.policy != wanted.policy else changes))
     return steps
 
 
@@ -202,7 +203,8 @@ def _serve(record: AgentRecord, facts: Facts, limits: Limits, install: Install) 
         if verdict.passed:
             return [Advance(install.ref, Event.TRIAL_PASSED, {"committed_at": facts.now_s, "deaths": 0})]
         return [Advance(install.ref, Event.TRIAL_FAILED, {"reason": verdict.reason})]
-    return _because(install, None) or _race_again(record, facts, limits, install)
+    unmet = install.race.unmet if install.race is not None else None
+    return _because(install, unmet) or _race_again(record, facts, limits, install)
 
 
 def _replace(facts: Facts, install: Install, race: RaceSummary, worker: WorkerFacts) -> list[Step]:

@@ -13,6 +13,7 @@ from regatta_fleet.schemas import (
     DeviceModel,
     DeviceSummary,
     FleetEvent,
+    GroupPolicy,
     ModelSummary,
     RolloutDetail,
     RolloutState,
@@ -22,6 +23,7 @@ from regatta_fleet.schemas import (
 from regatta_protocol.manifest import Manifest
 from regatta_protocol.measurement import BoardFacts, Outcome, RaceReport
 from regatta_protocol.messages import InstallState
+from regatta_runtimes.policy_options import options_text
 from regatta_runtimes.report import ranked
 
 if TYPE_CHECKING:
@@ -36,6 +38,7 @@ __all__ = [
     "model_devices",
     "models",
     "optimized",
+    "policies",
     "race",
     "races",
     "rollouts",
@@ -157,6 +160,7 @@ def race(report: RaceReport) -> Table:
                 figures.latency(result.latency.p99_us if result.latency else None),
                 figures.latency(result.first_us),
                 figures.accuracy(result.accuracy, interval=False),
+                figures.lost(result.accuracy_drop),
                 figures.energy(result.power) if result.power.method != "none" else "unknown",
                 figures.size(result.peak_rss_bytes),
                 Cell(verdicts.candidate_verdict(result, report), style),
@@ -169,14 +173,15 @@ def race(report: RaceReport) -> Table:
             Column("P99", right=True),
             Column("FIRST", right=True, leave_out=2),
             Column("ACCURACY", right=True),
+            Column("LOST", right=True),
             Column("ENERGY", right=True, leave_out=3),
             Column("MEMORY", right=True, leave_out=1),
             Column("VERDICT", wide=True),
         ),
         tuple(rows),
-        title=f"Race of {report.model}:{report.version} ({report.duration_s:.1f} s, by {report.objective})",
+        title=f"Race of {report.model}:{report.version} ({verdicts.race_took(report)}, by {report.objective})",
         empty="no candidates",
-        notes=(report.reason,),
+        notes=(report.reason, *verdicts.front(report)),
     )
 
 
@@ -360,6 +365,19 @@ def events(found: Iterable[FleetEvent]) -> Table:
     rows = tuple((figures.clock(event.at), event.kind, event.device or "", event.text) for event in found)
     return Table(
         (Column("TIME"), Column("KIND"), Column("DEVICE"), Column("EVENT", wide=True)), rows, empty="nothing yet"
+    )
+
+
+def policies(found: Iterable[GroupPolicy]) -> Table:
+    """Return what is set for groups of devices, as the options that set it."""
+    rows = tuple(
+        (rule.group, rule.model or "every model", figures.count(rule.devices), options_text(rule.policy))
+        for rule in found
+    )
+    return Table(
+        (Column("GROUP"), Column("MODEL"), Column("DEVICES", right=True), Column("POLICY", wide=True)),
+        rows,
+        empty="nothing is set, so each bundle's own policy holds: `regatta policy set GROUP --objective …` sets one",
     )
 
 

@@ -29,6 +29,8 @@ __all__ = [
     "events",
     "metadata",
     "model_versions",
+    "policies",
+    "race_results",
     "races",
     "rollout_devices",
     "rollout_waves",
@@ -193,6 +195,27 @@ races = Table(
     Column("at", Float, nullable=False),
     Column("report", Text, nullable=False),  # RaceReport
     Index(None, "device", "model"),
+)
+
+policies = Table(
+    "policies",
+    metadata,
+    Column("group_name", _ID, primary_key=True),  # "all": every device
+    Column("model", _ID, primary_key=True),  # "": every model
+    Column("policy", Text, nullable=False),  # the fields of Policy that are set
+    Column("updated_at", Float, nullable=False),
+)
+
+race_results = Table(
+    "race_results",
+    metadata,
+    Column("key", String(64), primary_key=True),  # RaceReport.key
+    Column("device", ForeignKey("devices.id"), primary_key=True),
+    Column("at", Float, nullable=False),  # by the device's clock
+    Column("received_at", Float, nullable=False),
+    Column("placement", String(256), nullable=False),
+    Column("report", Text),  # RaceReport of a full race; NULL: the device confirmed another's
+    Index(None, "device"),
 )
 
 events = Table(

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 
 from sqlalchemy import Connection, Row, delete, insert, select, update
 
+from regatta_fleet.database.race_results import note_race
 from regatta_fleet.database.tables import batches, devices, races, served
 from regatta_fleet.schemas import ServingSummary
 from regatta_protocol.codec import decode, encode
@@ -36,6 +37,7 @@ def record_batch(tx: Connection, batch: TelemetryBatch, now: float) -> bool:
     for item in batch.items:
         if isinstance(item, RaceItem):
             _add_race(tx, batch.device, item)
+            note_race(tx, batch.device, item, now)
         else:
             _add_window(tx, batch.device, item)
     return True

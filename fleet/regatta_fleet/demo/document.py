@@ -2,11 +2,13 @@
 
     page        address of the status page
     variants    [{name, size_bytes, accuracy, p50_us}]           digits:1, as measured where it was optimized
-    devices     [{id, model, placement, candidates, inferences, accuracy, p50_us, p99_us, power, mqtt_bytes_received}]
+    devices     [{id, model, placement, basis, reason, candidates, inferences, accuracy, p50_us, p99_us,
+                power, mqtt_bytes_received}]
     rollouts    [{model, state, reason, waves}]                  digits:1, then the damaged digits:2
     duration_s  of the whole demo
 
-A device's `candidates` are of its race of digits:1: {id, p50_us, p99_us, outcome, reason}. `power` is
+A device's `candidates` are of its race of digits:1: {id, p50_us, p99_us, outcome, reason}; `basis` is "full", or
+"confirmed" when the device confirmed another's race by a short run, and `reason` is the race's own words. `power` is
 {power_mw, energy_per_inference_mj, method, reason}: null figures beside a reason when it is unknown.
 """
 
@@ -57,6 +59,8 @@ def device_document(detail: DeviceDetail, ref: ModelRef) -> dict[str, Any]:
         "id": detail.id,
         "model": f"{now.name}:{now.version}" if now else None,
         "placement": model.placement if model else None,
+        "basis": race.basis if race else None,
+        "reason": race.reason if race else None,
         "candidates": _candidates(race) if race else [],
         "inferences": served.requests if served else 0,
         "accuracy": accuracy.value if accuracy else None,

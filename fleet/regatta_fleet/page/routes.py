@@ -146,6 +146,7 @@ def _templates() -> Environment:
         clock=figures.clock,
         number=figures.count,
         clean=figures.one_line,
+        took=verdicts.race_took,
         words=lambda state: figures.one_line(str(state).replace("_", " ")),
     )
     found.globals.update(progress=verdicts.progress)

@@ -8,6 +8,7 @@ import pytest
 
 from regatta_agent.core.installs import AgentRecord, Install, RaceSummary
 from regatta_agent.overlays import fpga_reserved, overlay_files
+from regatta_agent.priors import Priors
 from regatta_agent.quarantine_file import QuarantineFile
 from regatta_agent.racing import RaceSettings, race_spec
 from regatta_agent.store import Store
@@ -110,7 +111,7 @@ def test_the_race_gets_the_overlay_as_files_of_the_store(store: Store, tmp_path:
     manifest = store.manifest(_put(store, "cats", 1, "e"))
     assert manifest is not None
 
-    settings = RaceSettings(tmp_path, 1.0, None, QuarantineFile(tmp_path))
+    settings = RaceSettings(tmp_path, 1.0, None, QuarantineFile(tmp_path), Priors(tmp_path))
     spec = RaceSpec.model_validate(race_spec(manifest, store, settings))
 
     expected = OverlayFiles(

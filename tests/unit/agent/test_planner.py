@@ -164,7 +164,7 @@ class _World:
             if self.draw.random() > luck:
                 error: RegattaError = self.draw.choice(_ERRORS)
                 if kind is JobKind.RERACE:
-                    self.record = rerace.rerace_failed(self.record, ref)
+                    self.record = rerace.rerace_failed(self.record, ref, error)
                 else:
                     self.record = outcomes.failed(self.record, ref, error, self.facts.now_s, self.draw, LIMITS)
             else:

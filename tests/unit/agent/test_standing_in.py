@@ -17,6 +17,7 @@ from regatta_agent.core.installs import AgentRecord, Degradation, Install, RaceS
 from regatta_agent.core.rerace import drifted, rerace_failed, rerace_reason, reraced, successor_died, why_stays
 from regatta_agent.core.retries import DAY_S, RetryLimits, next_retry, of_the_last_day
 from regatta_agent.core.standbys import next_candidate, standbys_for, start_of
+from regatta_protocol.errors import Retryable
 from regatta_protocol.ids import ModelRef
 from regatta_protocol.manifest import Policy
 from regatta_protocol.measurement import Outcome, Power
@@ -279,10 +280,27 @@ def test_a_successor_that_dies_changes_nothing_and_is_not_tried_again_for_the_sa
 def test_a_race_that_failed_is_repeated_after_the_interval_and_a_restart_does_not_hasten_it() -> None:
     """Neither a loop of failures nor one of reboots races without end."""
     install = committed(CPU, rerace="it drifted", reraced_at=IDLE.now_s, racing_again=True)
-    for after in (rerace_failed(record_of(install), REF), outcomes.recovered(record_of(install), LIMITS)):
+    failed = rerace_failed(record_of(install), REF, Retryable("out of processes"))
+    for after in (failed, outcomes.recovered(record_of(install), LIMITS)):
         assert not found(after).racing_again
         assert rerace_reason(found(after), IDLE, LIMITS) is None
         assert rerace_reason(found(after), replace(IDLE, now_s=IDLE.now_s + 7 * 3600.0), LIMITS) == "it drifted"
+
+
+def test_a_winner_by_a_changed_policy_whose_worker_ends_is_not_raced_for_over_and_over() -> None:
+    """What serves stays, with the reason, until the policy changes again."""
+    install = committed(CPU, policy=Policy(objective="energy"))
+    assert install.race is not None
+    successor = install.race.model_copy(update={"placement": PLAIN, "policy": install.policy})
+    waiting = install.model_copy(update={"successor": successor})
+
+    after = found(successor_died(record_of(waiting), REF, "signal 11"))
+
+    assert rerace_reason(install, IDLE, LIMITS) == "its policy was changed"
+    assert after.race is not None
+    assert (after.race.placement, after.race.policy) == (CPU, install.policy)
+    assert "its worker ended: signal 11" in (after.race.unmet or "")
+    assert rerace_reason(after, IDLE, LIMITS) is None
 
 
 def test_drift_of_what_does_not_serve_is_no_news() -> None:

@@ -17,10 +17,20 @@ from regatta_fleet.database import devices
 from regatta_fleet.errors import Busy
 from regatta_fleet.schemas import RolloutRequest, RolloutState
 from regatta_protocol.bus import Event, Message
-from regatta_protocol.codec import decode, decode_zlib, encode
+from regatta_protocol.codec import decode, decode_zlib, encode, encode_zlib
 from regatta_protocol.errors import Rejected, Retryable
 from regatta_protocol.ids import DeviceId, digest_of_bytes
-from regatta_protocol.messages import Assignment, Get, Presence, Request, Response, SignedAssignment
+from regatta_protocol.measurement import BoardFacts, PriorRace, RaceReport
+from regatta_protocol.messages import (
+    Assignment,
+    Get,
+    Presence,
+    RaceItem,
+    Request,
+    Response,
+    SignedAssignment,
+    TelemetryBatch,
+)
 from regatta_protocol.testing import MemoryBroker, MemoryBus
 from regatta_protocol.topics import SERVER_FILTERS, Up, device_filters, up
 
@@ -203,6 +213,30 @@ def test_metadata_is_answered(stage: Stage) -> None:
         ("7", None, False),
     ]
     assert [answer.error for answer in answers[1:3]] == ["no such target", "later"]
+
+
+def test_a_race_result_is_answered(stage: Stage) -> None:
+    """With what another device found, or with words when nobody raced it or the key is none."""
+    stage.settle()
+    stage.fleet.enroll("neighbor")
+    key = digest_of_bytes(b"key")
+    report = RaceReport(
+        model="digits", version=1, board=BoardFacts(), candidates=(), placement="a/b/c/t1", reason="r", duration_s=1,
+        key=key,
+    )  # fmt: skip
+    batch = TelemetryBatch(id="batch-0001", device=DeviceId("neighbor"), items=(RaceItem(at=7.0, report=report),))
+    stage.fleet.ingest.take(Message(up(DeviceId("neighbor"), Up.TELEMETRY), encode_zlib(batch)), 8.0)
+    answers = []
+    for asked in (key, digest_of_bytes(b"other"), "../x", 7):
+        stage.device.publish(up(PI, Up.REQUEST), encode(Request(id="8", method="race", params={"key": asked})))
+        stage.settle()
+        answers += [decode_zlib(Response, payload) for payload in stage.messages("/dn/response")]
+
+    known = PriorRace(device=DeviceId("neighbor"), at=7.0, report=report)
+    assert [answer.race for answer in answers] == [known, None, None, None]
+    assert "no device of this kind" in (answers[1].error or "")
+    assert all("param key" in (answer.error or "") for answer in answers[2:])
+    assert not any(answer.retryable for answer in answers)
 
 
 def test_gets_go_to_the_sender(stage: Stage) -> None:

@@ -30,7 +30,7 @@ def _contest(seed: int) -> dict[str, float]:
     [
         (SimulatedBoard(0), 0),
         (SimulatedBoard(0, scatter=0.05, drift=0.5), 0),
-        (SimulatedBoard(0, scatter=0.05, drift=0.3, bursts_per_s=1.0), 0),
+        (SimulatedBoard(0, scatter=0.05, drift=0.3, bursts_per_s=1.0), 1),  # 17 % of the time 1.5 and 2.3 times as slow
         # 29 % of the time 1.8 times as slow, and 3.2 times with two threads
         (SimulatedBoard(0, scatter=0.1, bursts_per_s=2.0, burst_factor=1.8), 4),
     ],
@@ -73,6 +73,14 @@ def test_turns_go_back_and_forth() -> None:
     final = board.turns[len(names) :]
     assert final[:12] == [*names, *names[::-1]] * 2
     assert all(final.count(name) == final.count(names[0]) for name in names)
+
+
+@pytest.mark.parametrize(("open_s", "more"), [(0.05, 2), (1.0, 0)])
+def test_finalists_go_on_in_new_processes_if_these_start_soon(open_s: float, more: int) -> None:
+    """Two more after the first, and none where opening the model takes a second."""
+    _, trials = simulate(SimulatedBoard(1), dict.fromkeys(SINGLE, 1000.0), open_s=open_s)
+
+    assert {trial.opened for trial in trials} == {2 + more}  # without a worker to keep, the final itself opens another
 
 
 def test_one_slow_candidate_costs_a_short_round() -> None:
