@@ -22,7 +22,7 @@ from regatta_provisioning.repository import MetadataRepository
 from regatta_runtimes.golden import write_golden
 from tiny_model import build_tiny_model
 
-__all__ = ["RealRig", "push"]
+__all__ = ["RealRig", "push", "push_model"]
 
 
 class RealRig(Rig):
@@ -77,7 +77,20 @@ class RealRig(Rig):
 
 def push(rig: RealRig, folder: Path, version: int) -> None:
     """Let the fleet offer a tiny model as a version."""
-    data = build_tiny_model(seed=version)
+    image = TensorSpec(name="image", dtype="float32", shape=(1, 8, 8, 1))
+    scores = TensorSpec(name="scores", dtype="float32", shape=(1, 10))
+    push_model(rig, folder, version, build_tiny_model(seed=version), (image, scores))
+
+
+def push_model(
+    rig: RealRig,
+    folder: Path,
+    version: int,
+    data: bytes,
+    tensors: tuple[TensorSpec, TensorSpec],
+    requires: tuple[str, ...] = (),
+) -> None:
+    """Let the fleet offer a model of one input and one output as a version."""
     model = folder / f"tiny-{version}.tflite"
     model.write_bytes(data)
     golden = folder / f"golden-{version}.npz"
@@ -88,8 +101,9 @@ def push(rig: RealRig, folder: Path, version: int) -> None:
         name="float32",
         file=refs["model"],
         precision="float32",
-        inputs=(TensorSpec(name="image", dtype="float32", shape=(1, 8, 8, 1)),),
-        outputs=(TensorSpec(name="scores", dtype="float32", shape=(1, 10)),),
+        inputs=tensors[:1],
+        outputs=tensors[1:],
+        requires=requires,
     )
     manifest = Manifest(
         name=MODEL, version=version, created_at="2026-01-01T00:00:00Z", variants=(variant,), golden=refs["golden"]

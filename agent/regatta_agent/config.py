@@ -42,6 +42,7 @@ class AgentConfig(BaseModel):
     backoff_base_s: float = Field(default=2.0, gt=0, le=3600)
     backoff_cap_s: float = Field(default=300.0, gt=0, le=3600)
     race_budget_s: float = Field(default=20.0, gt=0, le=3600)
+    delegate_files: tuple[Path, ...] = Field(default=(), max_length=64)  # more delegates: docs/accelerators.md
     race_threads: tuple[int, ...] | None = Field(default=None, max_length=8)  # None: 1, 2, 4 up to the cores
     disk_reserve_bytes: int = Field(default=16 * 1024 * 1024, ge=0)  # left free when models are downloaded
     outbox_max_bytes: int = Field(default=8 * 1024 * 1024, ge=65_536)  # telemetry kept while offline

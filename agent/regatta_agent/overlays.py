@@ -71,10 +71,9 @@ def _held(install: Install, store: Store) -> Overlay | None:
     manifest = store.manifest(install.ref)
     successor = install.successor.placement if install.successor is not None else None
     wanted = [one for one in (install.winner, install.placement, successor) if one is not None]
-    if manifest is None:
-        return None
-    names = {parse_candidate_id(one).variant for one in wanted}
-    return _overlay(tuple(variant for variant in manifest.variants if variant.name in names))
+    overlay = None if manifest is None else _overlay(manifest.variants)
+    needed = overlay is not None and overlay.delegate in {parse_candidate_id(one).delegate for one in wanted}
+    return overlay if needed else None
 
 
 def _content(overlay: Overlay) -> tuple[str, str | None, int]:

@@ -52,8 +52,10 @@ class RaceSettings:
         threads: tuple[int, ...] | None,
         quarantine: QuarantineFile,
         priors: Priors,
+        delegate_files: tuple[Path, ...] = (),
     ) -> None:
         self.sysroot = sysroot
+        self.delegate_files = delegate_files
         self.quarantine = quarantine
         self.priors = priors
         self.budget_s = budget_s
@@ -234,6 +236,7 @@ def race_spec(
                 "path": str(store.blob_path(variant.file.digest)),
                 "requires": list(variant.requires),
                 "overlay": _overlay(variant, store),
+                "precision": variant.precision,
                 "accuracy": variant.accuracy.model_dump(mode="json") if variant.accuracy is not None else None,
             }
             for variant in manifest.variants
@@ -245,6 +248,7 @@ def race_spec(
         "sysroot": str(settings.sysroot),
         "threads": list(settings.threads) if settings.threads is not None else None,
         "budget_s": settings.budget_s,
+        "delegate_files": [str(path.absolute()) for path in settings.delegate_files],
         "quarantine": settings.quarantine.load().model_dump(mode="json"),
     }
 

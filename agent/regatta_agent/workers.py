@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
@@ -25,7 +25,7 @@ from regatta_protocol.codec import encode
 from regatta_protocol.errors import Rejected
 from regatta_protocol.ids import ModelName, ModelRef
 from regatta_protocol.manifest import Manifest
-from regatta_protocol.measurement import Latency
+from regatta_protocol.measurement import CandidateResult
 from regatta_protocol.messages import ServingWindow
 
 __all__ = ["WorkerDeath", "WorkerNews", "WorkerPool"]
@@ -249,8 +249,8 @@ class WorkerPool:
     def _spec(self, manifest: Manifest, step: StartWorker, socket_path: Path) -> ServeSpec:
         check_socket_path(socket_path)
         report = self._store.race(manifest.ref)
-        measured = {one.id: one.latency for one in report.candidates} if report is not None else {}
-        winner = self._contender(manifest, step.winner or step.candidate, measured)
+        raced = {one.id: one for one in report.candidates} if report is not None else {}
+        winner = self._contender(manifest, step.winner or step.candidate, raced.get)
         labels = manifest.labels
         return ServeSpec(
             model=manifest.name,
@@ -259,7 +259,7 @@ class WorkerPool:
             variant_path=winner.variant_path,
             plugin=winner.plugin,
             latency=winner.latency,
-            standbys=tuple(self._contender(manifest, one, measured) for one in step.standbys),
+            standbys=tuple(self._contender(manifest, one, raced.get) for one in step.standbys),
             guarded=step.guarded,
             resting=step.resting,
             max_slowdown=manifest.policy.max_slowdown,
@@ -273,15 +273,20 @@ class WorkerPool:
             window_s=self._window_s,
         )
 
-    def _contender(self, manifest: Manifest, candidate: str, measured: Mapping[str, Latency | None]) -> Contender:
+    def _contender(
+        self, manifest: Manifest, candidate: str, raced: Callable[[str], CandidateResult | None]
+    ) -> Contender:
+        """Return what opens the candidate just as the race did: its file, its library and what that was told."""
         name = candidate.split("/")[1] if candidate.count("/") >= 3 else ""
         variant = next((one for one in manifest.variants if one.name == name), None)
         if variant is None:
             raise Rejected(f"{manifest.ref} has no variant for the candidate {candidate!r}")
+        result = raced(candidate)
         return Contender(
             candidate_id=candidate,
             variant_path=self._store.blob_path(variant.file.digest),
-            latency=measured.get(candidate),
+            plugin=result.plugin if result is not None else None,
+            latency=result.latency if result is not None else None,
         )
 
     def _link(self, name: ModelName) -> Path:

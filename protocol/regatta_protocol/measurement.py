@@ -25,6 +25,7 @@ __all__ = [
     "Latency",
     "Outcome",
     "PairedDrop",
+    "Plugin",
     "Power",
     "PriorRace",
     "RaceOrigin",
@@ -143,10 +144,17 @@ class Conditions(Wire):
     throttled: bool | None = None  # the board slowed itself down in one of its rounds
 
 
+class Plugin(Wire):
+    """What a delegate needs to be opened again: the library, where it is one that is loaded, and what it is told."""
+
+    library: str | None = None
+    options: dict[str, str] = Field(default_factory=dict)
+
+
 class CandidateResult(Wire):
     """One way of running the model on this board, what it measured, or why it could not."""
 
-    id: str  # runtime/variant/delegate/tN, for example litert/int8/xnnpack/t2
+    id: str  # runtime/variant/delegate[+option_set]/tN, for example litert/int8/xnnpack/t2
     runtime: str
     variant: str
     delegate: str
@@ -162,6 +170,8 @@ class CandidateResult(Wire):
     power: Power = Field(default_factory=lambda: unknown_power("not measured"))
     peak_rss_bytes: int | None = None
     conditions: Conditions = Conditions()
+    option_set: str = ""  # the name of the delegate's set of options, where it has several
+    plugin: Plugin | None = None  # of a delegate that is loaded or told something: serving opens exactly this
     pair: str | None = None  # names the delegate's library, runtime and model together: what a quarantine is about
 
 

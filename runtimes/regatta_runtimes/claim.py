@@ -24,10 +24,10 @@ from regatta_protocol.ids import Digest
 from regatta_protocol.measurement import CandidateResult, Outcome, PriorRace, RaceOrigin
 from regatta_protocol.policy import Policy
 from regatta_runtimes.candidate import Candidate
-from regatta_runtimes.enumerate import CPU_DELEGATES
 from regatta_runtimes.judge import Verdict, judge
 from regatta_runtimes.limits import broken_constraint
 from regatta_runtimes.objective import cost
+from regatta_runtimes.runtime import is_own
 from regatta_runtimes.simplicity import simplicity
 from regatta_runtimes.yardstick import Floor, loses_too_much
 
@@ -128,7 +128,7 @@ def _claim(
 
 def _anchor(winner: Candidate, others: Sequence[Candidate]) -> Candidate | None:
     """Return the simplest other way on the CPU, of the winner's variant if it can be."""
-    naive = [one for one in others if one.delegate in CPU_DELEGATES and one.threads == 1]
+    naive = [one for one in others if is_own(one.runtime, one.delegate) and one.threads == 1]
     return min(naive, key=lambda one: (one.variant != winner.variant, simplicity(one)), default=None)
 
 

@@ -16,6 +16,7 @@ from regatta_runtimes.claim import Claim, disagreement, untried
 from regatta_runtimes.job import Time
 from regatta_runtimes.judge import Verdict, judge
 from regatta_runtimes.nursery import Nursery
+from regatta_runtimes.objective import figure
 from regatta_runtimes.power import PowerSensor, UnknownPower
 from regatta_runtimes.trial import Trial
 from regatta_runtimes.yardstick import Yardstick
@@ -142,9 +143,22 @@ class Confirmation:
         return unknown_power(f"a confirmation is too short for the sensor {self.sensor.name}")
 
     def _confirmed(self, verdict: Verdict) -> Verdict:
+        """Return the verdict for the race's placement; this run is too short to prefer another within its noise."""
+        placement, origin = self.claim.placement.id, self.claim.origin
+        confirmed = f"confirmed: what {origin.device} measured holds here"
+        candidates = verdict.candidates
+        reason = verdict.reason
+        if verdict.placement != placement:
+            placed = next(one for one in candidates if one.id == placement)
+            why = f"{figure(placed, verdict.objective)}, within the noise of this short run of {verdict.placement}"
+            reasons = {placement: why, verdict.placement: f"within noise of {placement}, which the full race placed"}
+            candidates = tuple(
+                one.model_copy(update={"reason": reasons[one.id]}) if one.id in reasons else one for one in candidates
+            )
+            reason = f"{placement}: {why}"
         return Verdict(
-            placement=verdict.placement,
-            reason=f"{verdict.reason}; confirmed: what {self.claim.origin.device} measured holds here",
+            placement=placement,
+            reason=f"{reason}; {confirmed}",
             objective=verdict.objective,
-            candidates=(*verdict.candidates, *untried(self.claim)),
+            candidates=(*candidates, *untried(self.claim)),
         )

@@ -15,12 +15,12 @@ from dataclasses import dataclass
 from regatta_protocol.measurement import Outcome, unknown_power
 from regatta_protocol.policy import Policy
 from regatta_runtimes.candidate import Candidate
-from regatta_runtimes.enumerate import CPU_DELEGATES
 from regatta_runtimes.final import Final
 from regatta_runtimes.job import MAX_TIMED_SAMPLES, Time
 from regatta_runtimes.limits import broken_constraint
 from regatta_runtimes.nursery import Nursery
 from regatta_runtimes.power import MIN_READINGS, PowerSensor, UnknownPower, average_power
+from regatta_runtimes.runtime import is_own
 from regatta_runtimes.simplicity import simplicity
 from regatta_runtimes.thermal import Heat
 from regatta_runtimes.trial import Trial
@@ -118,7 +118,7 @@ class Heats:
 
     def _evaluate_references(self, deadline_s: float) -> None:
         """Evaluate first what the others are compared with: a plain CPU candidate of each variant that may be it."""
-        plain = [trial for trial in self._by_promise() if trial.candidate.delegate in CPU_DELEGATES]
+        plain = [trial for trial in self._by_promise() if is_own(trial.candidate.runtime, trial.candidate.delegate)]
         fastest: dict[str, Trial] = {}
         for trial in plain:
             if trial.files.evaluation is not None:

@@ -10,8 +10,8 @@ from typing import Annotated, Literal
 from pydantic import Field, RootModel
 
 from regatta_protocol.manifest import TensorSpec
+from regatta_protocol.measurement import Plugin
 from regatta_protocol.wire import Wire
-from regatta_runtimes.candidate import Plugin
 
 __all__ = [
     "MAX_ANSWER_BYTES",
@@ -151,7 +151,7 @@ class Failed(Wire):
     """`stage`: missing is no such runtime, samples a bad golden or evaluation file."""
 
     kind: Literal["failed"] = "failed"
-    stage: Literal["missing", "create", "prepare", "invoke", "samples", "model", "memory", "misuse"]
+    stage: Literal["missing", "create", "prepare", "fallback", "invoke", "samples", "model", "memory", "misuse"]
     reason: str
 
 

@@ -48,6 +48,7 @@ from regatta_runtimes.quarantine import Ledger, Quarantine, pair_of
 from regatta_runtimes.racekey import KeyedVariant, race_key
 from regatta_runtimes.rejudge import rejudge
 from regatta_runtimes.reuse import Course, Reuse, reuse_prior
+from regatta_runtimes.runtime import RUNTIMES, ModelFormat, format_of, runtime_facts
 from regatta_runtimes.thermal import HeatReader
 from regatta_runtimes.trial import Trial, TrialFiles, TrialLimits
 from regatta_runtimes.yardstick import Yardstick, accuracy_floor
@@ -56,7 +57,6 @@ __all__ = ["RaceSpec", "RaceVariant", "main", "run_race"]
 
 MAX_SPEC_BYTES = 1 << 20
 _ANSWER_S = 15.0  # patience for the answer to a key; who is asked is bound to less (regatta_agent.racing)
-_RUNTIMES = ("litert", "tflite")  # in order of preference
 
 
 class RaceVariant(Wire):
@@ -66,6 +66,7 @@ class RaceVariant(Wire):
     path: str
     requires: tuple[str, ...] = ()
     overlay: OverlayFiles | None = None  # the same for all variants that have one
+    precision: str | None = None
     accuracy: Accuracy | None = None
 
 
@@ -86,7 +87,7 @@ class RaceSpec(Wire):
     threads: tuple[int, ...] | None = None  # default: 1, 2, 4 … all cores
     budget_s: float = Field(default=20.0, gt=0, le=3600)
     memory_bytes: int = Field(default=DEFAULT_MEMORY_BYTES, ge=64 << 20)  # of one worker
-    runtimes: tuple[str, ...] = _RUNTIMES
+    runtimes: tuple[str, ...] = tuple(RUNTIMES)
     backends: dict[str, str] = Field(default_factory=dict)
     earlier: str | None = None  # the report of a race of this version here, under another policy (rejudge.py)
     delegate_files: tuple[str, ...] = Field(default=(), max_length=64)
@@ -123,12 +124,11 @@ def run_race(
             return known
         turn = stack.enter_context(_turn(spec))
         turn.load(board, rows, spec.fpga_reserved, progress)
-        entrants = [
-            Entrant(variant.name, variant.requires, None if variant.overlay is None else turn.refusal)
-            for variant in spec.variants
-        ]
+        entrants = [Entrant(one.name, one.requires, _format(Path(one.path)), one.precision) for one in spec.variants]
         threads = spec.threads or default_threads(board.cores)
-        candidates, absent = enumerate_candidates(entrants, reasons, board, threads, rows, Path(spec.sysroot))
+        candidates, absent = enumerate_candidates(
+            entrants, reasons, board, threads, rows, Path(spec.sysroot), turn.refusals
+        )
         progress(f"{len(candidates)} candidates, {len(absent)} unavailable")
         digests = _Digests()
         reuse = Reuse()
@@ -148,7 +148,7 @@ def run_race(
             reuse = reuse_prior(course, consult(key))
             if reuse.verdict is not None:
                 judged = replace(reuse.verdict, candidates=(*reuse.verdict.candidates, *absent))
-                return _after_turn(turn, spec, _report(spec, board, judged, begun, nurseries, reuse))
+                return _after_turn(turn, _report(spec, board, judged, begun, nurseries, reuse))
         trials = _trials(spec, candidates, nurseries, digests)
         heats = Heats(
             trials,
@@ -176,7 +176,7 @@ def run_race(
     verdict = judge(results, spec.policy, yardstick.floor)
     if fault is not None:
         verdict = replace(verdict, reason=fault)
-    return _after_turn(turn, spec, _report(spec, board, verdict, begun, nurseries, reuse))
+    return _after_turn(turn, _report(spec, board, verdict, begun, nurseries, reuse))
 
 
 def _turn(spec: RaceSpec) -> OverlayTurn:
@@ -185,11 +185,10 @@ def _turn(spec: RaceSpec) -> OverlayTurn:
     return OverlayTurn(overlay, f"{spec.model}:{spec.version}", Path(spec.sysroot))
 
 
-def _after_turn(turn: OverlayTurn, spec: RaceSpec, report: RaceReport) -> RaceReport:
+def _after_turn(turn: OverlayTurn, report: RaceReport) -> RaceReport:
     """Let the FPGA go, with the overlay that the placed candidate needs; return the report with what came of it."""
     placed = report.placed()
-    needing = {variant.name for variant in spec.variants if variant.overlay is not None}
-    told = turn.end(keep=placed is not None and placed.variant in needing)
+    told = turn.end(None if placed is None else placed.delegate)
     return report.model_copy(update={"conditions": {**report.conditions, **told}})
 
 
@@ -240,7 +239,11 @@ def _key(
         golden=None if spec.golden is None else digests.of(Path(spec.golden)),
         evaluation=None if spec.evaluation is None else digests.of(Path(spec.evaluation)),
         board=board,
-        libraries={one.delegate: digests.of(Path(one.plugin.library)) for one in candidates if one.plugin is not None},
+        libraries={
+            one.delegate: digests.of(Path(one.plugin.library))
+            for one in candidates
+            if one.plugin is not None and one.plugin.library is not None
+        },
         runtimes={name: nursery.runtime_version for name, nursery in working.items()},
         threads=threads,
     )
@@ -303,10 +306,13 @@ def probe_runtime(nursery: Nursery) -> str | None:
 
     tflite-runtime under numpy 2 can be imported and fails here: importing proves nothing.
     """
-    with resources.as_file(resources.files("regatta_runtimes") / "probe.tflite") as path:
+    facts = runtime_facts(nursery.runtime)
+    with resources.as_file(resources.files("regatta_runtimes") / facts.probe) as path:
         worker = nursery.start()
         try:
-            answer = worker.ask(Open(candidate_id=f"{nursery.runtime}/probe/none/t1", model_path=str(path)), 20.0)
+            answer = worker.ask(
+                Open(candidate_id=f"{nursery.runtime}/probe/{facts.plain}/t1", model_path=str(path)), 20.0
+            )
         except WorkerEnded as err:
             return f"{nursery.runtime} is installed, but its worker {err.reason}"
         finally:
@@ -336,7 +342,7 @@ def _trials(spec: RaceSpec, candidates: Sequence[Candidate], nurseries: Nurserie
             limits,
             pair=pair_of(
                 candidate,
-                None if candidate.plugin is None else digests.of(Path(candidate.plugin.library)),
+                _library_digest(candidate, digests),
                 nurseries[candidate.runtime].runtime_version,
                 digests.of(paths[candidate.variant]),
             ),
@@ -344,6 +350,24 @@ def _trials(spec: RaceSpec, candidates: Sequence[Candidate], nurseries: Nurserie
         )
         for candidate in candidates
     ]
+
+
+def _library_digest(candidate: Candidate, digests: _Digests) -> Digest | None:
+    """Return the digest of the library that the candidate loads; None when the runtime brings the delegate."""
+    library = candidate.plugin.library if candidate.plugin is not None else None
+    return None if library is None else digests.of(Path(library))
+
+
+def _format(path: Path) -> ModelFormat:
+    """Return the model file's format.
+
+    Raises:
+        Rejected: when it cannot be read.
+    """
+    try:
+        return format_of(path)
+    except OSError as err:
+        raise Rejected(f"{path} cannot be read: {err.strerror}") from err
 
 
 class _Digests:

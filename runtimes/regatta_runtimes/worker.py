@@ -17,7 +17,7 @@ from pathlib import Path
 from regatta_protocol.codec import decode
 from regatta_protocol.errors import Misuse, Rejected
 from regatta_runtimes.candidate import Candidate, parse_candidate_id
-from regatta_runtimes.errors import CreateFailed, InvokeFailed, PrepareFailed, RuntimeMissing
+from regatta_runtimes.errors import CpuFallback, CreateFailed, InvokeFailed, PrepareFailed, RuntimeMissing
 from regatta_runtimes.flatbuffer import survey
 from regatta_runtimes.job import (
     MAX_ANSWER_BYTES,
@@ -41,6 +41,7 @@ from regatta_runtimes.job import (
 )
 from regatta_runtimes.paired import right_answers
 from regatta_runtimes.reference import compare, write_reference
+from regatta_runtimes.runtime import runtime_facts
 from regatta_runtimes.samples import EvaluationSet, GoldenSet, noise, read_evaluation, read_golden
 from regatta_runtimes.score import is_correct
 from regatta_runtimes.session import Session, open_session
@@ -148,7 +149,7 @@ def _describe(runtime: str, path: Path, backends: Mapping[str, str]) -> Answer:
     specs = None
     refusal: str | None = None
     try:
-        session = open_session(Candidate(runtime, "model", "none", 1), path, backends)
+        session = open_session(Candidate(runtime, "model", runtime_facts(runtime).plain, 1), path, backends)
         session.run(noise(session.inputs))
         specs = session.inputs, session.outputs
     except CreateFailed as err:
@@ -180,6 +181,8 @@ def _guarded(worker: _Worker, command: Command) -> Answer:
         return worker.answer(command)
     except RuntimeMissing as err:
         return Failed(stage="missing", reason=str(err))
+    except CpuFallback as err:
+        return Failed(stage="fallback", reason=str(err))
     except PrepareFailed as err:
         return Failed(stage="prepare", reason=str(err))
     except CreateFailed as err:

@@ -15,13 +15,13 @@ beyond the limit. A whole evaluation is taken as it is, for the set is what the 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from regatta_protocol.measurement import Accuracy, PairedDrop
 from regatta_protocol.policy import Policy
 from regatta_runtimes.candidate import Candidate
-from regatta_runtimes.enumerate import CPU_DELEGATES
 from regatta_runtimes.paired import RightAnswers, paired_drop
+from regatta_runtimes.runtime import is_own
 from regatta_runtimes.simplicity import simplicity
 
 __all__ = ["Floor", "Yardstick", "accuracy_floor", "loses_too_much"]
@@ -118,7 +118,7 @@ class Yardstick:
         able = {
             candidate: answers
             for candidate, answers in self._known.items()
-            if candidate.delegate in CPU_DELEGATES
+            if is_own(candidate.runtime, candidate.delegate)
             and (self.floor is None or self.floor.refuses(answers.accuracy) is None)
         }
         favored = {candidate: able[candidate] for candidate in able if candidate.variant in self.favored}
@@ -126,7 +126,7 @@ class Yardstick:
 
 
 def _one_thread(candidate: Candidate) -> Candidate:
-    return Candidate(candidate.runtime, candidate.variant, candidate.delegate, 1)
+    return replace(candidate, threads=1)
 
 
 def _most_accurate(known: Mapping[Candidate, RightAnswers]) -> Candidate | None:

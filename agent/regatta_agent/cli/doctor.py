@@ -25,6 +25,7 @@ _SYS_LANDLOCK_CREATE_RULESET = 444  # the same number on every architecture
 _LANDLOCK_CREATE_RULESET_VERSION = 1
 _RUNTIMES = {
     "litert": "pip install ai-edge-litert (wheels: 64-bit x86 and ARM, Python 3.10 to 3.14)",
+    "compiled": "pip install 'ai-edge-litert>=2.1'",
     "tflite": "pip install 'regatta-edge[tflite]' (wheels: Python up to 3.11, and it needs numpy before 2)",
 }
 
@@ -64,7 +65,7 @@ def doctor(
     if record is not None:
         _record(config.sysroot, record)
         return
-    board, findings = _hardware(config.sysroot)
+    board, findings = _hardware(config.sysroot, config.delegate_files)
     findings += [finding for examine in _EXAMINATIONS for finding in _guarded(examine, config)]
     problems = [finding.subject for finding in findings if finding.level == "problem"]
     if json_output:
@@ -88,7 +89,7 @@ def _record(root: Path, file: Path) -> None:
     click.echo(f"wrote {file} ({text.count(chr(10))} lines); read it before you send it", err=True)
 
 
-def _hardware(root: Path) -> tuple[BoardFacts, list[Finding]]:
+def _hardware(root: Path, files: tuple[Path, ...]) -> tuple[BoardFacts, list[Finding]]:
     from regatta_agent.cli import hardware
     from regatta_runtimes.accelerators import find_accelerators
     from regatta_runtimes.board import probe_board
@@ -98,7 +99,7 @@ def _hardware(root: Path) -> tuple[BoardFacts, list[Finding]]:
     from regatta_runtimes.thermal import frequency_share
 
     left_out: list[str] = []
-    rows = read_delegates(root=root, tell=left_out.append)
+    rows = read_delegates(files, root, left_out.append)
     signs = known_signs(rows)
     board = probe_board(root, rows)
     findings = hardware.describe_board(board)

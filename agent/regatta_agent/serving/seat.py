@@ -24,11 +24,11 @@ from regatta_agent.serving.spec import Contender, ServeSpec
 from regatta_agent.serving.tensors import Array
 from regatta_protocol.errors import Rejected
 from regatta_protocol.manifest import TensorSpec
-from regatta_runtimes.backends.interpreter import RESOLVERS
 from regatta_runtimes.candidate import parse_candidate_id
 from regatta_runtimes.errors import CreateFailed
 from regatta_runtimes.fpga import Hold
 from regatta_runtimes.reference import compare
+from regatta_runtimes.runtime import is_own
 from regatta_runtimes.samples import GoldenSet, random_inputs, read_golden
 from regatta_runtimes.session import Session, dequantize, open_session, quantize
 
@@ -52,7 +52,8 @@ class Signature:
 
 def is_guarded(candidate_id: str, guarded: bool) -> bool:
     """Return whether the candidate runs in a runner: always when a vendor's library computes it."""
-    return guarded or parse_candidate_id(candidate_id).delegate not in RESOLVERS
+    candidate = parse_candidate_id(candidate_id)
+    return guarded or not is_own(candidate.runtime, candidate.delegate)
 
 
 class Seat:
@@ -188,7 +189,7 @@ def _open(contender: Contender, spec: ServeSpec) -> Session:
         session = GuardedSession(contender, spec.limits.runner_bytes, spec.limits.open_s)
     except OSError as err:
         raise CreateFailed(f"no runner can be started for {contender.candidate_id}: {err}") from err
-    if candidate.delegate not in RESOLVERS and session.delegated_nodes == 0:
+    if not is_own(candidate.runtime, candidate.delegate) and session.delegated_nodes == 0:
         session.close()
         raise CreateFailed(f"{candidate.delegate} took no node of the model: is the accelerator still there?")
     return session

@@ -26,7 +26,7 @@ class OverlayTurn:
     """One race's turn at the FPGA; without an overlay it does nothing. Left by an exception, it restores."""
 
     def __init__(self, overlay: OverlayFiles | None, user: str, root: Path) -> None:
-        self.refusal: str | None = None  # why the candidates of the overlay cannot race
+        self.refusals: dict[str, str] = {}  # the overlay's delegate -> why it cannot race
         self._overlay = overlay
         self._user = user
         self._root = root
@@ -48,7 +48,7 @@ class OverlayTurn:
             return
         if "fpga" not in board.accelerators:
             seen = ", ".join(board.accelerators) or "none"
-            self.refusal = (
+            self.refusals[self._overlay.delegate] = (
                 f"it brings the FPGA overlay {self._overlay.name}, and no FPGA was found here (accelerators found: "
                 f"{seen}): use a board with an FPGA, and a kernel with its FPGA manager driver"
             )
@@ -56,24 +56,24 @@ class OverlayTurn:
         if isinstance(find_plugin(self._overlay.delegate, board, rows, self._root), str):
             return  # the missing delegate is told for each candidate; the FPGA is left alone
         if reserved is not None:
-            self.refusal = reserved
+            self.refusals[self._overlay.delegate] = reserved
             return
         try:
             self._hold = Fpga(self._root).hold(self._overlay, self._user)
         except RegattaError as err:
-            self.refusal = str(err)
-        progress(f"overlay {self._overlay.name}: {self.refusal or 'loaded'}")
+            self.refusals[self._overlay.delegate] = str(err)
+        progress(f"overlay {self._overlay.name}: {self.refusals.get(self._overlay.delegate, 'loaded')}")
 
-    def end(self, *, keep: bool) -> dict[str, str]:
+    def end(self, placed: str | None) -> dict[str, str]:
         """Let the FPGA go; return what a reader of the report should know about it.
 
         Args:
-            keep: the placed candidate needs the overlay.
+            placed: the delegate of the placed candidate; the overlay stays when it is its own.
         """
         hold, self._hold = self._hold, None
-        if hold is None:
+        if hold is None or self._overlay is None:
             return {}
-        if keep:
+        if placed == self._overlay.delegate:
             hold.close()
             return {"fpga": f"{hold.overlay} is loaded"}
         try:
@@ -90,4 +90,4 @@ class OverlayTurn:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if kind is not None:
-            self.end(keep=False)
+            self.end(None)
