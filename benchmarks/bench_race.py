@@ -1,14 +1,15 @@
 """How long a race takes, how good its choice is, and what it wins: `./run bench race [MODEL.tflite ...]`.
 
 Each model (the shipped digits model; those of ../shared/data too where they are) is raced again and again, in a child
-process as the agent starts it. After each race every contender is measured in new processes, in interleaved turns
-(a *block*), and beside the placement its twin: the same candidate in one process more. From all blocks together:
+process as the agent starts it. Before and after each race every contender is measured in new processes, in interleaved
+turns (a *block*), and beside the placement its twin: the same candidate in one process more. Median and worst of:
 
-REGRET    p50 of the placement over p50 of the best of all: median and worst over the races
-1 BLOCK   the same, worst, for whoever is best in a single exhaustive block: what the machine lets anyone know in a
-          few seconds. A race that is as good as this cannot be told from a perfect one here
-A/A       p50 of the twin over p50 of the placement, in the same block: median, and the one farthest from 1
-x NAIVE   p50 of tflite-runtime with one thread over p50 of the placement that most races chose
+REGRET    p50 of the placement over p50 of the best, both over the blocks right before and right after the race
+ONE BLOCK the same for whoever is best in the block before a race, judged by the block after it: how well an exhaustive
+          measurement tells what comes next on this machine. A race as good as this cannot be told from a perfect one
+A/A       p50 of the twin over p50 of the placement, in the same block; the worst is the one farthest from 1
+
+and x NAIVE, p50 of tflite-runtime with one thread over p50 of the placement that most races chose, over all blocks.
 
 Ratios compare within the run: absolute times are this machine's. CONTROL is the proportional set size of the process
 that started the races, before the first and after the last.
@@ -28,6 +29,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from statistics import median
 
@@ -46,7 +48,7 @@ from regatta_runtimes.trial import Trial, TrialFiles, TrialLimits
 SHARED = Path(__file__).resolve().parent.parent.parent / "shared" / "data"
 NAIVE = "tflite/model/none/t1"
 TURN = Time(budget_s=0.02, min_samples=3, max_samples=400, warmup=1, warmup_s=0.002)
-NEAR = 1.5  # times the best of the first block: what is slower can be nobody's best, and is measured only there
+NEAR = 2.0  # times the best of the first block: what is slower can be nobody's best, and is measured only there
 MAX_REPORT_BYTES = 1 << 20
 
 Block = Mapping[str, Sequence[float]]  # id -> microseconds of single inferences
@@ -89,7 +91,7 @@ class Row:
     regret_of_one_block: list[float]
     same_again: list[float]  # A/A
     times_naive: float | None
-    p50_us: dict[str, float]  # of each contender, over all blocks
+    blocks: list[dict[str, float]]  # p50 in microseconds of each contender; one before the first race, one after each
 
 
 def measure_block(model: Path, ids: Sequence[str], twin: str, rounds: int) -> tuple[Block, float]:
@@ -120,39 +122,52 @@ def p50(samples: Sequence[float]) -> float:
 
 def bench(model: Path, control: Control, options: argparse.Namespace) -> Row | None:
     """Return the model's figures, or None when nothing could run it."""
-    blocks: list[Block] = []
+    report, _ = control.race(model, options.threads)
+    if report.placement is None:
+        return None
+    ids = [one.id for one in report.candidates if one.outcome in (Outcome.MEASURED, Outcome.DROPPED)]
+    first, _ = measure_block(model, ids, report.placement, options.rounds)
+    fastest = min(map(p50, first.values()))
+    near = [name for name, samples in first.items() if p50(samples) <= NEAR * fastest or name == NAIVE]
+    blocks: list[Block] = [{name: first[name] for name in near}]
     race_s: list[float] = []
     placements: list[str] = []
     same_again: list[float] = []
     for _ in range(options.repetitions):
         report, seconds = control.race(model, options.threads)
         if report.placement is None:
-            return None
+            raise SystemExit(f"a race of {model.name} placed nothing: {report.reason}")
         race_s.append(seconds)
         placements.append(report.placement)
-        if blocks:
-            fastest = min(map(p50, blocks[0].values()))
-            ids = [name for name, samples in blocks[0].items() if p50(samples) <= NEAR * fastest or name == NAIVE]
-        else:
-            ids = [one.id for one in report.candidates if one.outcome in (Outcome.MEASURED, Outcome.DROPPED)]
-        ids += [report.placement] if report.placement not in ids else []
-        block, again = measure_block(model, ids, report.placement, options.rounds)
+        block, again = measure_block(
+            model, list(dict.fromkeys([*near, report.placement])), placements[-1], options.rounds
+        )
         blocks.append(block)
         same_again.append(again)
-    pooled = {name: p50([us for block in blocks for us in block.get(name, ())]) for block in blocks for name in block}
-    best_us = min(pooled.values())
-    best_of_block = [min(block, key=lambda name: p50(block[name])) for block in blocks]
+    around = [joined(pair) for pair in pairwise(blocks)]
     (usual, _), *_ = Counter(placements).most_common(1)
+    overall = joined(blocks)
     return Row(
         model.name,
         race_s,
         placements,
-        [pooled[name] / best_us for name in placements],
-        [pooled[name] / best_us for name in best_of_block],
+        [regret(name, block) for name, block in zip(placements, around, strict=True)],
+        [regret(min(before, key=lambda name: p50(before[name])), after) for before, after in pairwise(blocks)],
         same_again,
-        pooled[NAIVE] / pooled[usual] if NAIVE in pooled else None,
-        pooled,
+        p50(overall[NAIVE]) / p50(overall[usual]) if NAIVE in overall else None,
+        [{name: p50(samples) for name, samples in block.items()} for block in blocks],
     )
+
+
+def joined(blocks: Sequence[Block]) -> Block:
+    """Return the samples of several blocks together, of each contender in any of them."""
+    names = dict.fromkeys(name for block in blocks for name in block)
+    return {name: [us for block in blocks for us in block.get(name, ())] for name in names}
+
+
+def regret(name: str, block: Block) -> float:
+    """Return how many times the best contender's p50 this one's is."""
+    return p50(block[name]) / min(map(p50, block.values()))
 
 
 def line_of(row: Row) -> str:
@@ -162,7 +177,8 @@ def line_of(row: Row) -> str:
     naive = "-" if row.times_naive is None else f"{row.times_naive:.2f}"
     return (
         f"{row.model:36} {median(row.race_s):6.1f} {max(row.race_s):6.1f}   {median(row.regret):6.3f} "
-        f"{max(row.regret):6.3f}   {max(row.regret_of_one_block):6.3f}   {median(row.same_again):6.3f} "
+        f"{max(row.regret):6.3f}   {median(row.regret_of_one_block):6.3f} {max(row.regret_of_one_block):6.3f}   "
+        f"{median(row.same_again):6.3f} "
         f"{farthest:6.3f}  {naive:>7}  {chosen}"
     )
 
@@ -189,9 +205,9 @@ def main() -> None:
         "repetitions": options.repetitions,
     }
     print(", ".join(f"{name} {value}" for name, value in machine.items()))
-    print(f"{'':36} {'RACE s':^13}   {'REGRET':^13}   1 BLOCK  {'A/A':^13}")
+    print(f"{'':36} {'RACE s':^13}   {'REGRET':^13}   {'ONE BLOCK':^13}   {'A/A':^13}")
     two = f"{'med':>6} {'worst':>6}"
-    print(f"{'MODEL':36} {two}   {two}   {'worst':>6}   {two}  x NAIVE  PLACEMENTS")
+    print(f"{'MODEL':36} {two}   {two}   {two}   {two}  x NAIVE  PLACEMENTS")
     rows: list[Row] = []
     with (
         tempfile.TemporaryDirectory() as folder,

@@ -32,6 +32,7 @@ from regatta_protocol.manifest import Manifest, Variant
 from regatta_protocol.measurement import PriorRace, RaceReport
 from regatta_protocol.messages import Request
 from regatta_protocol.policy import Policy
+from regatta_runtimes.power.settings import PowerSettings
 
 __all__ = ["FleetResults", "Race", "RaceSettings", "race_spec"]
 
@@ -53,6 +54,7 @@ class RaceSettings:
         quarantine: QuarantineFile,
         priors: Priors,
         delegate_files: tuple[Path, ...] = (),
+        power: PowerSettings = PowerSettings(),  # noqa: B008 - frozen
     ) -> None:
         self.sysroot = sysroot
         self.delegate_files = delegate_files
@@ -60,6 +62,7 @@ class RaceSettings:
         self.priors = priors
         self.budget_s = budget_s
         self.threads = threads
+        self.power = power
 
 
 class FleetResults:
@@ -249,6 +252,7 @@ def race_spec(
         "threads": list(settings.threads) if settings.threads is not None else None,
         "budget_s": settings.budget_s,
         "delegate_files": [str(path.absolute()) for path in settings.delegate_files],
+        "power": settings.power.model_dump(mode="json"),
         "quarantine": settings.quarantine.load().model_dump(mode="json"),
     }
 

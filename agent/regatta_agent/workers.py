@@ -27,6 +27,7 @@ from regatta_protocol.ids import ModelName, ModelRef
 from regatta_protocol.manifest import Manifest
 from regatta_protocol.measurement import CandidateResult
 from regatta_protocol.messages import ServingWindow
+from regatta_runtimes.power.settings import PowerSettings
 
 __all__ = ["WorkerDeath", "WorkerNews", "WorkerPool"]
 
@@ -79,13 +80,20 @@ class WorkerPool:
     """The workers of one agent. Used by the loop's thread only."""
 
     def __init__(
-        self, run_dir: Path, store: Store, launcher: Launcher, window_s: float, sysroot: Path = Path("/")
+        self,
+        run_dir: Path,
+        store: Store,
+        launcher: Launcher,
+        window_s: float,
+        power: PowerSettings = PowerSettings(),  # noqa: B008 - frozen
+        sysroot: Path = Path("/"),
     ) -> None:
         self._run_dir = run_dir
         self._folder = run_dir / "workers"
         self._store = store
         self._launcher = launcher
         self._window_s = window_s
+        self._power = power
         self._sysroot = sysroot
         self._workers: dict[str, _Worker] = {}
         self._started = 0
@@ -250,6 +258,7 @@ class WorkerPool:
         check_socket_path(socket_path)
         report = self._store.race(manifest.ref)
         raced = {one.id: one for one in report.candidates} if report is not None else {}
+        policy = report.policy if report is not None and report.policy is not None else manifest.policy
         winner = self._contender(manifest, step.winner or step.candidate, raced.get)
         labels = manifest.labels
         return ServeSpec(
@@ -262,7 +271,7 @@ class WorkerPool:
             standbys=tuple(self._contender(manifest, one, raced.get) for one in step.standbys),
             guarded=step.guarded,
             resting=step.resting,
-            max_slowdown=manifest.policy.max_slowdown,
+            max_slowdown=policy.max_slowdown,
             retried=step.retried,
             overlay=overlay_of(manifest, self._store),
             sysroot=self._sysroot,
@@ -271,6 +280,8 @@ class WorkerPool:
             golden_path=self._store.blob_path(manifest.golden.digest),
             socket_path=socket_path,
             window_s=self._window_s,
+            power=self._power,
+            race_power=raced[winner.candidate_id].power if winner.candidate_id in raced else None,
         )
 
     def _contender(

@@ -98,7 +98,11 @@ class Power(Wire):
     method: Literal["measured", "estimated", "none"]
     coverage: str | None = None  # "board", "package", or the rails that were summed
     power_mw: float | None = None
-    energy_per_inference_mj: float | None = None
+    energy_per_inference_mj: float | None = None  # above idle
+    energy_uncertainty_mj: float | None = None  # 95 % of measurements lie within this of the truth, but for gain
+    idle_power_mw: float | None = None
+    duration_s: float | None = None  # measured for so long, over all repetitions
+    repetitions: int | None = None
     sensor: str | None = None
     sensor_period_ms: float | None = None
     reason: str | None = None  # why unknown, or what the figure leaves out

@@ -180,6 +180,7 @@ def untried(claim: Claim) -> list[CandidateResult]:
             variant=result.variant,
             delegate=result.delegate,
             threads=result.threads,
+            option_set=result.option_set,
             outcome=Outcome.DROPPED,
             reason=f"not tried again: {_words(result, fastest_us)} on {claim.origin.device}",
         )

@@ -6,7 +6,9 @@ Rejected
     ├── PrepareFailed  it can be built, but its tensors or its delegate cannot be prepared
     └── CpuFallback    the processor would compute, under the accelerator's name
 Retryable
-└── InvokeFailed     the runtime failed while inferring; another candidate, or a new worker, may do better
+├── InvokeFailed     the runtime failed while inferring; another candidate, or a new worker, may do better
+└── SensorFault      a power sensor gave no figure this time; the message says why
+    └── CounterReset its energy counter was set back: what was read before says nothing any more
 """
 
 from __future__ import annotations
@@ -14,7 +16,16 @@ from __future__ import annotations
 from regatta_protocol.errors import Rejected, Retryable
 from regatta_protocol.manifest import TensorSpec
 
-__all__ = ["CpuFallback", "CreateFailed", "InvokeFailed", "PrepareFailed", "RuntimeMissing", "one_line"]
+__all__ = [
+    "CounterReset",
+    "CpuFallback",
+    "CreateFailed",
+    "InvokeFailed",
+    "PrepareFailed",
+    "RuntimeMissing",
+    "SensorFault",
+    "one_line",
+]
 
 
 class RuntimeMissing(Rejected):
@@ -44,6 +55,14 @@ class CpuFallback(CreateFailed):
 
 class InvokeFailed(Retryable):
     """The runtime failed while inferring."""
+
+
+class SensorFault(Retryable):
+    """A power sensor gave no figure this time."""
+
+
+class CounterReset(SensorFault):
+    """Its energy counter was set back: what was read before says nothing any more."""
 
 
 def one_line(err: BaseException) -> str:

@@ -12,18 +12,19 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from regatta_protocol.measurement import Outcome, unknown_power
+from regatta_protocol.measurement import Outcome
 from regatta_protocol.policy import Policy
 from regatta_runtimes.candidate import Candidate
 from regatta_runtimes.final import Final
-from regatta_runtimes.job import MAX_TIMED_SAMPLES, Time
+from regatta_runtimes.job import Time
 from regatta_runtimes.limits import broken_constraint
 from regatta_runtimes.nursery import Nursery
-from regatta_runtimes.power import MIN_READINGS, PowerSensor, UnknownPower, average_power
+from regatta_runtimes.power import PowerSensor, UnknownPower
 from regatta_runtimes.runtime import is_own
 from regatta_runtimes.simplicity import simplicity
 from regatta_runtimes.thermal import Heat
 from regatta_runtimes.trial import Trial
+from regatta_runtimes.weigh import Allowance, weigh
 from regatta_runtimes.yardstick import Yardstick
 
 __all__ = ["Heats"]
@@ -40,7 +41,6 @@ _QUALIFY_SHARE, _EVALUATE_SHARE = 0.5, 0.3  # of the race's budget
 _CHEAP_EVALUATION_S = 0.1  # a loser is evaluated too, for the report, when it costs less than this
 _LEAST_EVALUATION_S = 0.5
 _NEAR = 0.10  # of the first round: closer on a busy board is no difference
-_POWER_RUN_S = 3.0
 
 
 @dataclass
@@ -159,33 +159,7 @@ class Heats:
 
     def weigh(self, sensor: PowerSensor | UnknownPower) -> None:
         """Measure the finalists' power, or write down why it is unknown."""
-        if isinstance(sensor, UnknownPower):
-            for trial in self.trials:
-                trial.power = unknown_power(sensor.reason)
-            return
-        for trial in self._running():
-            self._weigh(trial, sensor)
-
-    def _weigh(self, trial: Trial, sensor: PowerSensor) -> None:
-        """Read the sensor between short timed blocks until it has been renewed often enough."""
-        block_s = max(sensor.period_ms / 1000, 0.02)
-        if not self._reopen(trial):
-            return
-        sensor.read_mw()
-        readings: list[float | None] = []
-        inferences, busy_s = 0, 0.0
-        stop = time.monotonic() + max(_POWER_RUN_S, 2 * MIN_READINGS * block_s)
-        before = len(trial.rounds)
-        while len(readings) < 2 * MIN_READINGS and time.monotonic() < stop:
-            begun = time.monotonic()
-            while time.monotonic() < begun + block_s:  # a tiny model is through its samples before the block is over
-                if not trial.time(Time(budget_s=block_s, min_samples=1, max_samples=MAX_TIMED_SAMPLES, warmup=0)):
-                    return
-                inferences += len(trial.rounds[-1])
-            readings.append(sensor.read_mw())
-            busy_s += time.monotonic() - begun
-        del trial.rounds[before:]  # timed beside the sensor's own work: not fit for the latency figures
-        trial.power = average_power(sensor, readings, inferences, busy_s)
+        weigh(self.trials, self._by_promise(), sensor, Allowance.of(self.budget_s, self.policy), self._reopen)
 
     def _running(self) -> list[Trial]:
         return [trial for trial in self.trials if trial.alive and trial.rounds]

@@ -11,6 +11,7 @@ line `key KEY`; it reads the answer from the specification's `prior_path` when i
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import select
 import sys
@@ -43,7 +44,7 @@ from regatta_runtimes.judge import Verdict, judge
 from regatta_runtimes.nursery import DEFAULT_MEMORY_BYTES, Nursery, WorkerEnded
 from regatta_runtimes.parent import die_with_parent
 from regatta_runtimes.pareto import pareto_front
-from regatta_runtimes.power import find_sensor
+from regatta_runtimes.power import PowerSettings, UnknownPower, open_sensor
 from regatta_runtimes.quarantine import Ledger, Quarantine, pair_of
 from regatta_runtimes.racekey import KeyedVariant, race_key
 from regatta_runtimes.rejudge import rejudge
@@ -84,6 +85,7 @@ class RaceSpec(Wire):
     evaluation: str | None = None
     policy: Policy = Policy()
     sysroot: str = "/"
+    power: PowerSettings = PowerSettings()
     threads: tuple[int, ...] | None = None  # default: 1, 2, 4 … all cores
     budget_s: float = Field(default=20.0, gt=0, le=3600)
     memory_bytes: int = Field(default=DEFAULT_MEMORY_BYTES, ge=64 << 20)  # of one worker
@@ -117,6 +119,9 @@ def run_race(
     board = probe_board(Path(spec.sysroot), rows)
     yardstick = _yardstick(spec)
     with ExitStack() as stack:
+        sensor = open_sensor(spec.power, Path(spec.sysroot))  # now, for a smart plug tells its first figure later
+        if not isinstance(sensor, UnknownPower):
+            stack.callback(sensor.close)
         nurseries, reasons = _nurseries(spec, stack)
         known = _rejudged(spec, yardstick, board, nurseries)
         if known is not None:
@@ -142,7 +147,7 @@ def run_race(
                 nurseries=nurseries,
                 policy=spec.policy,
                 yardstick=yardstick,
-                sensor=find_sensor(Path(spec.sysroot)),
+                sensor=sensor,
                 progress=progress,
             )
             reuse = reuse_prior(course, consult(key))
@@ -164,7 +169,7 @@ def run_race(
             heats.qualify()
             heats.evaluate()
             heats.rounds()
-            heats.weigh(find_sensor(Path(spec.sysroot)))
+            heats.weigh(sensor)
         except Rejected as err:
             fault = f"nothing can be placed: the bundle is at fault: {err}"
             for trial in trials:
@@ -240,9 +245,9 @@ def _key(
         evaluation=None if spec.evaluation is None else digests.of(Path(spec.evaluation)),
         board=board,
         libraries={
-            one.delegate: digests.of(Path(one.plugin.library))
+            f"{one.drive} {json.dumps(one.plugin.options, sort_keys=True)}": _library_digest(one, digests) or ""
             for one in candidates
-            if one.plugin is not None and one.plugin.library is not None
+            if one.plugin is not None
         },
         runtimes={name: nursery.runtime_version for name, nursery in working.items()},
         threads=threads,

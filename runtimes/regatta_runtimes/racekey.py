@@ -44,7 +44,7 @@ def race_key(
 
     Args:
         variants: those that can run here, in any order.
-        libraries: delegate -> digest of its library, of the external ones that take part.
+        libraries: delegate with its options -> digest of its library or "", of the accelerators' that take part.
         runtimes: name -> version of those that work here.
         threads: the counts that candidates are made of.
     """

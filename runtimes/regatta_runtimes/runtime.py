@@ -25,6 +25,9 @@ class RuntimeFacts:
     model_format: ModelFormat = "tflite"
     cpu_delegates: tuple[str, ...] = ("xnnpack", "none")
     probe: str = "probe.tflite"  # the smallest model, which it must run to count as usable here
+    memory_in_files: bool = (
+        False  # its drivers hold memory as anonymous files (Mesa's llvmpipe), which count as written
+    )
 
     @property
     def plain(self) -> str:
@@ -34,7 +37,7 @@ class RuntimeFacts:
 RUNTIMES: Mapping[str, RuntimeFacts] = {
     "litert": RuntimeFacts("regatta_runtimes.backends.litert"),
     "tflite": RuntimeFacts("regatta_runtimes.backends.tflite"),
-    "compiled": RuntimeFacts("regatta_runtimes.backends.compiled", cpu_delegates=("cpu",)),
+    "compiled": RuntimeFacts("regatta_runtimes.backends.compiled", cpu_delegates=("cpu",), memory_in_files=True),
 }
 
 

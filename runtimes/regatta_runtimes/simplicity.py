@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from regatta_protocol.measurement import CandidateResult
 from regatta_runtimes.candidate import Candidate
+from regatta_runtimes.runtime import RUNTIMES
 
 __all__ = ["simpler_because", "simplicity"]
 
-_RUNTIME_ORDER = {"litert": 0, "tflite": 1}
+_RUNTIME_ORDER = {name: place for place, name in enumerate(RUNTIMES)}
 
 
 def simplicity(result: CandidateResult | Candidate) -> tuple[int, bool, int, str]:

@@ -8,10 +8,11 @@ from pydantic import Field
 
 from regatta_protocol.errors import Misuse
 from regatta_protocol.ids import ModelNameField
-from regatta_protocol.measurement import Latency
+from regatta_protocol.measurement import Latency, Power
 from regatta_protocol.wire import Wire
 from regatta_runtimes.candidate import Plugin
 from regatta_runtimes.fpga.files import OverlayFiles
+from regatta_runtimes.power.settings import PowerSettings
 
 __all__ = ["MAX_SOCKET_PATH_BYTES", "MAX_SPEC_BYTES", "Contender", "ServeLimits", "ServeSpec", "check_socket_path"]
 
@@ -73,6 +74,8 @@ class ServeSpec(Wire):
     socket_path: Path
     tcp: str | None = None  # HOST:PORT on loopback; port 0 takes a free one, told in the ready event
     window_s: float = Field(default=5.0, gt=0, le=3600)
+    power: PowerSettings = PowerSettings()
+    race_power: Power | None = None  # what the race measured of this candidate
     limits: ServeLimits = ServeLimits()
 
     def winner(self) -> Contender:

@@ -24,6 +24,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from random import Random
 from typing import Any, TypeVar, cast
@@ -47,7 +48,7 @@ from regatta_protocol.codec import decode
 from regatta_protocol.durable import read_bounded
 from regatta_protocol.errors import Misuse, RegattaError, Rejected, Retryable
 from regatta_runtimes.parent import die_with_parent
-from regatta_runtimes.power import find_sensor
+from regatta_runtimes.power import open_sensor
 
 __all__ = ["contain", "main"]
 
@@ -175,7 +176,7 @@ class Worker:
         self._tally = Tally(Placement(spec.model, spec.version, spec.candidate_id), start=time.time())
         self._feedback = Feedback()
         self._caretaker: Caretaker | None = None
-        self._meter = PowerMeter(find_sensor())
+        self._meter = PowerMeter(partial(open_sensor, spec.power), spec.race_power)
         self._service = Service(self._engine, self._tally, self._feedback, lambda: len(self._server.connections))
         self._server = HttpServer(self._service.handle, spec.limits, body_limit_bytes=MAX_SPEC_BYTES)
 
@@ -321,9 +322,7 @@ class Worker:
 
     def _close_window(self) -> None:
         tally, now = self._tally, time.time()
-        power = self._meter.take(
-            inferences=tally.requests - tally.errors, busy_s=tally.busy_ns / 1e9, window_s=now - tally.start
-        )
+        power = self._meter.take(inferences=tally.requests - tally.errors)
         self._reporter.tell(tally.close(now, self._feedback.take(), power))
 
     async def _drain(self, servers: Sequence[asyncio.AbstractServer]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 from collections.abc import Callable
@@ -12,11 +13,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from regatta_protocol.measurement import Plugin
+from regatta_protocol.measurement import Outcome, Plugin, RaceReport
 from regatta_runtimes.backends import compiled
 from regatta_runtimes.backends.vendor_log import taken_in
 from regatta_runtimes.candidate import Candidate
 from regatta_runtimes.errors import CpuFallback, CreateFailed, RuntimeMissing
+from regatta_runtimes.race import RaceSpec, RaceVariant, run_race
 from tiny_models import dense_model, shared_data, unary_model
 
 WIDE = np.random.default_rng(0).normal(size=(64, 64)).astype(np.float32)  # 16 KB of weights
@@ -200,3 +202,37 @@ def test_a_failure_is_passed_on_too(capfd: pytest.CaptureFixture[str]) -> None:
 
     assert log.text == "last words\n"
     assert capfd.readouterr().err == "last words\n"
+
+
+def _race_of_npu(folder: Path, model: Path, **options: str) -> RaceReport:
+    """Return the report of a race with an NPU that is told the options."""
+    table = folder / "npu.json"
+    table.write_text(json.dumps({"openvino": {"what": "an NPU", "runtimes": ["compiled"], "options": options}}))
+    spec = RaceSpec(
+        model="m",
+        version=1,
+        variants=(RaceVariant(name="v", path=str(model)),),
+        threads=(1,),
+        runtimes=("litert", "compiled"),
+        delegate_files=(str(table),),
+    )
+    return run_race(spec, consult=lambda _key: None)
+
+
+def test_a_race_names_the_fallback_and_places_the_processor_openly(tmp_path: Path, model: Path) -> None:
+    """The NPU's candidate is a cpu_fallback, and what is placed says that it is the processor."""
+    report = _race_of_npu(tmp_path, model)
+
+    outcomes = {result.id: result.outcome for result in report.candidates}
+    assert outcomes["compiled/v/openvino/t1"] == Outcome.CPU_FALLBACK
+    placed = report.placed()
+    assert placed is not None
+    assert placed.delegate in ("xnnpack", "none", "cpu")
+
+
+def test_what_a_delegate_is_told_makes_another_race(tmp_path: Path, model: Path) -> None:
+    """A result is not taken from a race whose delegate was told something else."""
+    keys = [_race_of_npu(tmp_path, model, graph_backend=name).key for name in ("CPU", "NPU", "CPU")]
+
+    assert keys[0] is not None
+    assert keys[0] == keys[2] != keys[1]

@@ -216,25 +216,16 @@ def test_a_hang_costs_its_limit_and_no_more(tmp_path: Path) -> None:
     assert report.duration_s < 12
 
 
-def test_a_board_with_a_sensor_is_judged_by_energy(tmp_path: Path) -> None:
-    """5 V · 1.2 A on the input rail of a Jetson's tree: 6 W, and the energy of one inference follows from its time."""
-    chip = tmp_path / "root/sys/class/hwmon/hwmon0"
-    chip.mkdir(parents=True)
-    for name, text in {"name": "ina3221", "in1_label": "VDD_IN", "in1_input": "5000", "curr1_input": "1200"}.items():
-        (chip / name).write_text(text)
+def test_a_race_tells_how_hot_the_board_was(tmp_path: Path) -> None:
+    """The temperature beside the rounds; throttling only where something could tell."""
     zone = tmp_path / "root/sys/class/thermal/thermal_zone0"
     zone.mkdir(parents=True)
     (zone / "temp").write_text("51500")
 
-    report = _faulty(tmp_path, "sound", policy=Policy(objective="energy"), sysroot=str(tmp_path / "root"))
+    report = _faulty(tmp_path, "sound", sysroot=str(tmp_path / "root"))
 
     placed = report.placed()
     assert placed is not None
-    assert report.objective == "energy"
-    assert (placed.power.method, placed.power.power_mw, placed.power.coverage) == ("measured", 6000, "VDD_IN")
-    assert placed.power.energy_per_inference_mj is not None
-    assert 0 < placed.power.energy_per_inference_mj < 60  # under 10 ms an inference
-    assert report.board.power_sensor == "ina3221"
     assert placed.conditions.temperature_c == 51.5
     assert placed.conditions.throttled is None  # nothing on this board could tell
     assert placed.conditions.rounds >= 3
