@@ -3,7 +3,8 @@
 A fleet server with its broker, one enrolled device, the agent's control process at rest over mutual TLS: proportional
 set size (PSS), share of one core, and the time from its start to "online", sampled every 10 s as AWS benchmarks its
 device clients (default: 5 min of warm-up, a window of 10 min). With --served it serves the shipped int8 model too, and
-the worker is counted apart. Beside them, in the same run: a bare Python, and paho-mqtt alone with a TLS context, connected nowhere.
+the worker is counted apart. Beside them, in the same run: a bare Python, and paho-mqtt alone with a TLS context,
+connected nowhere.
 """
 
 from __future__ import annotations
