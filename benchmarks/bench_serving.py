@@ -41,7 +41,12 @@ def _pss_mb(pid: int) -> float:
     return next(int(line.split()[1]) for line in lines if line.startswith("Pss:")) / 1024
 
 
-def measure(model: Path, candidate_id: str, rounds: int, count: int) -> dict[str, object]:
+def _children(pid: int) -> list[int]:
+    tasks = Path(f"/proc/{pid}/task").iterdir()
+    return [int(child) for task in tasks for child in (task / "children").read_text().split()]
+
+
+def measure(model: Path, candidate_id: str, rounds: int, count: int, guarded: bool) -> dict[str, object]:
     """Return the figures of one model."""
     session = open_session(parse_candidate_id(candidate_id), model)
     noise = random_inputs([[spec] for spec in session.inputs], count=1, seed=0)
@@ -52,7 +57,12 @@ def measure(model: Path, candidate_id: str, rounds: int, count: int) -> dict[str
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "m.sock"
         spec = ServeSpec(
-            model="m", version=1, candidate_id=candidate_id, variant_path=model.resolve(), socket_path=path
+            model="m",
+            version=1,
+            candidate_id=candidate_id,
+            variant_path=model.resolve(),
+            socket_path=path,
+            guarded=guarded,
         )
         (Path(folder) / "spec.json").write_text(spec.model_dump_json(exclude_none=True))
         began = time.perf_counter()
@@ -71,7 +81,7 @@ def measure(model: Path, candidate_id: str, rounds: int, count: int) -> dict[str
             for _ in range(rounds):
                 floor += _times_us(lambda: session.run(sample), count)
                 served += _times_us(lambda: client.infer("m", sample), count)
-            pss_mb = _pss_mb(worker.pid)
+            pss_mb = sum(_pss_mb(pid) for pid in (worker.pid, *_children(worker.pid)))
         worker.communicate(timeout=30)
     p50_floor, p50_served = statistics.median(floor), statistics.median(served)
     return {
@@ -93,11 +103,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("models", nargs="+", type=Path)
     parser.add_argument("--candidate", default="litert/model/xnnpack/t1")
+    parser.add_argument("--guarded", action="store_true", help="run the candidate in a runner, as an accelerator's")
     parser.add_argument("--rounds", type=int, default=10)
     parser.add_argument("--count", type=int, default=100)
     options = parser.parse_args()
     for model in options.models:
-        print(json.dumps(measure(model, options.candidate, options.rounds, options.count)))
+        print(json.dumps(measure(model, options.candidate, options.rounds, options.count, options.guarded)))
 
 
 if __name__ == "__main__":

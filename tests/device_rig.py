@@ -50,6 +50,7 @@ from regatta_protocol.messages import (
     SignedAssignment,
     TelemetryBatch,
 )
+from regatta_protocol.policy import Policy
 from regatta_protocol.testing import Faults, MemoryBroker, MemoryBus
 from regatta_provisioning.identity import Identity
 from regatta_provisioning.notify import Notifier
@@ -114,10 +115,14 @@ class Fleet:
         self.blobs[digest_of_bytes(data)] = data
         return manifest
 
-    def assign(self, version: int | None, rollout: str | None = "r1", trial_s: float = 5.0, **more: int) -> None:
+    def assign(
+        self, version: int | None, rollout: str | None = "r1", trial_s: float = 5.0, policy: Policy | None = None,
+        **more: int,
+    ) -> None:  # fmt: skip
         """Sign and publish a desired state of the next generation."""
         self.generation += 1
-        models = {} if version is None else {MODEL: DesiredModel(version=version, rollout=rollout, trial_s=trial_s)}
+        wanted = {"rollout": rollout, "trial_s": trial_s, "policy": policy}
+        models = {} if version is None else {MODEL: DesiredModel.model_validate({"version": version, **wanted})}
         models |= {ModelName(name): DesiredModel(version=other, rollout=rollout) for name, other in more.items()}
         assignment = Assignment(
             fleet="fleet", device=self.device, generation=self.generation, issued_at=1_789_000_000.0, models=models

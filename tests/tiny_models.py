@@ -62,8 +62,8 @@ def unary_model(builtin: int = 101, custom: str | None = None, width: int = 4) -
     return _pack(code, tensors, [_buffer(None)], [0], None)
 
 
-def dense_model(weights: np.ndarray[Any, Any], bias: np.ndarray[Any, Any]) -> bytes:
-    """Return float32 [1, n] -> FULLY_CONNECTED with weights [m, n] and bias [m] -> [1, m]."""
+def dense_model(weights: np.ndarray[Any, Any], bias: np.ndarray[Any, Any], *, any_batch: bool = False) -> bytes:
+    """Return float32 [1, n] -> FULLY_CONNECTED with weights [m, n] and bias [m] -> [1, m]; the 1 may be any size."""
     code = schema.OperatorCodeT()
     code.deprecatedBuiltinCode = code.builtinCode = 9
     code.version = 1
@@ -74,6 +74,9 @@ def dense_model(weights: np.ndarray[Any, Any], bias: np.ndarray[Any, Any]) -> by
         _tensor("bias", bias.shape, 2),
         _tensor("out", (1, outputs), 0),
     ]
+    if any_batch:
+        for tensor in (tensors[0], tensors[-1]):
+            tensor.shapeSignature = [-1, tensor.shape[1]]
     options = schema.FullyConnectedOptionsT()
     buffers = [_buffer(None), _buffer(weights), _buffer(bias)]
     return _pack(code, tensors, buffers, [0, 1, 2], (schema.BuiltinOptions.FullyConnectedOptions, options))

@@ -26,6 +26,7 @@ from regatta_agent.core.installs import AgentRecord
 from regatta_agent.events import Event
 from regatta_agent.fetcher import FetchFiles, FetchManifest
 from regatta_agent.jobs import Authorize, Failed, Job, Outcome, TrustFloor
+from regatta_agent.overlays import fpga_reserved
 from regatta_agent.racing import FleetResults, Race, RaceSettings
 from regatta_agent.store import Store
 from regatta_agent.workers import WorkerDeath, WorkerPool
@@ -77,7 +78,7 @@ class Actions:
         elif isinstance(step, StartWorker):
             return self._start_worker(step, now_s)
         elif isinstance(step, StopWorker):
-            self._workers.stop(step.ref, now_s)
+            self._workers.stop(step.ref, now_s, step.socket)
         elif isinstance(step, Point):
             self._workers.point(step.ref, step.socket)
         elif isinstance(step, Unpoint):
@@ -120,9 +121,15 @@ class Actions:
         if step.kind is JobKind.AUTHORIZE:
             floor = TrustFloor(record.role_versions, record.root_version, wall_s)
             return Authorize(name, step.ref, self._bus, self._launcher, self._identity, self._trust_dir, floor)
-        if step.kind is JobKind.RACE:
+        if step.kind in (JobKind.RACE, JobKind.RERACE):
+            racing = record.find(step.ref)
             results = FleetResults(self._bus, self._identity.device, name)
-            return Race(name, step.ref, self._store, self._launcher, self._run_dir, self._race, results, wall_s)
+            return Race(
+                name, step.ref, self._store, self._launcher, self._run_dir, self._race, results, wall_s,
+                assigned=racing.policy if racing is not None else None,
+                again=racing is not None and racing.outdated and step.kind is JobKind.RERACE,
+                fpga_reserved=fpga_reserved(record, self._store, step.ref),
+            )  # fmt: skip
         if step.kind is JobKind.FILES:
             return FetchFiles(step.ref, self._bus, self._identity.device, self._store, self._next_transfer)
         install = record.find(step.ref)
@@ -145,10 +152,10 @@ class Actions:
 
     def _start_worker(self, step: StartWorker, now_s: float) -> WorkerDeath | None:
         try:
-            self._workers.start(step.ref, step.candidate, now_s)
+            self._workers.start(step, now_s)
         except (RegattaError, OSError) as err:
             logger.error("event=worker_not_started version=%s error=%s", step.ref, err)
-            return WorkerDeath(step.ref, str(err), 0.0)
+            return WorkerDeath(step.ref, step.candidate, str(err), 0.0)
         return None
 
     def _collect(self, step: Collect, record: AgentRecord) -> None:

@@ -28,9 +28,11 @@ from regatta_agent.record import RecordFile
 from regatta_agent.reporter import Reporter, presence_will
 from regatta_agent.status import StateLock, StatusFile
 from regatta_agent.store import Store
+from regatta_agent.versions import versions_here
 from regatta_agent.workers import WorkerPool
 from regatta_protocol import __version__, topics
 from regatta_protocol.bus import Bus, Will
+from regatta_protocol.errors import Misuse, Rejected
 from regatta_protocol.measurement import BoardFacts
 from regatta_provisioning.identity import Identity, load_identity
 from regatta_provisioning.notify import Notifier
@@ -48,9 +50,10 @@ def run_agent(config: AgentConfig) -> None:
     """Run the agent until SIGTERM or SIGINT.
 
     Raises:
-        Misuse: when the device is not enrolled, or another agent runs on its state.
+        Misuse: when the device is not enrolled, another agent runs on its state, or a delegate file is wrong.
     """
     identity = load_identity(config.state_dir / "identity")
+    _check_delegates(config)
     config.run_dir.mkdir(parents=True, exist_ok=True, mode=0o750)
     lock = StateLock(config.state_dir)
     lock.take()
@@ -99,7 +102,7 @@ def assemble(
     bus = make_bus(inbox, identity, presence_will(device, boot, __version__))
     store = Store(config.state_dir)
     window_s = min(config.telemetry_period_s, _LONGEST_WINDOW_S)
-    workers = WorkerPool(config.run_dir, store, launcher, window_s)
+    workers = WorkerPool(config.run_dir, store, launcher, window_s, config.power, config.sysroot)
     trust_dir = config.state_dir / "trust"
     trust_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
     actions = Actions(
@@ -114,6 +117,8 @@ def assemble(
             config.race_threads,
             QuarantineFile(config.state_dir),
             Priors(config.state_dir),
+            config.delegate_files,
+            config.power,
         ),
         trust_dir=trust_dir,
         run_dir=config.run_dir,
@@ -135,6 +140,7 @@ def assemble(
             reporter=Reporter(bus, device, board, boot, __version__, config.heartbeat_period_s),
             notifier=notifier,
             status=StatusFile(config.run_dir, boot, clock.wall()),
+            versions=versions_here(board),
         )
     )
 
@@ -166,12 +172,27 @@ def _mqtt_bus(inbox: queue.Queue[Event], identity: Identity, will: Will) -> Bus:
     return MqttBus(settings, inbox)
 
 
+def _check_delegates(config: AgentConfig) -> None:
+    """Read the delegate files of the settings, for a wrong one would fail every race.
+
+    Raises:
+        Misuse: when one is wrong; the text names it.
+    """
+    from regatta_runtimes.delegates import read_delegates
+
+    try:
+        read_delegates(config.delegate_files, config.sysroot)
+    except Rejected as err:
+        raise Misuse(f"delegate_files: {err}") from err
+
+
 def _board(config: AgentConfig) -> BoardFacts:
     """Return what the board is; a probe that fails costs its facts, not the start."""
     from regatta_runtimes.board import probe_board
+    from regatta_runtimes.delegates import read_delegates
 
     try:
-        return probe_board(config.sysroot)
+        return probe_board(config.sysroot, read_delegates(config.delegate_files, config.sysroot))
     except Exception:  # the probes read whatever a board's /sys holds
         logger.exception("event=board_unknown sysroot=%s", config.sysroot)
         return BoardFacts()

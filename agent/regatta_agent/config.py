@@ -7,14 +7,15 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from regatta_protocol.durable import read_bounded
 from regatta_protocol.errors import Misuse
+from regatta_runtimes.power.settings import PowerSettings
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -42,10 +43,12 @@ class AgentConfig(BaseModel):
     backoff_base_s: float = Field(default=2.0, gt=0, le=3600)
     backoff_cap_s: float = Field(default=300.0, gt=0, le=3600)
     race_budget_s: float = Field(default=20.0, gt=0, le=3600)
+    delegate_files: tuple[Path, ...] = Field(default=(), max_length=64)  # more delegates: docs/accelerators.md
     race_threads: tuple[int, ...] | None = Field(default=None, max_length=8)  # None: 1, 2, 4 up to the cores
     disk_reserve_bytes: int = Field(default=16 * 1024 * 1024, ge=0)  # left free when models are downloaded
     outbox_max_bytes: int = Field(default=8 * 1024 * 1024, ge=65_536)  # telemetry kept while offline
     keep_previous: int = Field(default=1, ge=0, le=16)  # versions kept beside the running one
+    power: PowerSettings = PowerSettings()  # which sensor, and the user's own (docs/power.md)
 
 
 def load_config(path: Path | None, overrides: Mapping[str, Any] | None = None) -> AgentConfig:
@@ -72,9 +75,18 @@ def load_config(path: Path | None, overrides: Mapping[str, Any] | None = None) -
         first = err.errors(include_url=False, include_input=False)[0]
         key = ".".join(str(part) for part in first["loc"])
         if first["type"] == "extra_forbidden":
-            known = ", ".join(sorted(AgentConfig.model_fields))
+            known = ", ".join(sorted(_fields(first["loc"][:-1])))
             raise Misuse(f"{source}: there is no key {key!r}; the keys are {known}") from err
         raise Misuse(f"{source}: key {key!r}: {first['msg']}") from err
+
+
+def _fields(section: Sequence[int | str]) -> Iterable[str]:
+    """Return the keys that a section of the file may have."""
+    model: type[BaseModel] = AgentConfig
+    for name in section:
+        options = get_args(model.model_fields[str(name)].annotation) or (model.model_fields[str(name)].annotation,)
+        model = next(option for option in options if isinstance(option, type) and issubclass(option, BaseModel))
+    return model.model_fields
 
 
 def _read_toml(path: Path) -> dict[str, Any]:

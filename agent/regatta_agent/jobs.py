@@ -22,6 +22,7 @@ from regatta_protocol.ids import DeviceId, Digest, ModelRef
 from regatta_protocol.manifest import MAX_MANIFEST_BYTES, target_path
 from regatta_protocol.measurement import RaceReport
 from regatta_protocol.messages import Assignment, Request, Response, SignedAssignment
+from regatta_protocol.policy import Policy
 from regatta_provisioning.identity import Identity
 from regatta_provisioning.verifying import (
     MAX_JOB_BYTES,
@@ -77,6 +78,7 @@ class FilesFetched:
 @dataclass(frozen=True)
 class Raced:
     report: RaceReport
+    assigned: Policy | None = None  # the policy that it was raced by, when it is not the bundle's
 
 
 @dataclass(frozen=True)

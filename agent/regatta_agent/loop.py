@@ -13,12 +13,13 @@ from __future__ import annotations
 
 import logging
 import queue
+from collections.abc import Mapping
 from dataclasses import dataclass
 from random import Random
 
 from regatta_agent.actions import Actions
 from regatta_agent.clock import Clock
-from regatta_agent.core import outcomes
+from regatta_agent.core import outcomes, rerace
 from regatta_agent.core.facts import (
     Advance,
     Begin,
@@ -31,7 +32,7 @@ from regatta_agent.core.facts import (
     Step,
     StoredVersion,
 )
-from regatta_agent.core.installs import AgentRecord
+from regatta_agent.core.installs import AgentRecord, Degradation
 from regatta_agent.core.planner import plan, wake_at
 from regatta_agent.courier import Courier
 from regatta_agent.desired import DesiredState
@@ -46,15 +47,15 @@ from regatta_agent.jobs import (
 )
 from regatta_agent.record import RecordFile
 from regatta_agent.reporter import Reporter
+from regatta_agent.serving.events import Drifted, Recovered
 from regatta_agent.status import StatusFile
 from regatta_agent.store import Store
-from regatta_agent.workers import WorkerDeath, WorkerPool
+from regatta_agent.workers import WorkerDeath, WorkerNews, WorkerPool
 from regatta_protocol.bus import Bus, Connected, Disconnected, Message, Published
 from regatta_protocol.errors import Misuse, Rejected, StorageFull
 from regatta_protocol.ids import ModelRef
-from regatta_protocol.manifest import Policy
-from regatta_protocol.measurement import RaceReport
 from regatta_protocol.messages import RaceItem, ServingWindow
+from regatta_protocol.policy import Policy
 from regatta_provisioning.notify import Notifier
 
 __all__ = ["Loop", "Parts"]
@@ -85,6 +86,7 @@ class Parts:
     reporter: Reporter
     notifier: Notifier
     status: StatusFile
+    versions: Mapping[str, str]  # of runtimes, drivers and kernel
 
 
 class Loop:
@@ -176,6 +178,8 @@ class Loop:
             stored={ref: stored for ref, stored in self._stored.items() if stored is not None},
             jobs=parts.actions.kinds(),
             workers=parts.workers.facts(now_s),
+            successors=parts.workers.successors(now_s),
+            versions=parts.versions,
             links=parts.workers.links(),
             collected=parts.actions.collected,
         )
@@ -223,9 +227,33 @@ class Loop:
             self._parts.courier.keep(result)
         elif isinstance(result, WorkerDeath):
             self._mourn(result)
+        elif isinstance(result, WorkerNews):
+            self._note(result)
+
+    def _note(self, news: WorkerNews) -> None:
+        """Write into the record which candidate serves, and why."""
+        said = news.said
+        if isinstance(said, Recovered):
+            logger.info("event=recovered version=%s placement=%s", news.ref, said.placement)
+            self.record = outcomes.winner_back(self.record, news.ref, said.placement, said.retried)
+            return
+        if isinstance(said, Drifted):
+            logger.warning(
+                "event=drifted version=%s found_us=%.0f raced_us=%.0f", news.ref, said.found_us, said.expected_us
+            )
+            self.record = rerace.drifted(self.record, news.ref, said.placement, said.expected_us, said.found_us)
+            return
+        told = Degradation(placement=said.placement, reason=said.reason, since=said.since)
+        logger.warning("event=degraded version=%s placement=%s reason=%s", news.ref, said.placement, said.reason)
+        self.record = outcomes.degraded(self.record, news.ref, told, said.retried)
 
     def _mourn(self, death: WorkerDeath) -> None:
         self._stored.pop(death.ref, None)
+        install = self.record.find(death.ref)
+        successor = install.successor if install is not None else None
+        if install is not None and successor is not None and death.candidate != install.placement:
+            self.record = rerace.successor_died(self.record, death.ref, death.why)
+            return
         self.record = outcomes.worker_died(
             self.record, death.ref, death.why, death.lived_s, self.wall(), self._parts.rng, self._parts.limits
         )
@@ -247,25 +275,45 @@ class Loop:
         elif isinstance(outcome, ManifestFetched):
             self.record = outcomes.manifest_stored(self.record, ref)
         elif isinstance(outcome, Raced):
-            self._take_result(ref, outcome.report)
+            self._take_result(ref, outcome)
         elif isinstance(outcome, Failed):
             self._learn_root(outcome.root_version)
             logger.warning("event=job_failed version=%s error=%s", ref, outcome.error)
             parts = self._parts
+            install = self.record.find(ref)
+            if install is not None and install.racing_again:
+                self.record = rerace.rerace_failed(self.record, ref, outcome.error)
+                return
             self.record = outcomes.failed(self.record, ref, outcome.error, self.wall(), parts.rng, parts.limits)
 
     def _learn_root(self, root_version: int | None) -> None:
         if root_version is not None and root_version > self.record.root_version:
             self.record = self.record.model_copy(update={"root_version": root_version})
 
-    def _take_result(self, ref: ModelRef, report: RaceReport) -> None:
+    def _take_result(self, ref: ModelRef, result: Raced) -> None:
+        report, assigned = result.report, result.assigned
         manifest = self._parts.store.manifest(ref)
+        policy = assigned or (manifest.policy if manifest is not None else Policy())
+        summary = outcomes.summary_of(report, policy, self._parts.versions, self.wall(), assigned)
+        install = self.record.find(ref)
+        again = install is not None and install.racing_again
+        if install is not None and install.racing_again and install.placement is not None:
+            by_policy = install.race is not None and assigned != install.race.policy
+            stays = rerace.why_stays(report, install.placement, by_policy=by_policy)
+            logger.info("event=raced_again version=%s placement=%s stays=%s", ref, report.placement, stays)
+            unmet = by_policy and report.placement is None
+            if stays is not None and not unmet:  # what is kept says what serves, and not what would have
+                told = {"placement": install.placement, "reason": f"{install.placement} stays: {stays}"}
+                report = report.model_copy(update=told)
         try:
             self._parts.store.save_race(ref, report)
         except (StorageFull, OSError) as err:
             logger.error("event=race_report_lost version=%s error=%s", ref, err)
         self._parts.courier.keep(RaceItem(at=self.wall(), report=report))
-        self.record = outcomes.raced(self.record, report, ref, manifest.policy if manifest is not None else Policy())
+        if again:
+            self.record = rerace.reraced(self.record, ref, report, summary, assigned)
+        else:
+            self.record = outcomes.raced(self.record, report, ref, summary)
 
     def _look_at_deadlines(self) -> None:
         parts = self._parts

@@ -18,6 +18,7 @@ from typing import Any
 from regatta_agent.children import Child, Launcher
 from regatta_agent.events import ChildEnded, ChildLine, Event
 from regatta_agent.jobs import Failed, Outcome, Raced, response_in
+from regatta_agent.overlays import overlay_files
 from regatta_agent.priors import MAX_PRIOR_BYTES, Priors
 from regatta_agent.quarantine_file import QuarantineFile
 from regatta_agent.store import MAX_RACE_BYTES, Store
@@ -27,9 +28,11 @@ from regatta_protocol.codec import decode, encode
 from regatta_protocol.durable import read_bounded
 from regatta_protocol.errors import RegattaError, Retryable
 from regatta_protocol.ids import DIGEST_PATTERN, DeviceId, Digest, ModelRef
-from regatta_protocol.manifest import Manifest
+from regatta_protocol.manifest import Manifest, Variant
 from regatta_protocol.measurement import PriorRace, RaceReport
 from regatta_protocol.messages import Request
+from regatta_protocol.policy import Policy
+from regatta_runtimes.power.settings import PowerSettings
 
 __all__ = ["FleetResults", "Race", "RaceSettings", "race_spec"]
 
@@ -50,12 +53,16 @@ class RaceSettings:
         threads: tuple[int, ...] | None,
         quarantine: QuarantineFile,
         priors: Priors,
+        delegate_files: tuple[Path, ...] = (),
+        power: PowerSettings = PowerSettings(),  # noqa: B008 - frozen
     ) -> None:
         self.sysroot = sysroot
+        self.delegate_files = delegate_files
         self.quarantine = quarantine
         self.priors = priors
         self.budget_s = budget_s
         self.threads = threads
+        self.power = power
 
 
 class FleetResults:
@@ -97,19 +104,19 @@ class FleetResults:
 
 
 class Race:
-    """One race."""
+    """One race.
+
+    Args of the constructor:
+        assigned: the policy instead of the bundle's, when the fleet set one.
+        again: the version serves already, and its last race may answer for a changed policy (rejudge.py).
+        fpga_reserved: why it must leave its FPGA overlay out, or None.
+    """
 
     def __init__(
-        self,
-        name: str,
-        ref: ModelRef,
-        store: Store,
-        launcher: Launcher,
-        folder: Path,
-        settings: RaceSettings,
-        results: FleetResults,
-        wall_s: float,
-    ) -> None:
+        self, name: str, ref: ModelRef, store: Store, launcher: Launcher, folder: Path, settings: RaceSettings,
+        results: FleetResults, wall_s: float, *, assigned: Policy | None = None, again: bool = False,
+        fpga_reserved: str | None = None,
+    ) -> None:  # fmt: skip
         self._name = name
         self._ref = ref
         self._store = store
@@ -118,6 +125,9 @@ class Race:
         self._report_path = folder / f"{name}.report.json"
         self._prior_path = folder / f"{name}.prior.json"
         self._settings = settings
+        self._assigned = assigned
+        self._again = again
+        self._fpga_reserved = fpga_reserved
         self._results = results
         self._wall_s = wall_s  # when it begins
         self._prior: PriorRace | None = None  # what it was told
@@ -133,7 +143,8 @@ class Race:
         argv = [sys.executable, "-m", "regatta_runtimes.race", str(self._spec_path)]
         try:
             self._clear()
-            spec = {**race_spec(manifest, self._store, self._settings), "prior_path": str(self._prior_path)}
+            spec = race_spec(manifest, self._store, self._settings, assigned=self._assigned, again=self._again)
+            spec = {**spec, "prior_path": str(self._prior_path), "fpga_reserved": self._fpga_reserved}
             self._spec_path.write_text(json.dumps(spec))
             self._child = self._launcher.launch(self._name, [*argv, "--output", str(self._report_path)], None)
         except OSError as err:
@@ -162,7 +173,7 @@ class Race:
             self._clear()
         self._settings.quarantine.save(self._settings.quarantine.load().after(report.candidates))
         self._keep(report)
-        return Raced(report)
+        return Raced(report, self._assigned)
 
     def tick(self, now_s: float) -> Outcome | None:
         if self._results.overdue(now_s):
@@ -215,7 +226,9 @@ class Race:
             path.unlink(missing_ok=True)
 
 
-def race_spec(manifest: Manifest, store: Store, settings: RaceSettings) -> Mapping[str, Any]:
+def race_spec(
+    manifest: Manifest, store: Store, settings: RaceSettings, *, assigned: Policy | None = None, again: bool = False
+) -> Mapping[str, Any]:
     """Return regatta_runtimes.race.RaceSpec as JSON values; that module is not imported into the control process."""
     return {
         "model": manifest.name,
@@ -225,15 +238,25 @@ def race_spec(manifest: Manifest, store: Store, settings: RaceSettings) -> Mappi
                 "name": variant.name,
                 "path": str(store.blob_path(variant.file.digest)),
                 "requires": list(variant.requires),
+                "overlay": _overlay(variant, store),
+                "precision": variant.precision,
                 "accuracy": variant.accuracy.model_dump(mode="json") if variant.accuracy is not None else None,
             }
             for variant in manifest.variants
         ],
         "golden": str(store.blob_path(manifest.golden.digest)),
         "evaluation": str(store.blob_path(manifest.evaluation.digest)) if manifest.evaluation is not None else None,
-        "policy": manifest.policy.model_dump(mode="json"),
+        "policy": (assigned or manifest.policy).model_dump(mode="json"),
+        "earlier": str(store.race_path(manifest.ref)) if again else None,
         "sysroot": str(settings.sysroot),
         "threads": list(settings.threads) if settings.threads is not None else None,
         "budget_s": settings.budget_s,
+        "delegate_files": [str(path.absolute()) for path in settings.delegate_files],
+        "power": settings.power.model_dump(mode="json"),
         "quarantine": settings.quarantine.load().model_dump(mode="json"),
     }
+
+
+def _overlay(variant: Variant, store: Store) -> Mapping[str, Any] | None:
+    files = overlay_files(variant, store)
+    return None if files is None else files.model_dump(mode="json")

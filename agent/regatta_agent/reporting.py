@@ -25,7 +25,7 @@ def is_serving(install: Install, facts: Facts) -> bool:
 
 
 def _report(install: Install, serving: bool) -> ModelReport:
-    race = install.race
+    race, degraded = install.race, install.stand_in
     return ModelReport(
         name=install.name,
         version=install.version,
@@ -34,7 +34,8 @@ def _report(install: Install, serving: bool) -> ModelReport:
         reason=install.reason,
         rollout=install.rollout,
         attempt=install.attempt,
-        placement=install.placement,
+        placement=degraded.placement if degraded is not None else install.placement,
+        degraded=degraded.reason if degraded is not None else None,
         accuracy=race.accuracy if race is not None else install.measured,
         latency=race.latency if race is not None else None,
         power=race.power if race is not None else None,

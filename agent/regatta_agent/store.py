@@ -120,12 +120,12 @@ class Store:
         Raises:
             StorageFull: when there is no space for it.
         """
-        write_durably(self._race_path(ref), encode(report, MAX_RACE_BYTES))
+        write_durably(self.race_path(ref), encode(report, MAX_RACE_BYTES))
 
     def race(self, ref: ModelRef) -> RaceReport | None:
         """Return the last race of the version, or None."""
         try:
-            return decode(RaceReport, read_bounded(self._race_path(ref), MAX_RACE_BYTES), MAX_RACE_BYTES)
+            return decode(RaceReport, read_bounded(self.race_path(ref), MAX_RACE_BYTES), MAX_RACE_BYTES)
         except FileNotFoundError:
             return None
         except (RegattaError, OSError) as err:
@@ -178,7 +178,8 @@ class Store:
         path.parent.rmdir()
         return freed
 
-    def _race_path(self, ref: ModelRef) -> Path:
+    def race_path(self, ref: ModelRef) -> Path:
+        """Return where the last race of the version lies, or would."""
         return self._races / f"{ref.name}-{ref.version}.json"
 
     def _kept_bytes(self, digest: Digest) -> int:

@@ -9,24 +9,27 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
 from regatta_agent.children import Child, Launcher
-from regatta_agent.core.facts import WorkerFacts
+from regatta_agent.core.facts import StartWorker, WorkerFacts
 from regatta_agent.events import ChildEnded, ChildLine
-from regatta_agent.serving.events import Failed, Ready, WindowClosed, parse_event
-from regatta_agent.serving.spec import ServeSpec, check_socket_path
+from regatta_agent.overlays import overlay_of
+from regatta_agent.serving.events import Degraded, Drifted, Failed, Ready, Recovered, WindowClosed, parse_event
+from regatta_agent.serving.spec import Contender, ServeSpec, check_socket_path
 from regatta_agent.store import Store
 from regatta_protocol.codec import encode
 from regatta_protocol.errors import Rejected
 from regatta_protocol.ids import ModelName, ModelRef
 from regatta_protocol.manifest import Manifest
+from regatta_protocol.measurement import CandidateResult
 from regatta_protocol.messages import ServingWindow
+from regatta_runtimes.power.settings import PowerSettings
 
-__all__ = ["WorkerDeath", "WorkerPool"]
+__all__ = ["WorkerDeath", "WorkerNews", "WorkerPool"]
 
 logger = logging.getLogger(__name__)
 
@@ -39,8 +42,16 @@ class WorkerDeath(NamedTuple):
     """A worker ended unasked."""
 
     ref: ModelRef
+    candidate: str
     why: str
     lived_s: float
+
+
+class WorkerNews(NamedTuple):
+    """What a worker says of its placement."""
+
+    ref: ModelRef
+    said: Degraded | Recovered | Drifted
 
 
 @dataclass
@@ -60,16 +71,30 @@ class _Worker:
     failure: str | None = None
     windows: list[ServingWindow] = field(default_factory=list)
 
+    @property
+    def is_ending(self) -> bool:
+        return self.stopping_s is not None or self.killed_for is not None
+
 
 class WorkerPool:
     """The workers of one agent. Used by the loop's thread only."""
 
-    def __init__(self, run_dir: Path, store: Store, launcher: Launcher, window_s: float) -> None:
+    def __init__(
+        self,
+        run_dir: Path,
+        store: Store,
+        launcher: Launcher,
+        window_s: float,
+        power: PowerSettings = PowerSettings(),  # noqa: B008 - frozen
+        sysroot: Path = Path("/"),
+    ) -> None:
         self._run_dir = run_dir
         self._folder = run_dir / "workers"
         self._store = store
         self._launcher = launcher
         self._window_s = window_s
+        self._power = power
+        self._sysroot = sysroot
         self._workers: dict[str, _Worker] = {}
         self._started = 0
 
@@ -82,7 +107,7 @@ class WorkerPool:
             for leftover in self._run_dir.glob(pattern):
                 leftover.unlink(missing_ok=True)
 
-    def start(self, ref: ModelRef, candidate: str, now_s: float) -> None:
+    def start(self, step: StartWorker, now_s: float) -> None:
         """Start a worker for one version.
 
         Raises:
@@ -90,12 +115,13 @@ class WorkerPool:
             Misuse: when the run folder's name is too long for a socket.
             OSError: when the process cannot be started.
         """
+        ref, candidate = step.ref, step.candidate
         manifest = self._store.manifest(ref)
         if manifest is None:
             raise Rejected(f"the manifest of {ref} is not on disk: it is fetched again")
         self._started += 1
         stem = f"{ref.name}-{ref.version}-{self._started}"
-        spec = self._spec(manifest, candidate, self._folder / f"{stem}.sock")
+        spec = self._spec(manifest, step, self._folder / f"{stem}.sock")
         spec_path = self._folder / f"{stem}.json"
         spec_path.write_bytes(encode(spec))
         argv = [sys.executable, "-m", "regatta_agent.serving", str(spec_path)]
@@ -103,9 +129,11 @@ class WorkerPool:
         self._workers[f"worker:{stem}"] = _Worker(ref, candidate, spec, spec_path, child, now_s, now_s)
         logger.info("event=worker_started version=%s candidate=%s pid=%d", ref, candidate, child.pid)
 
-    def stop(self, ref: ModelRef, now_s: float) -> None:
-        """Let the workers of a version answer what they were asked, and end."""
+    def stop(self, ref: ModelRef, now_s: float, socket: str | None = None) -> None:
+        """Let the workers of a version, or the one that listens on `socket`, answer what they were asked, and end."""
         for worker in self._workers.values():
+            if socket is not None and worker.spec.socket_path.name != socket:
+                continue
             if worker.ref == ref and worker.stopping_s is None:
                 worker.stopping_s = now_s
                 worker.child.finish()
@@ -120,22 +148,31 @@ class WorkerPool:
         return len(self._workers)
 
     def facts(self, now_s: float) -> Mapping[ModelRef, WorkerFacts]:
-        """Return what each worker is up to."""
-        return {
-            worker.ref: WorkerFacts(
+        """Return what the worker of each version is up to: the first of two that are not ending."""
+        return {ref: facts[0] for ref, facts in self._by_version(now_s).items()}
+
+    def successors(self, now_s: float) -> Mapping[ModelRef, WorkerFacts]:
+        """Return what the second worker of a version is up to, where there are two."""
+        return {ref: facts[1] for ref, facts in self._by_version(now_s).items() if len(facts) > 1}
+
+    def _by_version(self, now_s: float) -> dict[ModelRef, list[WorkerFacts]]:
+        """Return the workers of each version in the order they were started, those that are ending last."""
+        found: dict[ModelRef, list[WorkerFacts]] = {}
+        for worker in sorted(self._workers.values(), key=lambda one: one.is_ending):
+            facts = WorkerFacts(
                 candidate=worker.candidate,
                 ready=worker.ready_s is not None and worker.killed_for is None,
                 ready_for_s=now_s - worker.ready_s if worker.ready_s is not None else 0.0,
                 socket=worker.spec.socket_path.name,
-                stopping=worker.stopping_s is not None or worker.killed_for is not None,
+                stopping=worker.is_ending,
                 requests=worker.requests,
                 errors=worker.errors,
             )
-            for worker in self._workers.values()
-        }
+            found.setdefault(worker.ref, []).append(facts)
+        return found
 
-    def handle(self, event: ChildLine | ChildEnded, now_s: float) -> WorkerDeath | ServingWindow | None:
-        """Return what an event of a worker comes to: telemetry, a death unasked, or nothing to do."""
+    def handle(self, event: ChildLine | ChildEnded, now_s: float) -> WorkerDeath | WorkerNews | ServingWindow | None:
+        """Return what an event of a worker comes to: telemetry, news, a death unasked, or nothing to do."""
         worker = self._workers.get(event.child)
         if worker is None:
             return None
@@ -156,6 +193,10 @@ class WorkerPool:
             worker.requests += said.requests
             worker.errors += said.errors
             return said.window() if said.requests else None
+        elif worker.stopping_s is None:
+            if isinstance(said, Recovered):
+                worker.candidate = said.placement
+            return WorkerNews(worker.ref, said)
         return None
 
     def tick(self, now_s: float) -> None:
@@ -200,7 +241,7 @@ class WorkerPool:
             return None
         why = worker.failure or worker.killed_for or event.describe()
         logger.warning("event=worker_died version=%s reason=%s", worker.ref, why)
-        return WorkerDeath(worker.ref, why, now_s - worker.started_s)
+        return WorkerDeath(worker.ref, worker.candidate, why, now_s - worker.started_s)
 
     def _overdue(self, worker: _Worker, now_s: float) -> str | None:
         limits = worker.spec.limits
@@ -213,23 +254,50 @@ class WorkerPool:
         silence_s = 3.0 * worker.spec.window_s + _SILENCE_S
         return f"silent for {silence_s:g} s" if now_s - worker.heard_s > silence_s else None
 
-    def _spec(self, manifest: Manifest, candidate: str, socket_path: Path) -> ServeSpec:
+    def _spec(self, manifest: Manifest, step: StartWorker, socket_path: Path) -> ServeSpec:
         check_socket_path(socket_path)
-        name = candidate.split("/")[1] if candidate.count("/") >= 3 else ""
-        variant = next((one for one in manifest.variants if one.name == name), None)
-        if variant is None:
-            raise Rejected(f"{manifest.ref} has no variant for the candidate {candidate!r}")
+        report = self._store.race(manifest.ref)
+        raced = {one.id: one for one in report.candidates} if report is not None else {}
+        policy = report.policy if report is not None and report.policy is not None else manifest.policy
+        winner = self._contender(manifest, step.winner or step.candidate, raced.get)
         labels = manifest.labels
         return ServeSpec(
             model=manifest.name,
             version=manifest.version,
-            candidate_id=candidate,
-            variant_path=self._store.blob_path(variant.file.digest),
+            candidate_id=winner.candidate_id,
+            variant_path=winner.variant_path,
+            plugin=winner.plugin,
+            latency=winner.latency,
+            standbys=tuple(self._contender(manifest, one, raced.get) for one in step.standbys),
+            guarded=step.guarded,
+            resting=step.resting,
+            max_slowdown=policy.max_slowdown,
+            retried=step.retried,
+            overlay=overlay_of(manifest, self._store),
+            sysroot=self._sysroot,
             manifest_path=self._store.manifest_path(manifest.ref),
             labels_path=self._store.blob_path(labels.digest) if labels is not None else None,
             golden_path=self._store.blob_path(manifest.golden.digest),
             socket_path=socket_path,
             window_s=self._window_s,
+            power=self._power,
+            race_power=raced[winner.candidate_id].power if winner.candidate_id in raced else None,
+        )
+
+    def _contender(
+        self, manifest: Manifest, candidate: str, raced: Callable[[str], CandidateResult | None]
+    ) -> Contender:
+        """Return what opens the candidate just as the race did: its file, its library and what that was told."""
+        name = candidate.split("/")[1] if candidate.count("/") >= 3 else ""
+        variant = next((one for one in manifest.variants if one.name == name), None)
+        if variant is None:
+            raise Rejected(f"{manifest.ref} has no variant for the candidate {candidate!r}")
+        result = raced(candidate)
+        return Contender(
+            candidate_id=candidate,
+            variant_path=self._store.blob_path(variant.file.digest),
+            plugin=result.plugin if result is not None else None,
+            latency=result.latency if result is not None else None,
         )
 
     def _link(self, name: ModelName) -> Path:

@@ -27,6 +27,7 @@ from regatta_fleet.schemas import (
     DeviceSummary,
     FleetEvent,
     FleetStatus,
+    GroupPolicy,
     ModelSummary,
     Problem,
     RolloutDetail,
@@ -38,6 +39,7 @@ from regatta_fleet.schemas import (
 from regatta_protocol.errors import Rejected, Retryable, StorageFull, TooLarge, Untrusted
 from regatta_protocol.ids import DeviceId, Digest, ModelName, ModelRef
 from regatta_protocol.manifest import FileRef, Manifest
+from regatta_protocol.policy import Policy
 
 __all__ = ["FleetClient", "Refused", "Unreachable"]
 
@@ -181,6 +183,23 @@ class FleetClient(AbstractContextManager["FleetClient"]):
     def promote_rollout(self, rollout: str) -> RolloutDetail:
         """Let the rollout go on with its next wave, whatever the gate said."""
         return self._post(f"/api/v1/rollouts/{_segment(rollout)}/promote", None, RolloutDetail)
+
+    # Policies of groups
+
+    def policies(self) -> tuple[GroupPolicy, ...]:
+        """Return what is set for groups of devices."""
+        return self._get_all("/api/v1/policies", GroupPolicy)
+
+    def set_policy(self, group: str, model: ModelName | None, policy: Policy) -> GroupPolicy:
+        """Set the fields of `policy` that are set, for the group and the model, in place of what was set for both."""
+        path = _policy_path(group, model)
+        data = policy.model_dump_json(exclude_unset=True).encode()
+        answer = self._call("PUT", path, body=lambda: data, content_type="application/json", repeatable=True)
+        return _parse(TypeAdapter(GroupPolicy), answer, path)
+
+    def clear_policy(self, group: str, model: ModelName | None) -> None:
+        """Take away what is set for the group and the model."""
+        self._call("DELETE", _policy_path(group, model))
 
     # Below: one request, its repetition, its errors
 
@@ -338,6 +357,10 @@ def _cause(err: BaseException) -> str:
             break
         seen = inner
     return type(err).__name__
+
+
+def _policy_path(group: str, model: ModelName | None) -> str:
+    return f"/api/v1/policies/{_segment(group)}" + (f"?model={_segment(model)}" if model is not None else "")
 
 
 def _segment(text: str) -> str:

@@ -9,7 +9,7 @@ from datetime import datetime, timezone
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from regatta_protocol.measurement import Accuracy, Power
+    from regatta_protocol.measurement import Accuracy, PairedDrop, Power
 
 __all__ = [
     "NOTHING",
@@ -19,6 +19,7 @@ __all__ = [
     "count",
     "energy",
     "latency",
+    "lost",
     "one_line",
     "power",
     "printable",
@@ -75,6 +76,15 @@ def accuracy(measured: Accuracy | None, *, interval: bool = True) -> str:
         return share(measured.value)
     low, high = measured.interval()
     return f"{share(measured.value)} ({low * 100:.1f}–{high * 100:.1f})"
+
+
+def lost(drop: PairedDrop | None) -> str:
+    """Return the points of accuracy lost against the reference, with the 95 % interval: `0.6 (-0.4–1.7)`, or `ref`."""
+    if drop is None:
+        return NOTHING
+    if drop.low == drop.drop == drop.high == 0:
+        return "ref"
+    return f"{drop.drop * 100:.1f} ({drop.low * 100:.1f}–{drop.high * 100:.1f})"
 
 
 def power(measured: Power | None) -> str:

@@ -25,6 +25,7 @@ __all__ = [
     "FleetEvent",
     "FleetStatus",
     "GateConfig",
+    "GroupPolicy",
     "ModelSummary",
     "Problem",
     "RolloutDetail",
@@ -108,7 +109,8 @@ class DeviceModel(Wire):
     state: InstallState
     serving: bool
     reason: str | None = None
-    placement: str | None = None
+    placement: str | None = None  # the candidate that serves
+    degraded: str | None = None  # why that is not the race's winner
     accuracy: Accuracy | None = None
     latency: Latency | None = None  # of the placement in the race
     power: Power | None = None
@@ -157,6 +159,15 @@ class RolloutRequest(Wire):
     )  # cumulative shares in (0, 1]
     gate: GateConfig = GateConfig()
     trial_s: float = Field(default=5.0, ge=0, le=86_400)
+
+
+class GroupPolicy(Wire):
+    """A policy that is set for a group of devices (`regatta policy set`); only the fields that it sets are sent."""
+
+    group: str = Field(pattern=r"^[a-z0-9][a-z0-9-]{0,63}$")  # "all": every device
+    model: ModelNameField | None = None  # None: every model
+    policy: Policy
+    devices: int = 0  # that run a model by it
 
 
 class RolloutState(StrEnum):

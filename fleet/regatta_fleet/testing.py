@@ -27,6 +27,7 @@ from regatta_fleet.schemas import (
     DeviceSummary,
     FleetEvent,
     FleetStatus,
+    GroupPolicy,
     ModelSummary,
     Problem,
     RolloutDetail,
@@ -40,6 +41,7 @@ from regatta_fleet.schemas import (
 )
 from regatta_protocol.ids import DeviceId, digest_of_bytes
 from regatta_protocol.manifest import MAX_FILE_BYTES, FileRef, Manifest
+from regatta_protocol.policy import Policy
 
 __all__ = ["FakeFleet", "serve"]
 
@@ -62,6 +64,7 @@ class FakeFleet:
     rollouts: dict[str, RolloutDetail] = field(default_factory=dict)
     events: list[FleetEvent] = field(default_factory=list)
     tokens: list[TokenRequest] = field(default_factory=list)
+    policies: dict[tuple[str, str | None], GroupPolicy] = field(default_factory=dict)
     broker_up: bool = True
 
     def add_device(self, device: DeviceDetail) -> None:
@@ -263,6 +266,26 @@ class FakeFleet:
         def promote(rollout: str) -> RolloutDetail:
             return self.finish(rollout, RolloutState.RUNNING, "promoted by the operator")
 
+        def policies() -> tuple[GroupPolicy, ...]:
+            return tuple(self.policies[key] for key in sorted(self.policies, key=lambda key: (key[0], key[1] or "")))
+
+        def set_policy(group: str, policy: Policy, model: str | None = None) -> GroupPolicy:
+            if model is not None:
+                self._known(model)
+            if policy.model_extra or not policy.model_fields_set:
+                raise _Problem(422, f"the policy sets {', '.join(policy.model_extra or {}) or 'nothing'}")
+            rule = {"group": group, "model": model, "policy": policy.model_dump(exclude_unset=True), "devices": 0}
+            self.policies[group, model] = GroupPolicy.model_validate(rule)
+            return self.policies[group, model]
+
+        def clear_policy(group: str, model: str | None = None) -> Response:
+            if self.policies.pop((group, model), None) is None:
+                raise _Problem(404, f"no policy is set for {group}", "`regatta policy show` lists what is")
+            return Response(status_code=204)
+
+        add("GET", "/policies", policies, response_model_exclude_unset=True)
+        add("PUT", "/policies/{group}", set_policy, response_model_exclude_unset=True)
+        add("DELETE", "/policies/{group}", clear_policy)
         add("GET", "/status", self.status)
         add("POST", "/tokens", create_token)
         add("GET", "/devices", devices)

@@ -8,25 +8,18 @@ from __future__ import annotations
 from regatta_fleet import figures
 from regatta_fleet.schemas import DeviceModel, DeviceSummary, RolloutDetail, WaveState
 from regatta_protocol.measurement import CandidateResult, Outcome, RaceReport
+from regatta_runtimes.report import OUTCOME_WORDS
 
-__all__ = ["candidate_verdict", "current_wave", "progress", "race_took", "raced", "shown_models", "up_since"]
-
-_WORDS = {
-    Outcome.UNAVAILABLE: "not on this board",
-    Outcome.CREATE_FAILED: "could not be set up",
-    Outcome.PREPARE_FAILED: "could not be prepared for this model",
-    Outcome.INVOKE_FAILED: "failed to run",
-    Outcome.CRASHED: "crashed",
-    Outcome.HUNG: "hung",
-    Outcome.OUT_OF_MEMORY: "ran out of memory",
-    Outcome.NO_OP: "its delegate took no part of the model",
-    Outcome.WRONG_OUTPUT: "wrong outputs",
-    Outcome.INACCURATE: "loses too much accuracy",
-    Outcome.DROPPED: "dropped early",
-    Outcome.CPU_FALLBACK: "ran on the processor instead",
-    Outcome.LEAKING: "leaks memory",
-    Outcome.QUARANTINED: "quarantined",
-}
+__all__ = [
+    "candidate_verdict",
+    "current_wave",
+    "front",
+    "progress",
+    "race_took",
+    "raced",
+    "shown_models",
+    "up_since",
+]
 
 
 def candidate_verdict(result: CandidateResult, report: RaceReport) -> str:
@@ -37,7 +30,7 @@ def candidate_verdict(result: CandidateResult, report: RaceReport) -> str:
     if result.outcome == Outcome.DROPPED and result.latency is None and reason:
         return reason  # not tried, and why
     if result.outcome != Outcome.MEASURED:
-        words = _WORDS.get(result.outcome, str(result.outcome))
+        words = OUTCOME_WORDS[result.outcome]
         return f"{words}: {reason}" if reason else words
     if reason:
         return reason
@@ -49,6 +42,12 @@ def candidate_verdict(result: CandidateResult, report: RaceReport) -> str:
     if not best or ours < best:
         return "not chosen: the policy prefers the placed one"
     return f"{figures.ratio(ours / best)} the placed one's {figure[:3]}"
+
+
+def front(report: RaceReport) -> tuple[str, ...]:
+    """Return the Pareto front in words, when there is another choice than the placed one."""
+    others = [name for name in report.pareto if name != report.placement]
+    return (f"no other is better in every respect than {', '.join(others)}",) if others else ()
 
 
 def race_took(report: RaceReport) -> str:

@@ -173,6 +173,7 @@ def _device_model(device: DeviceId, report: ModelReport, served: Served) -> Devi
         serving=report.serving,
         reason=report.reason,
         placement=report.placement,
+        degraded=report.degraded,
         accuracy=report.accuracy,
         latency=report.latency,
         power=report.power,

@@ -14,6 +14,7 @@ from pydantic import Field, model_validator
 
 from regatta_protocol.enums import StrEnum
 from regatta_protocol.ids import DeviceIdField, DigestField
+from regatta_protocol.policy import Policy
 from regatta_protocol.wire import Wire
 
 __all__ = [
@@ -23,6 +24,8 @@ __all__ = [
     "Conditions",
     "Latency",
     "Outcome",
+    "PairedDrop",
+    "Plugin",
     "Power",
     "PriorRace",
     "RaceOrigin",
@@ -66,13 +69,40 @@ class Accuracy(Wire):
         return max(0.0, center - half), min(1.0, center + half)
 
 
+class PairedDrop(Wire):
+    """How much accuracy a candidate loses against the reference candidate, on the same labelled samples.
+
+    `drop` is the reference's share of right answers less the candidate's: above 0 it loses. [low, high] is the 95 %
+    interval of that difference (regatta_runtimes/paired.py says which).
+    """
+
+    reference: str  # id of the candidate that it is compared with; its own id: it is the reference
+    drop: float = Field(ge=-1, le=1)
+    low: float = Field(ge=-1, le=1)
+    high: float = Field(ge=-1, le=1)
+    samples: int = Field(ge=1)  # that both answered
+    available: int = Field(ge=1)  # in the evaluation set; samples is less when the time for evaluation ended first
+
+    @model_validator(mode="after")
+    def _ordered(self) -> PairedDrop:
+        if not self.low <= self.drop <= self.high or self.samples > self.available:
+            raise ValueError(
+                f"drop {self.drop} must lie in [{self.low}, {self.high}], over at most {self.available} samples"
+            )
+        return self
+
+
 class Power(Wire):
     """Power of the board or one of its parts while inferring; None beside a reason when it cannot be known."""
 
     method: Literal["measured", "estimated", "none"]
     coverage: str | None = None  # "board", "package", or the rails that were summed
     power_mw: float | None = None
-    energy_per_inference_mj: float | None = None
+    energy_per_inference_mj: float | None = None  # above idle
+    energy_uncertainty_mj: float | None = None  # 95 % of measurements lie within this of the truth, but for gain
+    idle_power_mw: float | None = None
+    duration_s: float | None = None  # measured for so long, over all repetitions
+    repetitions: int | None = None
     sensor: str | None = None
     sensor_period_ms: float | None = None
     reason: str | None = None  # why unknown, or what the figure leaves out
@@ -113,15 +143,22 @@ class Conditions(Wire):
     """The circumstances of a candidate's timed rounds; None where they could not be read."""
 
     rounds: int = Field(default=0, ge=0)
-    steady: bool = False  # the rounds' medians had settled, by the rule in heats.py
+    steady: bool = False  # the rounds' medians had settled, by the rule in steady.py
     temperature_c: float | None = None  # the hottest of its rounds
     throttled: bool | None = None  # the board slowed itself down in one of its rounds
+
+
+class Plugin(Wire):
+    """What a delegate needs to be opened again: the library, where it is one that is loaded, and what it is told."""
+
+    library: str | None = None
+    options: dict[str, str] = Field(default_factory=dict)
 
 
 class CandidateResult(Wire):
     """One way of running the model on this board, what it measured, or why it could not."""
 
-    id: str  # runtime/variant/delegate/tN, for example litert/int8/xnnpack/t2
+    id: str  # runtime/variant/delegate[+option_set]/tN, for example litert/int8/xnnpack/t2
     runtime: str
     variant: str
     delegate: str
@@ -132,10 +169,13 @@ class CandidateResult(Wire):
     throughput_per_s: float | None = None  # inferences a second, one after another, over the rounds that count
     first_us: float | None = None  # create + allocate + first inference, from the worker's start of work
     accuracy: Accuracy | None = None
+    accuracy_drop: PairedDrop | None = None
     golden_snr_db: float | None = None
     power: Power = Field(default_factory=lambda: unknown_power("not measured"))
     peak_rss_bytes: int | None = None
     conditions: Conditions = Conditions()
+    option_set: str = ""  # the name of the delegate's set of options, where it has several
+    plugin: Plugin | None = None  # of a delegate that is loaded or told something: serving opens exactly this
     pair: str | None = None  # names the delegate's library, runtime and model together: what a quarantine is about
 
 
@@ -198,7 +238,8 @@ class RaceReport(Wire):
     pareto: tuple[str, ...] = ()  # ids that no other beats in every measured respect, the fastest first
     placement: str | None = None  # the winner's id; absent on the wire when none (codec.py leaves None out)
     reason: str  # plain words: why this one, or why none
-    objective: str = "latency_p50"
+    objective: str = "latency_p50"  # what it was judged by; another than the policy's where that is unknown here
+    policy: Policy | None = None  # what was asked for; None in reports of older agents
     duration_s: float = Field(ge=0)
     conditions: dict[str, str] = Field(default_factory=dict)
     key: DigestField | None = None  # what the figures depend on (regatta_runtimes.racekey); results are shared by it

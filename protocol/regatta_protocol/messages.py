@@ -13,6 +13,7 @@ from pydantic import Field
 from regatta_protocol.enums import StrEnum
 from regatta_protocol.ids import DeviceIdField, DigestField, ModelNameField
 from regatta_protocol.measurement import Accuracy, BoardFacts, Latency, Power, PriorRace, RaceReport
+from regatta_protocol.policy import Policy
 from regatta_protocol.wire import Wire
 
 __all__ = [
@@ -47,6 +48,7 @@ class DesiredModel(Wire):
     version: int = Field(ge=1)
     rollout: str | None = None  # echoed in reports, so that a wave counts only its own
     trial_s: float = Field(default=5.0, ge=0, le=86_400)  # how long a new version must serve before it is committed
+    policy: Policy | None = None  # instead of the bundle's, where the fleet has set one for the device's group
 
 
 class Assignment(Wire):
@@ -95,7 +97,8 @@ class ModelReport(Wire):
     reason: str | None = None  # of each thing not done, or what is being waited for
     rollout: str | None = None
     attempt: int = 0
-    placement: str | None = None  # candidate id
+    placement: str | None = None  # the candidate that serves
+    degraded: str | None = None  # why that is not the race's winner
     accuracy: Accuracy | None = None
     latency: Latency | None = None  # of the placed candidate in the race
     power: Power | None = None

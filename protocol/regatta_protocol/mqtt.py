@@ -1,5 +1,8 @@
 """The one MQTT adapter: `MqttBus`, a connection over mutual TLS that keeps itself up. Only this module imports paho.
 
+A broker of somebody else's, where a smart plug tells its power, may be reached with a password, and without TLS where
+it offers none; the fleet's own broker always with certificates (the paths of an identity are never None).
+
 One thread per bus does all the network work and owns the paho client; the owner's thread only appends to a bounded
 line (outgoing.py), and this thread only puts events on the owner's bounded inbox. A new paho client is made for each
 connection, so nothing of a broken one is left, and renewed certificates are read again from their files.
@@ -24,7 +27,7 @@ import socket
 import ssl
 import threading
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, cast
 
@@ -58,11 +61,13 @@ class MqttConfig:
     host: str  # a name or address in the broker's certificate
     port: int
     client_id: str  # equal to the certificate's common name: the broker takes it from there
-    ca_path: Path
-    cert_path: Path
-    key_path: Path
+    ca_path: Path | None  # who signs the broker's certificate; None: no TLS
+    cert_path: Path | None  # ours; None where a password, or nothing, says who we are
+    key_path: Path | None
     filters: tuple[str, ...]
     will: Will | None = None
+    user_name: str | None = None
+    password: str | None = field(default=None, repr=False)
     keepalive_s: int = 60
     clean_session: bool = False  # False: the broker keeps commands for us while we are away
     connect_timeout_s: float = 10.0
@@ -80,16 +85,19 @@ def backoff_s(attempt: int, base_s: float, cap_s: float, chance: random.Random) 
     return chance.uniform(0.0, min(cap_s, base_s * 2.0 ** min(attempt, 30)))
 
 
-def _tls_context(config: MqttConfig) -> ssl.SSLContext:
-    """Return the context of mutual TLS: the fleet's CA alone, host names checked, TLS 1.2 at least.
+def _tls_context(config: MqttConfig) -> ssl.SSLContext | None:
+    """Return the context of mutual TLS: the CA given alone, host names checked, TLS 1.2 at least; None without a CA.
 
     Raises:
         OSError: when a file is missing or is no certificate or key (ssl.SSLError is an OSError).
     """
+    if config.ca_path is None:
+        return None
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     context.load_verify_locations(config.ca_path)
-    context.load_cert_chain(config.cert_path, config.key_path)
+    if config.cert_path is not None:
+        context.load_cert_chain(config.cert_path, config.key_path)
     return context
 
 
@@ -135,10 +143,9 @@ class MqttBus:
         try:
             _tls_context(self._config)
         except OSError as err:
-            raise Misuse(
-                f"cannot connect to the broker without {self._config.ca_path}, {self._config.cert_path} and "
-                f"{self._config.key_path}: {err}"
-            ) from err
+            files = (self._config.ca_path, self._config.cert_path, self._config.key_path)
+            needed = ", ".join(str(path) for path in files if path is not None)
+            raise Misuse(f"cannot connect to the broker without {needed}: {err}") from err
         self._thread.start()
 
     def publish(self, topic: str, payload: bytes, *, qos: Literal[0, 1] = 1, retain: bool = False) -> int:
@@ -283,7 +290,9 @@ class _Connection:
         """Connect and serve until the connection ends; return why it ended."""
         config = self._config
         try:
-            self._client.tls_set_context(_tls_context(config))
+            context = _tls_context(config)
+            if context is not None:
+                self._client.tls_set_context(context)
             self._client.connect(config.host, config.port, config.keepalive_s)
         except (OSError, ValueError) as err:
             return f"cannot connect to {config.host}:{config.port}: {err}"
@@ -309,6 +318,8 @@ class _Connection:
         )
         client.max_inflight_messages_set(config.max_inflight)
         client.connect_timeout = config.connect_timeout_s
+        if config.user_name is not None:
+            client.username_pw_set(config.user_name, config.password)
         if config.will is not None:
             client.will_set(config.will.topic, config.will.payload, qos=1, retain=config.will.retain)
         client.on_connect = self._on_connect
@@ -340,15 +351,15 @@ class _Connection:
     def _turn(self, timeout_s: float) -> None:
         """Wait for something to do, at most `timeout_s`, and do it."""
         client = self._client
-        connection = cast(ssl.SSLSocket, client.socket())
+        connection = cast("socket.socket | ssl.SSLSocket", client.socket())
         poller = select.poll()
         poller.register(self._waker.fileno(), select.POLLIN)
         poller.register(connection.fileno(), select.POLLIN | (select.POLLOUT if client.want_write() else 0))
         if self._stopping.is_set():
             timeout_s = min(timeout_s, 0.05)
-        ready = dict(poller.poll(0 if connection.pending() else int(timeout_s * 1000)))
+        ready = dict(poller.poll(0 if _pending(connection) else int(timeout_s * 1000)))
         self._waker.clear()
-        if connection.pending() or ready.get(connection.fileno(), 0) & ~select.POLLOUT:
+        if _pending(connection) or ready.get(connection.fileno(), 0) & ~select.POLLOUT:
             self._read(connection)
         if self.connected_at_s is not None and self._goodbye is None:
             self._send_waiting()
@@ -357,7 +368,7 @@ class _Connection:
         if client.socket() is not None:
             client.loop_misc()
 
-    def _read(self, connection: ssl.SSLSocket) -> None:
+    def _read(self, connection: socket.socket | ssl.SSLSocket) -> None:
         client = self._client
         for _ in range(_READ_BURST):
             client.loop_read()
@@ -365,7 +376,7 @@ class _Connection:
             expected = client._in_packet["remaining_length"]
             if expected > MAX_PACKET_BYTES:
                 self._fail(f"the broker began a packet of {expected} bytes, over the limit of {MAX_PACKET_BYTES}")
-            if self._failure is not None or client.socket() is None or not connection.pending():
+            if self._failure is not None or client.socket() is None or not _pending(connection):
                 return
 
     def _send_waiting(self) -> None:
@@ -487,6 +498,11 @@ class _Connection:
     def _on_log(self, client: paho.Client, userdata: object, level: int, text: str) -> None:
         if level == LogLevel.MQTT_LOG_ERR:
             self._paho_error = text[:500]
+
+
+def _pending(connection: socket.socket | ssl.SSLSocket) -> int:
+    """Return how many bytes TLS has taken from the network and not given out: poll() does not see those."""
+    return connection.pending() if isinstance(connection, ssl.SSLSocket) else 0
 
 
 def _what_is_wrong(message: paho.MQTTMessage) -> str | None:

@@ -21,17 +21,23 @@ from dataclasses import dataclass
 from random import Random
 
 from regatta_protocol.ids import Digest
-from regatta_protocol.manifest import Policy
 from regatta_protocol.measurement import CandidateResult, Outcome, PriorRace, RaceOrigin
+from regatta_protocol.policy import Policy
 from regatta_runtimes.candidate import Candidate
-from regatta_runtimes.enumerate import CPU_DELEGATES
-from regatta_runtimes.judge import MAX_NOISE, Floor, Verdict, broken_constraint, judge, simplicity
+from regatta_runtimes.judge import Verdict, judge
+from regatta_runtimes.limits import broken_constraint
+from regatta_runtimes.objective import cost
+from regatta_runtimes.runtime import is_own
+from regatta_runtimes.simplicity import simplicity
+from regatta_runtimes.yardstick import Floor, loses_too_much
 
 __all__ = ["RATIO_FACTOR", "Claim", "claim_of", "disagreement", "untried"]
 
 # Full races of one model on one machine differed by up to 1.4 in this ratio (ResNet8 float32, two threads on a virtual
 # machine with two cores: 0.11 and 0.15); an accelerator that fell back to the processor differs by far more than 1.5.
 RATIO_FACTOR = 1.5
+# what the objective may be worse than the best one's: rounds of so short a run differ by that much on a busy board
+_NOISE = 0.10
 _RIVALS = 2
 _FIGURES = (Outcome.MEASURED, Outcome.DROPPED)  # outcomes whose latency says something
 
@@ -73,7 +79,7 @@ def claim_of(
         return f"it says nothing about {missing[0]}"
     results = [known[candidate.id] for candidate in candidates]
     for result in results:
-        if result.outcome == Outcome.INACCURATE and (floor is None or floor.refuses(result.accuracy) is None):
+        if result.outcome == Outcome.INACCURATE and not _is_inaccurate(result, policy, floor):
             return f"{result.id} was too inaccurate under the policy of then, and may take part under today's"
         if result.outcome == Outcome.QUARANTINED and result.id not in quarantined:
             return f"{result.id} was quarantined there, and may take part here"
@@ -83,6 +89,12 @@ def claim_of(
     if verdict.objective == "energy":
         return "the policy chooses by energy, which takes longer to measure than a confirmation"
     return _claim(prior, candidates, verdict.placement, known, lot)
+
+
+def _is_inaccurate(result: CandidateResult, policy: Policy, floor: Floor | None) -> bool:
+    """Return whether today's policy refuses the accuracy that the candidate had there."""
+    refused = None if floor is None else floor.refuses(result.accuracy)
+    return (refused or loses_too_much(result.accuracy_drop, policy)) is not None
 
 
 def _claim(
@@ -116,7 +128,7 @@ def _claim(
 
 def _anchor(winner: Candidate, others: Sequence[Candidate]) -> Candidate | None:
     """Return the simplest other way on the CPU, of the winner's variant if it can be."""
-    naive = [one for one in others if one.delegate in CPU_DELEGATES and one.threads == 1]
+    naive = [one for one in others if is_own(one.runtime, one.delegate) and one.threads == 1]
     return min(naive, key=lambda one: (one.variant != winner.variant, simplicity(one)), default=None)
 
 
@@ -138,8 +150,9 @@ def disagreement(claim: Claim, verdict: Verdict, policy: Policy) -> str | None:
     if broken is not None:
         return f"{placed.id} does not meet the policy here: {broken}"
     best = here[verdict.placement or placed.id]
-    ratio = _cost(placed, policy) / max(_cost(best, policy), 1e-9)
-    if ratio > 1 + MAX_NOISE:
+    ours, least = cost(placed, verdict.objective), cost(best, verdict.objective)
+    ratio = 1.0 if ours is None or least is None else ours / max(least, 1e-12)
+    if ratio > 1 + _NOISE:
         return f"{best.id} beats {placed.id} here: {ratio:.2f} times its time"
     return _shifted(claim, here)
 
@@ -167,6 +180,7 @@ def untried(claim: Claim) -> list[CandidateResult]:
             variant=result.variant,
             delegate=result.delegate,
             threads=result.threads,
+            option_set=result.option_set,
             outcome=Outcome.DROPPED,
             reason=f"not tried again: {_words(result, fastest_us)} on {claim.origin.device}",
         )
@@ -179,12 +193,6 @@ def _words(result: CandidateResult, fastest_us: float) -> str:
     if result.outcome in _FIGURES and result.latency is not None:
         return f"{result.latency.p50_us / max(fastest_us, 1e-9):.2f} times the placement's time"
     return str(result.outcome).replace("_", " ")
-
-
-def _cost(result: CandidateResult, policy: Policy) -> float:
-    """Return the microseconds that the policy chooses by."""
-    assert result.latency is not None
-    return result.latency.p99_us if policy.objective == "latency_p99" else result.latency.p50_us
 
 
 def _p50(result: CandidateResult) -> float:

@@ -10,14 +10,16 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from regatta_protocol.errors import Rejected
-from regatta_protocol.manifest import Policy
-from regatta_protocol.measurement import Accuracy, CandidateResult, Outcome, Power, unknown_power
+from regatta_protocol.measurement import CandidateResult, Outcome, Power, unknown_power
+from regatta_protocol.policy import Policy
 from regatta_runtimes.claim import Claim, disagreement, untried
 from regatta_runtimes.job import Time
-from regatta_runtimes.judge import Floor, Verdict, judge
+from regatta_runtimes.judge import Verdict, judge
 from regatta_runtimes.nursery import Nursery
+from regatta_runtimes.objective import figure
 from regatta_runtimes.power import PowerSensor, UnknownPower
 from regatta_runtimes.trial import Trial
+from regatta_runtimes.yardstick import Yardstick
 
 __all__ = ["Confirmation"]
 
@@ -46,7 +48,7 @@ class Confirmation:
     trials: Sequence[Trial]
     nurseries: Mapping[str, Nursery]
     policy: Policy
-    floor: Floor | None
+    yardstick: Yardstick  # without any evaluation
     sensor: PowerSensor | UnknownPower
     progress: Callable[[str], None]
 
@@ -73,7 +75,7 @@ class Confirmation:
             if look > 0:
                 self._renew()
             self._time()
-            verdict = judge(self._results(), self.policy, self.floor, self._noise())
+            verdict = judge(self._results(), self.policy, self.yardstick.floor)
             found = disagreement(self.claim, verdict, self.policy)
             if found is None:
                 return self._confirmed(verdict)
@@ -89,18 +91,20 @@ class Confirmation:
 
     def _evaluate(self) -> None:
         """Measure accuracy, once for all thread counts; the placement's is the one that is reported and compared."""
-        known: dict[tuple[str, str, str], Accuracy] = {}
         for number, trial in enumerate(self.trials):
             if trial.files.evaluation is None:
                 return
-            candidate = trial.candidate
-            key = (candidate.runtime, candidate.variant, candidate.delegate)
-            if key not in known:
-                if not trial.evaluate(_EVALUATE_OTHER_S if number else _EVALUATE_S) or trial.accuracy is None:
+            if self.yardstick.answers(trial.candidate) is None:
+                answers = trial.evaluate(_EVALUATE_OTHER_S if number else _EVALUATE_S)
+                if answers is None:
                     continue
-                known[key] = trial.accuracy
-            trial.accuracy = known[key]
-            reason = None if self.floor is None else self.floor.refuses(trial.accuracy)
+                self.yardstick.add(trial.candidate, answers)
+        for trial in self.trials:
+            answers = self.yardstick.answers(trial.candidate)
+            if answers is None or not trial.alive:
+                continue
+            trial.accuracy, trial.accuracy_drop = answers.accuracy, self.yardstick.drop(trial.candidate)
+            reason = self.yardstick.refuses(trial.candidate)
             if reason is not None:
                 trial.end(Outcome.INACCURATE, reason)
 
@@ -130,9 +134,6 @@ class Confirmation:
     def _results(self) -> list[CandidateResult]:
         return [trial.result() for trial in self.trials]
 
-    def _noise(self) -> dict[str, float]:
-        return {trial.candidate.id: trial.noise() for trial in self.trials}
-
     def _out(self) -> str:
         """Return which candidate is out, and why."""
         trial = next(trial for trial in self.trials if not trial.alive)
@@ -144,9 +145,22 @@ class Confirmation:
         return unknown_power(f"a confirmation is too short for the sensor {self.sensor.name}")
 
     def _confirmed(self, verdict: Verdict) -> Verdict:
+        """Return the verdict for the race's placement; this run is too short to prefer another within its noise."""
+        placement, origin = self.claim.placement.id, self.claim.origin
+        confirmed = f"confirmed: what {origin.device} measured holds here"
+        candidates = verdict.candidates
+        reason = verdict.reason
+        if verdict.placement != placement:
+            placed = next(one for one in candidates if one.id == placement)
+            why = f"{figure(placed, verdict.objective)}, within the noise of this short run of {verdict.placement}"
+            reasons = {placement: why, verdict.placement: f"within noise of {placement}, which the full race placed"}
+            candidates = tuple(
+                one.model_copy(update={"reason": reasons[one.id]}) if one.id in reasons else one for one in candidates
+            )
+            reason = f"{placement}: {why}"
         return Verdict(
-            placement=verdict.placement,
-            reason=f"{verdict.reason}; confirmed: what {self.claim.origin.device} measured holds here",
+            placement=placement,
+            reason=f"{reason}; {confirmed}",
             objective=verdict.objective,
-            candidates=(*verdict.candidates, *untried(self.claim)),
+            candidates=(*candidates, *untried(self.claim)),
         )

@@ -6,12 +6,17 @@ Sources: runtimes.md, Boards; each vendor's installation page; recipes of NXP's 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
 
 from regatta_runtimes.accelerators import Signs
+from regatta_runtimes.candidate import PART
+from regatta_runtimes.runtime import PLUGIN_RUNTIMES
 
 __all__ = ["DELEGATES", "DelegateFacts"]
+
+_SetName = Annotated[str, StringConstraints(pattern=f"^{PART}$")]
 
 
 class DelegateFacts(BaseModel):
@@ -19,7 +24,10 @@ class DelegateFacts(BaseModel):
 
     accelerators: the names in BoardFacts.accelerators that it serves; none means that its library is sign enough.
     signs: what an accelerator of those is known by, where this agent does not know it (accelerators.py).
-    libraries: the first that exists is loaded; none means that no external delegate drives it here.
+    libraries: the first that exists is loaded; none: a runtime brings the delegate, or nothing drives it.
+    runtimes: those that can drive it.
+    options: what it is always told.
+    option_sets: further options by name, each of which makes one more candidate (gpu+f32) beside the plain one.
     needs: patterns of BoardFacts.drivers, one of which must be there beside, each with what it is.
     packages: Python distributions that its backend needs.
     precisions: those of variants that it can take; none means any.
@@ -34,7 +42,9 @@ class DelegateFacts(BaseModel):
     accelerators: tuple[str, ...] = Field(default=(), max_length=16)
     signs: dict[str, Signs] = Field(default_factory=dict, max_length=16)
     libraries: tuple[str, ...] = Field(default=(), max_length=16)
+    runtimes: tuple[str, ...] = Field(default=PLUGIN_RUNTIMES, min_length=1, max_length=8)
     options: dict[str, str] = Field(default_factory=dict, max_length=64)
+    option_sets: dict[_SetName, dict[str, str]] = Field(default_factory=dict, max_length=8)
     needs: dict[str, str] = Field(default_factory=dict, max_length=16)
     packages: tuple[str, ...] = Field(default=(), max_length=16)
     precisions: tuple[str, ...] = Field(default=(), max_length=16)
@@ -50,6 +60,11 @@ class DelegateFacts(BaseModel):
         if strange:
             raise ValueError(f"signs or install_on name {strange[0]!r}, which is not among its accelerators")
         return self
+
+    @property
+    def can_be_driven(self) -> bool:
+        """Whether there is something to load, or a runtime that brings the delegate itself."""
+        return bool(self.libraries) or not set(self.runtimes) & set(PLUGIN_RUNTIMES)
 
     def takes(self, precision: str | None) -> bool:
         """Return whether a variant of the precision is worth a try; one of unknown precision is."""
@@ -77,7 +92,8 @@ DELEGATES: Mapping[str, DelegateFacts] = {
         what="a GPU",
         accelerators=("jetson", "gpu"),
         needs={"vulkan *": "a Vulkan driver"},
-        precisions=("float32", "float16"),
+        runtimes=("compiled",),
+        option_sets={"f32": {"enforce_f32": "true"}},  # by itself it computes in half precision
         power_sensors=("ina3221",),
         hardware="use a board with a Vulkan driver",
         install="sudo apt-get install mesa-vulkan-drivers (of an NVIDIA card: its driver, with libnvidia-gl)",
@@ -142,6 +158,8 @@ DELEGATES: Mapping[str, DelegateFacts] = {
         what="an Intel NPU",
         accelerators=("intel-npu",),
         packages=("openvino",),
+        runtimes=("compiled",),
+        options={"graph_backend": "NPU"},
         precisions=(*_QUANTIZED, "float16", "float32"),
         power_sensors=("rapl",),
         hardware="use a processor with an NPU: Intel Core Ultra",
@@ -155,5 +173,9 @@ DELEGATES: Mapping[str, DelegateFacts] = {
         hardware="use a board with an FPGA and its fpga_manager",
         install="load an overlay, and describe the library that drives it in a delegate file",
     ),
-    "npu": DelegateFacts(what="an NPU of LiteRT's compiled models", install="install the vendor's LiteRT plug-in"),
+    "npu": DelegateFacts(
+        what="an NPU of LiteRT's compiled models",
+        runtimes=("compiled",),
+        install="install the vendor's LiteRT plug-in",
+    ),
 }

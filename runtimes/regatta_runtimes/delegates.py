@@ -10,6 +10,7 @@ caller. An entry point is a table of rows, or a function without arguments that 
     signs.mynpu = { paths = ["dev/mynpu0"] }
     libraries = ["/opt/mynpu/libmynpu_delegate.so"]
     options = { cache = "1" }
+    option_sets.turbo = { clock = "max" }
 
 A caller's file that is wrong is an error; any other source that is wrong is told and left out, so that one broken
 package does not end a board's races.
@@ -48,7 +49,7 @@ logger = logging.getLogger(__name__)
 GROUP = "regatta.delegates"  # the entry points'
 FOLDER = "etc/regatta/delegates.d"
 MAX_FILE_BYTES = 65_536
-_RESERVED = ("none", "ref", "xnnpack")  # what a runtime itself calls a delegate
+_RESERVED = ("cpu", "none", "ref", "xnnpack")  # what a runtime itself calls a delegate
 
 _Name = Annotated[str, StringConstraints(pattern=f"^{PART}$")]
 
@@ -122,8 +123,10 @@ def find_plugin(
             steps = ", then ".join(step for step in (facts.hardware, facts.install) if step)
             return f"{here} and none was found here (accelerators found: {seen}): {steps}"
         here, first = f"{', '.join(found)} is here", found[0]
-    if not facts.libraries:
+    if not facts.can_be_driven:
         return f"{here}, but this agent has no backend for {name} yet: {facts.hint(first)}"
+    if not facts.libraries:
+        return Plugin(options=facts.options)
     library = next((path for path in (find_library(text, root) for text in facts.libraries) if path is not None), None)
     if library is None:
         return f"{here}, but {' or '.join(facts.libraries)} was not found: {facts.hint(first)}"

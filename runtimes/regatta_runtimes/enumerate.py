@@ -1,19 +1,22 @@
-"""Which candidates a bundle has on this board, and why others cannot be: runtime × variant × delegate × threads."""
+"""Which candidates a bundle has on this board, and why others cannot be.
+
+Runtime × variant × delegate × threads × options. What is absent is told once: a runtime that cannot be used is a
+result of its own, not one for each variant that it would have run.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 
-from regatta_protocol.measurement import BoardFacts, CandidateResult, Outcome
-from regatta_runtimes.candidate import Candidate, Plugin
+from regatta_protocol.measurement import BoardFacts, CandidateResult, Outcome, Plugin
+from regatta_runtimes.candidate import Candidate
 from regatta_runtimes.delegates import DELEGATES, DelegateFacts, find_plugin
+from regatta_runtimes.runtime import PLUGIN_RUNTIMES, ModelFormat, runtime_facts
 
-__all__ = ["CPU_DELEGATES", "Entrant", "default_threads", "enumerate_candidates", "unavailable"]
-
-CPU_DELEGATES = ("xnnpack", "none")
-_PLUGIN_RUNTIMES = ("litert", "tflite")  # those that load external delegates
+__all__ = ["Entrant", "default_threads", "enumerate_candidates", "unavailable"]
 
 
 @dataclass(frozen=True)
@@ -22,6 +25,8 @@ class Entrant:
 
     name: str
     requires: tuple[str, ...] = ()
+    model_format: ModelFormat = "tflite"
+    precision: str | None = None
 
 
 def default_threads(cores: int | None) -> tuple[int, ...]:
@@ -50,6 +55,7 @@ def enumerate_candidates(
     threads: Sequence[int],
     rows: Mapping[str, DelegateFacts] = DELEGATES,
     root: Path = Path("/"),
+    refusals: Mapping[str, str] = MappingProxyType({}),
 ) -> tuple[list[Candidate], list[CandidateResult]]:
     """Return the candidates to race, and a result with its reason for each that cannot take part.
 
@@ -57,49 +63,73 @@ def enumerate_candidates(
 
     Args:
         runtimes: name -> None when it works here, or why it does not; in order of preference.
-        threads: thread counts to try; an external delegate gets one.
+        threads: thread counts to try; an accelerator gets one.
         rows: the delegates that are known.
         root: where the board's file system lies, for the delegates' libraries.
+        refusals: delegate -> why it cannot work now, for example that its FPGA overlay is not loaded.
     """
     candidates: list[Candidate] = []
-    absent: list[CandidateResult] = []
+    absent: dict[str, CandidateResult] = {}  # by runtime, or by candidate where a delegate is what is absent
     for entrant in entrants:
-        if entrant.requires:
-            continue
-        for runtime, reason in runtimes.items():
+        for runtime, reason in _of_format(runtimes, entrant).items():
+            if entrant.requires:
+                continue
             if reason is not None:
-                absent.append(unavailable(Candidate(runtime, entrant.name, "none", 1), reason))
+                gone = Candidate(runtime, entrant.name, runtime_facts(runtime).plain, 1)
+                absent.setdefault(runtime, unavailable(gone, reason))
                 continue
             candidates += [
-                Candidate(runtime, entrant.name, delegate, count) for count in threads for delegate in CPU_DELEGATES
+                Candidate(runtime, entrant.name, delegate, count)
+                for count in threads
+                for delegate in runtime_facts(runtime).cpu_delegates
             ]
     candidates.sort(key=lambda candidate: candidate.threads)
     for entrant in entrants:
-        for name in entrant.requires or _volunteers(rows, board, root):
-            plugin = find_plugin(name, board, rows, root)
+        usable = _of_format(runtimes, entrant)
+        for name in entrant.requires or _volunteers(entrant, rows, board, root):
+            plugin = refusals.get(name) or find_plugin(name, board, rows, root)
+            drivers = rows[name].runtimes if name in rows else PLUGIN_RUNTIMES
             if isinstance(plugin, str):
-                absent.append(unavailable(Candidate("litert", entrant.name, name, 1), plugin))
+                lost = Candidate(drivers[0], entrant.name, name, 1)
+                absent.setdefault(lost.id, unavailable(lost, plugin))
                 continue
-            for runtime in _PLUGIN_RUNTIMES:
-                candidate = Candidate(runtime, entrant.name, name, 1, plugin)
-                reason = runtimes.get(runtime, "this race leaves it out")
+            for runtime in drivers:
+                reason = usable.get(runtime, "this race leaves it out")
                 if reason is None:
-                    candidates.append(candidate)
+                    candidates += _by_options(Candidate(runtime, entrant.name, name, 1, plugin), rows[name])
                 elif entrant.requires:  # else the runtime's absence is told with the CPU's candidates
-                    absent.append(unavailable(candidate, reason))
-    return candidates, absent
+                    absent.setdefault(runtime, unavailable(Candidate(runtime, entrant.name, name, 1), reason))
+    return candidates, list(absent.values())
 
 
-def _volunteers(rows: Mapping[str, DelegateFacts], board: BoardFacts, root: Path) -> list[str]:
-    """Return the delegates to try on any variant: those that this board may have, and all that a user added."""
+def _of_format(runtimes: Mapping[str, str | None], entrant: Entrant) -> dict[str, str | None]:
+    """Return the runtimes that take the entrant's format."""
+    return {
+        name: reason for name, reason in runtimes.items() if runtime_facts(name).model_format == entrant.model_format
+    }
+
+
+def _by_options(plain: Candidate, facts: DelegateFacts) -> list[Candidate]:
+    """Return the candidate with the row's own options, and one for each named set of further options."""
+    assert plain.plugin is not None
+    found = [plain]
+    for name, options in facts.option_sets.items():
+        plugin = plain.plugin.model_copy(update={"options": {**plain.plugin.options, **options}})
+        found.append(Candidate(plain.runtime, plain.variant, plain.delegate, plain.threads, plugin, name))
+    return found
+
+
+def _volunteers(entrant: Entrant, rows: Mapping[str, DelegateFacts], board: BoardFacts, root: Path) -> list[str]:
+    """Return the delegates to try on a variant unasked: those that this board may have, and all that a user added."""
     return [
         name
         for name, facts in rows.items()
-        if facts.libraries
+        if facts.can_be_driven
         and not facts.compiled_only
+        and facts.takes(entrant.precision)
         and (
             facts is not DELEGATES.get(name)
             or any(accelerator in facts.accelerators for accelerator in board.accelerators)
-            or isinstance(find_plugin(name, board, rows, root), Plugin)
+            or (bool(facts.libraries) and isinstance(find_plugin(name, board, rows, root), Plugin))
         )
     ]

@@ -1,25 +1,28 @@
-"""Reads which operators and tensors a TFLite file holds, without any runtime, and survives every damaged file.
+"""Reads which operators and tensors a TFLite file holds, and its inputs and outputs, without any runtime.
 
 Invariants:
 - no read outside the buffer, no recursion, at most MAX_ENTRIES table entries visited: the worst file costs seconds;
-- whatever the bytes are, the outcome is a Survey or Rejected, never another exception;
+- whatever the bytes are, the outcome is an answer or Rejected, never another exception;
 - offsets follow https://flatbuffers.dev/internals/ and fields tensorflow/lite/schema/schema.fbs.
 """
 
 from __future__ import annotations
 
+import math
 import struct
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 from regatta_protocol.errors import Rejected
+from regatta_protocol.manifest import TensorSpec
 from regatta_runtimes.operators import CUSTOM_CODE, CUSTOM_DELEGATES, TENSOR_TYPES, operator_name
 
-__all__ = ["Survey", "survey"]
+__all__ = ["Graph", "Survey", "read_graph", "survey"]
 
 MAX_ENTRIES = 500_000  # vision models have under 1,000 tensors; language models under 20,000
-_MAX_NAME_BYTES = 256
+_MAX_NAME_BYTES = 256  # of an operator
+_MAX_TENSOR_NAME_BYTES = 16_384  # Keras joins the names of fused layers
 _IDENTIFIER = b"TFL3"
 
 
@@ -48,6 +51,16 @@ class Survey:
         return {"float16": "float16", "int8": "int8-dynamic", "uint8": "int8-dynamic", "int4": "int4-dynamic"}.get(
             weight, "float32"
         )
+
+
+@dataclass(frozen=True)
+class Graph:
+    """The inputs and outputs of a model, and for each the number of its tensor in the file."""
+
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    input_tensors: tuple[int, ...]
+    output_tensors: tuple[int, ...]
 
 
 class _Reader:
@@ -91,16 +104,30 @@ class _Reader:
         """Yield where each table of a vector of tables lies."""
         start, count = self.vector(table, index)
         for number in range(count):
-            self._left -= 1
-            if self._left < 0:
-                raise Rejected(f"the TFLite file has over {MAX_ENTRIES} entries: it is damaged or made to be slow")
+            self._spend(1)
             at = start + 4 * number
             yield at + self.scalar("<I", at)
 
-    def text(self, table: int, index: int) -> str:
+    def numbers(self, table: int, index: int, code: str) -> tuple[float, ...]:
+        """Return a vector of numbers; `code` is struct's."""
+        start, count = self.vector(table, index)
+        self._spend(count)
+        size = count * struct.calcsize(f"<{code}")
+        if start + size > len(self._data):
+            raise Rejected(
+                f"the TFLite file is cut off or damaged: it points to byte {start + size} of {len(self._data)}"
+            )
+        return struct.unpack_from(f"<{count}{code}", self._data, start) if count else ()
+
+    def _spend(self, entries: int) -> None:
+        self._left -= entries
+        if self._left < 0:
+            raise Rejected(f"the TFLite file has over {MAX_ENTRIES} entries: it is damaged or made to be slow")
+
+    def text(self, table: int, index: int, limit_bytes: int = _MAX_NAME_BYTES) -> str:
         start, size = self.vector(table, index)
-        if size > _MAX_NAME_BYTES or start + size > len(self._data):
-            raise Rejected(f"the TFLite file is damaged: an operator's name has {size} bytes")
+        if size > limit_bytes or start + size > len(self._data):
+            raise Rejected(f"the TFLite file is damaged: a name in it has {size} bytes")
         return bytes(self._data[start : start + size]).decode("utf-8", "replace")
 
 
@@ -110,10 +137,7 @@ def survey(data: bytes | memoryview) -> Survey:
     Raises:
         Rejected: when it is no TFLite file, is cut off or is damaged.
     """
-    if len(data) < 8 or bytes(data[4:8]) != _IDENTIFIER:
-        raise Rejected(f"this is no TFLite model: its bytes 4 to 8 are {bytes(data[4:8])!r} and not {_IDENTIFIER!r}")
-    reader = _Reader(data)
-    model = reader.scalar("<I", 0)
+    reader, model = _open(data)
     codes = [_operator_of(reader, table) for table in reader.tables(model, 1)]
     buffers = [_buffer_size(reader, table) for table in reader.tables(model, 4)]
     operators: Counter[str] = Counter()
@@ -127,7 +151,7 @@ def survey(data: bytes | memoryview) -> Survey:
             operators[codes[index]] += 1
         for tensor in reader.tables(subgraph, 0):
             kind = reader.number(tensor, 1, "<b")
-            name = TENSOR_TYPES[kind] if 0 <= kind < len(TENSOR_TYPES) else f"type_{kind}"
+            name = _type_name(kind)
             buffer = reader.number(tensor, 2, "<I")
             size = buffers[buffer] if buffer < len(buffers) else 0
             if size:
@@ -137,6 +161,64 @@ def survey(data: bytes | memoryview) -> Survey:
     if not operators:
         raise Rejected("the TFLite file holds no operator: there is nothing to run")
     return Survey(dict(operators), dict(activations), dict(weights))
+
+
+def read_graph(data: bytes | memoryview) -> Graph:
+    """Return the inputs and the outputs of the model's first graph, in the order and the words of an Interpreter.
+
+    Only a quantization of the whole tensor, and not one for each channel, gives a scale and a zero point.
+
+    Raises:
+        Rejected: when it is no TFLite file, is cut off or is damaged.
+    """
+    reader, model = _open(data)
+    graph = next(reader.tables(model, 2), None)
+    if graph is None:
+        raise Rejected("the TFLite file holds no graph: there is nothing to run")
+    tensors = list(reader.tables(graph, 0))
+    inputs, outputs = (tuple(int(number) for number in reader.numbers(graph, field, "i")) for field in (1, 2))
+    return Graph(
+        tuple(_spec_of(reader, tensors, number) for number in inputs),
+        tuple(_spec_of(reader, tensors, number) for number in outputs),
+        inputs,
+        outputs,
+    )
+
+
+def _open(data: bytes | memoryview) -> tuple[_Reader, int]:
+    """Return a reader, and where the model's table lies."""
+    if len(data) < 8 or bytes(data[4:8]) != _IDENTIFIER:
+        raise Rejected(f"this is no TFLite model: its bytes 4 to 8 are {bytes(data[4:8])!r} and not {_IDENTIFIER!r}")
+    reader = _Reader(data)
+    return reader, reader.scalar("<I", 0)
+
+
+def _type_name(kind: int) -> str:
+    return TENSOR_TYPES[kind] if 0 <= kind < len(TENSOR_TYPES) else f"type_{kind}"
+
+
+def _spec_of(reader: _Reader, tensors: list[int], number: int) -> TensorSpec:
+    """Return the spec of a graph's tensor by its number."""
+    if not 0 <= number < len(tensors):
+        raise Rejected(f"the TFLite file is damaged: it names tensor {number} of {len(tensors)}")
+    tensor = tensors[number]
+    shape, signature = reader.numbers(tensor, 0, "i"), reader.numbers(tensor, 7, "i")
+    scales: tuple[float, ...] = ()
+    zero_points: tuple[float, ...] = ()
+    quantization = reader.field(tensor, 4)
+    if quantization is not None:
+        table = quantization + reader.scalar("<I", quantization)
+        scales, zero_points = reader.numbers(table, 2, "f"), reader.numbers(table, 3, "q")
+    whole = len(scales) == 1 and len(zero_points) == 1
+    if whole and not math.isfinite(scales[0]):
+        raise Rejected(f"the TFLite file is damaged: tensor {number} has the scale {scales[0]}")
+    return TensorSpec(
+        name=reader.text(tensor, 3, _MAX_TENSOR_NAME_BYTES),
+        dtype=_type_name(reader.number(tensor, 1, "<b")),
+        shape=tuple(int(size) for size in (signature if len(signature) == len(shape) else shape)),
+        scale=scales[0] if whole else None,
+        zero_point=int(zero_points[0]) if whole else None,
+    )
 
 
 def _operator_of(reader: _Reader, table: int) -> str:

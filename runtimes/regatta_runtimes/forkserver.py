@@ -20,6 +20,7 @@ import traceback
 
 from regatta_protocol.errors import RegattaError
 from regatta_runtimes.parent import die_with_parent
+from regatta_runtimes.runtime import runtime_facts
 from regatta_runtimes.session import load_backend
 from regatta_runtimes.worker import serve_commands
 
@@ -31,14 +32,14 @@ _MAX_FILES = 256
 _MAX_FILE_BYTES = 64 * 1024 * 1024  # a worker has nothing to write but small caches and a golden file
 
 
-def _limit(memory_bytes: int) -> None:
+def _limit(memory_bytes: int, file_bytes: int) -> None:
     """Set this process's limits: heap, files, and no core dumps."""
     # 1, not 0: below a page no core file is written, and of all values only 1 also stops a core_pattern that is a pipe
     # (fs/coredump.c). RLIMIT_DATA counts private writable memory, stacks of threads included, but not mapped files.
     resource.setrlimit(resource.RLIMIT_CORE, (1, 1))
     resource.setrlimit(resource.RLIMIT_DATA, (memory_bytes, memory_bytes))
     resource.setrlimit(resource.RLIMIT_NOFILE, (_MAX_FILES, _MAX_FILES))
-    resource.setrlimit(resource.RLIMIT_FSIZE, (_MAX_FILE_BYTES, _MAX_FILE_BYTES))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (file_bytes, file_bytes))
 
 
 def _work(runtime: str, backends: dict[str, str], memory_bytes: int, pipes: list[int], parent: int) -> None:
@@ -49,7 +50,8 @@ def _work(runtime: str, backends: dict[str, str], memory_bytes: int, pipes: list
         die_with_parent(parent)
         os.dup2(log, 1)
         os.dup2(log, 2)
-        _limit(memory_bytes)
+        in_files = runtime_facts(runtime).memory_in_files
+        _limit(memory_bytes, max(memory_bytes, _MAX_FILE_BYTES) if in_files else _MAX_FILE_BYTES)
         serve_commands(runtime, backends, commands, answers)
         status = 0
     except BaseException:  # noqa: BLE001 - the top of a program: log and end

@@ -10,11 +10,12 @@ from typing import Annotated, Literal
 from pydantic import Field, RootModel
 
 from regatta_protocol.manifest import TensorSpec
+from regatta_protocol.measurement import Plugin
 from regatta_protocol.wire import Wire
-from regatta_runtimes.candidate import Plugin
 
 __all__ = [
     "MAX_ANSWER_BYTES",
+    "MAX_EVALUATED_SAMPLES",
     "MAX_TIMED_SAMPLES",
     "Answer",
     "AnswerLine",
@@ -37,6 +38,7 @@ __all__ = [
 
 MAX_TIMED_SAMPLES = 4096  # of one Time command: about 40 KB of JSON
 MAX_ANSWER_BYTES = 1 << 20
+MAX_EVALUATED_SAMPLES = 1_000_000  # of one Evaluate command: 250 KB of hexadecimal digits
 
 
 class Open(Wire):
@@ -58,7 +60,7 @@ class Check(Wire):
 
 
 class Evaluate(Wire):
-    """Count correct answers on the evaluation set."""
+    """Say of each sample of the evaluation set, from the first on, whether it is answered right."""
 
     kind: Literal["evaluate"] = "evaluate"
     budget_s: float = Field(gt=0)
@@ -72,6 +74,7 @@ class Time(Wire):
     min_samples: int = Field(ge=1, le=MAX_TIMED_SAMPLES)
     max_samples: int = Field(ge=1, le=MAX_TIMED_SAMPLES)
     warmup: int = Field(default=1, ge=0, le=1000)  # inferences before the first that counts
+    warmup_s: float = Field(default=0.0, ge=0, le=10)  # and so long at least
 
 
 class Describe(Wire):
@@ -118,15 +121,14 @@ class Checked(Wire):
 
 class Evaluated(Wire):
     kind: Literal["evaluated"] = "evaluated"
-    correct: int
-    total: int
-    available: int  # samples in the set; total is less when the budget ended first
+    right: str = Field(pattern=r"^[0-9a-f]+$", max_length=MAX_EVALUATED_SAMPLES // 4)  # hexadecimal; bit i is sample i
+    total: int = Field(ge=1, le=MAX_EVALUATED_SAMPLES)
+    available: int = Field(ge=1)  # samples in the set; total is less when the budget ended first
 
 
 class Timed(Wire):
     kind: Literal["timed"] = "timed"
     samples_us: tuple[float, ...]
-    busy_s: float
 
 
 class Described(Wire):
@@ -149,7 +151,7 @@ class Failed(Wire):
     """`stage`: missing is no such runtime, samples a bad golden or evaluation file."""
 
     kind: Literal["failed"] = "failed"
-    stage: Literal["missing", "create", "prepare", "invoke", "samples", "model", "memory", "misuse"]
+    stage: Literal["missing", "create", "prepare", "fallback", "invoke", "samples", "model", "memory", "misuse"]
     reason: str
 
 

@@ -1,7 +1,7 @@
 """Does a candidate's memory grow with every inference? Pure: figures of a worker's memory in, a verdict out.
 
-A leak shows in every round; what a runtime, an allocator or a cache takes once shows in one or two. Resident pages of
-files are left out, for the kernel brings those in and drops them as it likes.
+A leak shows in every stretch of a run; what a runtime, an allocator or a cache takes once shows in one or two. Resident
+pages of files are left out, for the kernel brings those in and drops them as it likes.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from itertools import pairwise
 
 __all__ = ["leaked_bytes_per_inference"]
 
-_MIN_INTERVALS = 4  # fewer rounds than that look alike for a cache that fills and for a leak
+_STRETCHES = 4  # fewer than that look alike for a cache that fills and for a leak; more are cut too short to grow each
 _MIN_GROWTH_BYTES = 512 * 1024  # glibc's heap grows by 128 KiB at a time, Python's by 256 KiB or 1 MiB
 _MIN_BYTES_PER_INFERENCE = 64.0  # the least that malloc hands out, with its header, is 32 bytes
 
@@ -23,12 +23,14 @@ def leaked_bytes_per_inference(memory_bytes: Sequence[int], inferences: Sequence
         memory_bytes: anonymous resident memory after each round, the warm-up round first.
         inferences: how many inferences each round made; the same length.
 
-    It is a leak when memory grew in every interval between rounds, at least four of them, by 512 KiB in all and by 64
+    It is a leak when memory grew in every stretch, four to seven of equally many rounds, by 512 KiB in all and by 64
     bytes an inference.
     """
-    growth = [after - before for before, after in pairwise(memory_bytes)]
+    size = (len(memory_bytes) - 1) // _STRETCHES
     made = sum(inferences[1:])
-    if len(growth) < _MIN_INTERVALS or made == 0 or min(growth) <= 0:
+    if size < 1 or made == 0:
+        return None
+    if min(after - before for before, after in pairwise(memory_bytes[::size])) <= 0:
         return None
     total = memory_bytes[-1] - memory_bytes[0]
     each = total / made

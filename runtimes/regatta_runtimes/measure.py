@@ -14,10 +14,8 @@ from regatta_runtimes.trial import Trial, TrialFiles, TrialLimits
 
 __all__ = ["measure_file"]
 
-_TIMED_S = 0.5
-_MIN_SAMPLES = 10
-_MAX_SAMPLES = 2000
-_WARMUP = 3
+_ROUND = Time(budget_s=0.05, min_samples=2, max_samples=400, warmup=1)
+_MAX_ROUNDS = 12  # half a second and a bit for a fast model, half of them usually
 
 
 def measure_file(
@@ -43,9 +41,7 @@ def measure_file(
             if (
                 trial.open(nursery)
                 and (golden is None or trial.check(timeout_s / 10))
-                and trial.time(
-                    Time(budget_s=_TIMED_S, min_samples=_MIN_SAMPLES, max_samples=_MAX_SAMPLES, warmup=_WARMUP)
-                )
+                and _time_until_steady(trial)
                 and evaluation is not None
             ):
                 trial.evaluate(timeout_s / 2)
@@ -53,3 +49,13 @@ def measure_file(
     except RuntimeMissing as err:
         trial.end(Outcome.UNAVAILABLE, str(err))
     return trial.result()
+
+
+def _time_until_steady(trial: Trial) -> bool:
+    """Time it in rounds until they are steady (steady.py) or there were enough; return whether that worked."""
+    for _ in range(_MAX_ROUNDS):
+        if trial.is_steady():
+            break
+        if not trial.time(_ROUND):
+            return False
+    return trial.keeps_memory()

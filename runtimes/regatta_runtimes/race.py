@@ -11,6 +11,7 @@ line `key KEY`; it reads the answer from the specification's `prior_path` when i
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import select
 import sys
@@ -35,22 +36,28 @@ from regatta_runtimes.candidate import Candidate
 from regatta_runtimes.delegates import read_delegates
 from regatta_runtimes.enumerate import Entrant, default_threads, enumerate_candidates
 from regatta_runtimes.errors import RuntimeMissing
+from regatta_runtimes.fpga.files import OverlayFiles
+from regatta_runtimes.fpga.turn import OverlayTurn
 from regatta_runtimes.heat import Heats
 from regatta_runtimes.job import Failed, Open
-from regatta_runtimes.judge import Verdict, accuracy_floor, judge
+from regatta_runtimes.judge import Verdict, judge
 from regatta_runtimes.nursery import DEFAULT_MEMORY_BYTES, Nursery, WorkerEnded
 from regatta_runtimes.parent import die_with_parent
-from regatta_runtimes.power import find_sensor
+from regatta_runtimes.pareto import pareto_front
+from regatta_runtimes.power import PowerSettings, UnknownPower, open_sensor
 from regatta_runtimes.quarantine import Ledger, Quarantine, pair_of
 from regatta_runtimes.racekey import KeyedVariant, race_key
+from regatta_runtimes.rejudge import rejudge
 from regatta_runtimes.reuse import Course, Reuse, reuse_prior
+from regatta_runtimes.runtime import RUNTIMES, ModelFormat, format_of, runtime_facts
+from regatta_runtimes.thermal import HeatReader
 from regatta_runtimes.trial import Trial, TrialFiles, TrialLimits
+from regatta_runtimes.yardstick import Yardstick, accuracy_floor
 
 __all__ = ["RaceSpec", "RaceVariant", "main", "run_race"]
 
 MAX_SPEC_BYTES = 1 << 20
 _ANSWER_S = 15.0  # patience for the answer to a key; who is asked is bound to less (regatta_agent.racing)
-_RUNTIMES = ("litert", "tflite")  # in order of preference
 
 
 class RaceVariant(Wire):
@@ -59,6 +66,8 @@ class RaceVariant(Wire):
     name: str
     path: str
     requires: tuple[str, ...] = ()
+    overlay: OverlayFiles | None = None  # the same for all variants that have one
+    precision: str | None = None
     accuracy: Accuracy | None = None
 
 
@@ -76,13 +85,16 @@ class RaceSpec(Wire):
     evaluation: str | None = None
     policy: Policy = Policy()
     sysroot: str = "/"
+    power: PowerSettings = PowerSettings()
     threads: tuple[int, ...] | None = None  # default: 1, 2, 4 … all cores
     budget_s: float = Field(default=20.0, gt=0, le=3600)
     memory_bytes: int = Field(default=DEFAULT_MEMORY_BYTES, ge=64 << 20)  # of one worker
-    runtimes: tuple[str, ...] = _RUNTIMES
+    runtimes: tuple[str, ...] = tuple(RUNTIMES)
     backends: dict[str, str] = Field(default_factory=dict)
+    earlier: str | None = None  # the report of a race of this version here, under another policy (rejudge.py)
     delegate_files: tuple[str, ...] = Field(default=(), max_length=64)
     quarantine: Quarantine = Quarantine()  # of the races and deaths before this one
+    fpga_reserved: str | None = None  # why no overlay may be loaded: the FPGA serves another model
     prior_path: str | None = None  # where the answer to the key lies once standard input has ended; None: do not ask
 
 
@@ -105,12 +117,23 @@ def run_race(
     begun = time.monotonic()
     rows = read_delegates((Path(file) for file in spec.delegate_files), Path(spec.sysroot), progress)
     board = probe_board(Path(spec.sysroot), rows)
-    floor = accuracy_floor([variant.accuracy for variant in spec.variants], spec.policy)
+    yardstick = _yardstick(spec)
     with ExitStack() as stack:
+        sensor = open_sensor(spec.power, Path(spec.sysroot))  # now, for a smart plug tells its first figure later
+        if not isinstance(sensor, UnknownPower):
+            stack.callback(sensor.close)
         nurseries, reasons = _nurseries(spec, stack)
-        entrants = [Entrant(variant.name, variant.requires) for variant in spec.variants]
+        known = _rejudged(spec, yardstick, board, nurseries)
+        if known is not None:
+            progress("the earlier race answers for the changed policy")
+            return known
+        turn = stack.enter_context(_turn(spec))
+        turn.load(board, rows, spec.fpga_reserved, progress)
+        entrants = [Entrant(one.name, one.requires, _format(Path(one.path)), one.precision) for one in spec.variants]
         threads = spec.threads or default_threads(board.cores)
-        candidates, absent = enumerate_candidates(entrants, reasons, board, threads, rows, Path(spec.sysroot))
+        candidates, absent = enumerate_candidates(
+            entrants, reasons, board, threads, rows, Path(spec.sysroot), turn.refusals
+        )
         progress(f"{len(candidates)} candidates, {len(absent)} unavailable")
         digests = _Digests()
         reuse = Reuse()
@@ -123,22 +146,30 @@ def run_race(
                 make_trials=lambda some: _trials(spec, some, nurseries, digests),
                 nurseries=nurseries,
                 policy=spec.policy,
-                floor=floor,
-                sensor=find_sensor(Path(spec.sysroot)),
+                yardstick=yardstick,
+                sensor=sensor,
                 progress=progress,
             )
             reuse = reuse_prior(course, consult(key))
             if reuse.verdict is not None:
                 judged = replace(reuse.verdict, candidates=(*reuse.verdict.candidates, *absent))
-                return _report(spec, board, judged, begun, nurseries, reuse)
+                return _after_turn(turn, _report(spec, board, judged, begun, nurseries, reuse))
         trials = _trials(spec, candidates, nurseries, digests)
-        heats = Heats(trials, nurseries, spec.policy, floor, spec.budget_s, progress)
+        heats = Heats(
+            trials,
+            nurseries,
+            spec.policy,
+            yardstick,
+            spec.budget_s,
+            progress,
+            HeatReader(Path(spec.sysroot)).read,
+        )
         fault: str | None = None
         try:
             heats.qualify()
             heats.evaluate()
             heats.rounds()
-            heats.weigh(find_sensor(Path(spec.sysroot)))
+            heats.weigh(sensor)
         except Rejected as err:
             fault = f"nothing can be placed: the bundle is at fault: {err}"
             for trial in trials:
@@ -147,10 +178,23 @@ def run_race(
         results = [trial.result() for trial in trials] + absent
         for trial in trials:
             trial.retire()
-    verdict = judge(results, spec.policy, floor, {trial.candidate.id: trial.noise() for trial in trials})
+    verdict = judge(results, spec.policy, yardstick.floor)
     if fault is not None:
         verdict = replace(verdict, reason=fault)
-    return _report(spec, board, verdict, begun, nurseries, reuse)
+    return _after_turn(turn, _report(spec, board, verdict, begun, nurseries, reuse))
+
+
+def _turn(spec: RaceSpec) -> OverlayTurn:
+    """Return the race's turn at the FPGA, with the overlay of its variants."""
+    overlay = next((variant.overlay for variant in spec.variants if variant.overlay is not None), None)
+    return OverlayTurn(overlay, f"{spec.model}:{spec.version}", Path(spec.sysroot))
+
+
+def _after_turn(turn: OverlayTurn, report: RaceReport) -> RaceReport:
+    """Let the FPGA go, with the overlay that the placed candidate needs; return the report with what came of it."""
+    placed = report.placed()
+    told = turn.end(None if placed is None else placed.delegate)
+    return report.model_copy(update={"conditions": {**report.conditions, **told}})
 
 
 def _report(
@@ -164,9 +208,11 @@ def _report(
         version=spec.version,
         board=board,
         candidates=verdict.candidates,
+        pareto=pareto_front(verdict.candidates),
         placement=verdict.placement,
         reason=verdict.reason if reuse.doubt is None else f"{verdict.reason}; raced in full: {reuse.doubt}",
         objective=verdict.objective,
+        policy=spec.policy,
         duration_s=round(time.monotonic() - begun, 3),
         conditions=conditions if reuse.doubt is None else {**conditions, "prior": reuse.doubt},
         key=reuse.key,
@@ -191,17 +237,58 @@ def _key(
     taking_part = {candidate.variant for candidate in candidates}
     return race_key(
         [
-            KeyedVariant(variant.name, digests.of(Path(variant.path)), variant.requires)
+            KeyedVariant(variant.name, digests.of(Path(variant.path)), variant.requires, _overlay_key(variant, digests))
             for variant in spec.variants
             if variant.name in taking_part
         ],
         golden=None if spec.golden is None else digests.of(Path(spec.golden)),
         evaluation=None if spec.evaluation is None else digests.of(Path(spec.evaluation)),
         board=board,
-        libraries={one.delegate: digests.of(Path(one.plugin.library)) for one in candidates if one.plugin is not None},
+        libraries={
+            f"{one.drive} {json.dumps(one.plugin.options, sort_keys=True)}": _library_digest(one, digests) or ""
+            for one in candidates
+            if one.plugin is not None
+        },
         runtimes={name: nursery.runtime_version for name, nursery in working.items()},
         threads=threads,
     )
+
+
+def _overlay_key(variant: RaceVariant, digests: _Digests) -> tuple[str, ...]:
+    """Return what the variant's figures depend on in the FPGA."""
+    overlay = variant.overlay
+    if overlay is None:
+        return ()
+    tree = () if overlay.device_tree is None else (digests.of(Path(overlay.device_tree)),)
+    return (digests.of(Path(overlay.bitstream)), f"{overlay.flags:x}", *tree)
+
+
+def _rejudged(
+    spec: RaceSpec, yardstick: Yardstick, board: BoardFacts, nurseries: dict[str, Nursery]
+) -> RaceReport | None:
+    """Return the earlier race as judged by this policy, where it was run on what is here now and answers."""
+    if spec.earlier is None:
+        return None
+    try:
+        report = decode(RaceReport, read_bounded(Path(spec.earlier), MAX_SPEC_BYTES), MAX_SPEC_BYTES)
+    except (RegattaError, OSError):
+        return None  # gone or damaged: the race tells what it would have
+    then, now = report.board, {f"{name}_version": nursery.runtime_version for name, nursery in nurseries.items()}
+    same = (
+        (report.model, report.version) == (spec.model, spec.version)
+        and then.fingerprint_text() == board.fingerprint_text()
+        and (then.kernel, then.drivers) == (board.kernel, board.drivers)
+        and now == {name: value for name, value in report.conditions.items() if name.endswith("_version")}
+    )
+    return rejudge(report, spec.policy, yardstick.floor) if same else None
+
+
+def _yardstick(spec: RaceSpec) -> Yardstick:
+    """Return what accuracies are held to, before anything is evaluated."""
+    known = {variant.name: variant.accuracy for variant in spec.variants if variant.accuracy is not None}
+    best = max((accuracy.value for accuracy in known.values()), default=0.0)
+    favored = frozenset(name for name, accuracy in known.items() if accuracy.value == best)
+    return Yardstick(accuracy_floor(known.values(), spec.policy), spec.policy, favored)
 
 
 def _nurseries(spec: RaceSpec, stack: ExitStack) -> tuple[dict[str, Nursery], dict[str, str | None]]:
@@ -224,10 +311,13 @@ def probe_runtime(nursery: Nursery) -> str | None:
 
     tflite-runtime under numpy 2 can be imported and fails here: importing proves nothing.
     """
-    with resources.as_file(resources.files("regatta_runtimes") / "probe.tflite") as path:
+    facts = runtime_facts(nursery.runtime)
+    with resources.as_file(resources.files("regatta_runtimes") / facts.probe) as path:
         worker = nursery.start()
         try:
-            answer = worker.ask(Open(candidate_id=f"{nursery.runtime}/probe/none/t1", model_path=str(path)), 20.0)
+            answer = worker.ask(
+                Open(candidate_id=f"{nursery.runtime}/probe/{facts.plain}/t1", model_path=str(path)), 20.0
+            )
         except WorkerEnded as err:
             return f"{nursery.runtime} is installed, but its worker {err.reason}"
         finally:
@@ -257,7 +347,7 @@ def _trials(spec: RaceSpec, candidates: Sequence[Candidate], nurseries: Nurserie
             limits,
             pair=pair_of(
                 candidate,
-                None if candidate.plugin is None else digests.of(Path(candidate.plugin.library)),
+                _library_digest(candidate, digests),
                 nurseries[candidate.runtime].runtime_version,
                 digests.of(paths[candidate.variant]),
             ),
@@ -265,6 +355,24 @@ def _trials(spec: RaceSpec, candidates: Sequence[Candidate], nurseries: Nurserie
         )
         for candidate in candidates
     ]
+
+
+def _library_digest(candidate: Candidate, digests: _Digests) -> Digest | None:
+    """Return the digest of the library that the candidate loads; None when the runtime brings the delegate."""
+    library = candidate.plugin.library if candidate.plugin is not None else None
+    return None if library is None else digests.of(Path(library))
+
+
+def _format(path: Path) -> ModelFormat:
+    """Return the model file's format.
+
+    Raises:
+        Rejected: when it cannot be read.
+    """
+    try:
+        return format_of(path)
+    except OSError as err:
+        raise Rejected(f"{path} cannot be read: {err.strerror}") from err
 
 
 class _Digests:

@@ -27,6 +27,7 @@ class KeyedVariant:
     name: str
     digest: Digest
     requires: tuple[str, ...] = ()
+    overlay: tuple[str, ...] = ()  # what the FPGA is loaded with for it: digests and flags
 
 
 def race_key(
@@ -43,13 +44,15 @@ def race_key(
 
     Args:
         variants: those that can run here, in any order.
-        libraries: delegate -> digest of its library, of the external ones that take part.
+        libraries: delegate with its options -> digest of its library or "", of the accelerators' that take part.
         runtimes: name -> version of those that work here.
         threads: the counts that candidates are made of.
     """
     facts = {
         "measuring": MEASURING,
-        "variants": sorted([variant.name, variant.digest, sorted(variant.requires)] for variant in variants),
+        "variants": sorted(
+            [variant.name, variant.digest, sorted(variant.requires), *variant.overlay] for variant in variants
+        ),
         "golden": golden,
         "evaluation": evaluation,
         "board": board.fingerprint_text(),

@@ -1,10 +1,33 @@
-"""A race's candidates in the order in which a person reads them, for every table and page that shows a race."""
+"""A race as people read it: the candidates in order, the outcomes in words, and the document that programs read.
+
+Every table, page and file that shows a race asks here. Pure.
+"""
 
 from __future__ import annotations
 
+from typing import Any
+
 from regatta_protocol.measurement import CandidateResult, Outcome, RaceReport
 
-__all__ = ["ranked"]
+__all__ = ["OUTCOME_WORDS", "race_document", "ranked"]
+
+OUTCOME_WORDS = {
+    Outcome.MEASURED: "measured",
+    Outcome.UNAVAILABLE: "not on this board",
+    Outcome.CREATE_FAILED: "could not be set up",
+    Outcome.PREPARE_FAILED: "could not be prepared",
+    Outcome.INVOKE_FAILED: "failed to run",
+    Outcome.CRASHED: "crashed",
+    Outcome.HUNG: "hung",
+    Outcome.OUT_OF_MEMORY: "ran out of memory",
+    Outcome.NO_OP: "its delegate took no part of the model",
+    Outcome.CPU_FALLBACK: "computed on the processor instead",
+    Outcome.LEAKING: "leaks memory",
+    Outcome.WRONG_OUTPUT: "wrong outputs",
+    Outcome.INACCURATE: "loses too much accuracy",
+    Outcome.DROPPED: "dropped early",
+    Outcome.QUARANTINED: "in quarantine",
+}
 
 
 def ranked(report: RaceReport) -> list[CandidateResult]:
@@ -16,3 +39,21 @@ def ranked(report: RaceReport) -> list[CandidateResult]:
         return result.id != report.placement, not measured, result.latency is None, p50_us, result.id
 
     return sorted(report.candidates, key=key)
+
+
+def race_document(report: RaceReport) -> dict[str, Any]:
+    """Return the whole report as JSON values, best candidate first, with p50_us and p99_us on each candidate.
+
+    Both are null for a candidate that was never timed; its `reason` says why. `placement` is null when there is none.
+    """
+    document: dict[str, Any] = report.model_dump(mode="json")
+    document["candidates"] = [
+        {
+            "id": result.id,
+            "p50_us": None if result.latency is None else result.latency.p50_us,
+            "p99_us": None if result.latency is None else result.latency.p99_us,
+            **result.model_dump(mode="json", exclude={"id"}),
+        }
+        for result in ranked(report)
+    ]
+    return document

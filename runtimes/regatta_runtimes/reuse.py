@@ -10,15 +10,16 @@ from dataclasses import dataclass
 from random import Random
 
 from regatta_protocol.ids import Digest
-from regatta_protocol.manifest import Policy
 from regatta_protocol.measurement import PriorRace, RaceOrigin
+from regatta_protocol.policy import Policy
 from regatta_runtimes.candidate import Candidate
 from regatta_runtimes.claim import claim_of
 from regatta_runtimes.confirm import Confirmation
-from regatta_runtimes.judge import Floor, Verdict
+from regatta_runtimes.judge import Verdict
 from regatta_runtimes.nursery import Nursery
 from regatta_runtimes.power import PowerSensor, UnknownPower
 from regatta_runtimes.trial import Trial
+from regatta_runtimes.yardstick import Yardstick
 
 __all__ = ["Course", "Reuse", "reuse_prior"]
 
@@ -32,7 +33,7 @@ class Course:
     make_trials: Callable[[Sequence[Candidate]], list[Trial]]
     nurseries: Mapping[str, Nursery]
     policy: Policy
-    floor: Floor | None
+    yardstick: Yardstick
     sensor: PowerSensor | UnknownPower
     progress: Callable[[str], None]
 
@@ -54,11 +55,13 @@ def reuse_prior(course: Course, prior: PriorRace | None) -> Reuse:
     trials = course.make_trials(course.candidates)
     shut = {trial.candidate.id for trial in trials if trial.ledger.refuses(trial.pair) is not None}
     lot = Random()  # noqa: S311 - a lot, no secret
-    claim = claim_of(prior, course.key, course.candidates, course.policy, course.floor, shut, lot)
+    claim = claim_of(prior, course.key, course.candidates, course.policy, course.yardstick.floor, shut, lot)
     if not isinstance(claim, str):
         by_id = {trial.candidate.id: trial for trial in trials}
         tried = [by_id[candidate.id] for candidate in claim.tried]
-        run = Confirmation(claim, tried, course.nurseries, course.policy, course.floor, course.sensor, course.progress)
+        run = Confirmation(
+            claim, tried, course.nurseries, course.policy, course.yardstick.anew(), course.sensor, course.progress
+        )
         verdict = run.run()
         if not isinstance(verdict, str):
             return Reuse(course.key, claim.origin, verdict)

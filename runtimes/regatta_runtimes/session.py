@@ -19,15 +19,13 @@ from regatta_protocol.errors import Rejected
 from regatta_protocol.manifest import TensorSpec
 from regatta_runtimes.candidate import Candidate
 from regatta_runtimes.errors import RuntimeMissing
+from regatta_runtimes.runtime import RUNTIMES
 
-__all__ = ["BACKENDS", "Array", "Backend", "Session", "dequantize", "load_backend", "open_session", "quantize"]
+__all__ = ["BACKENDS", "Array", "Backend", "Session", "dequantize", "fits", "load_backend", "open_session", "quantize"]
 
 Array = npt.NDArray[Any]
 
-BACKENDS: Mapping[str, str] = {
-    "litert": "regatta_runtimes.backends.litert",
-    "tflite": "regatta_runtimes.backends.tflite",
-}
+BACKENDS: dict[str, str] = {name: facts.module for name, facts in RUNTIMES.items()}
 
 
 class Session(Protocol):
@@ -99,6 +97,11 @@ def open_session(candidate: Candidate, model_path: Path, extra: Mapping[str, str
         CreateFailed: when the runtime cannot build the model.
     """
     return load_backend(candidate.runtime, extra).open_session(candidate, model_path)
+
+
+def fits(shape: tuple[int, ...], spec: TensorSpec) -> bool:
+    """Return whether an array of this shape may be given for the tensor, whose size -1 may be any."""
+    return len(shape) == len(spec.shape) and all(want in (-1, got) for got, want in zip(shape, spec.shape, strict=True))
 
 
 def quantize(real: Array, spec: TensorSpec) -> Array:

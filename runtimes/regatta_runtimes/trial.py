@@ -11,7 +11,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from regatta_protocol.errors import Rejected
-from regatta_protocol.measurement import Accuracy, CandidateResult, Latency, Outcome, Power, unknown_power
+from regatta_protocol.measurement import (
+    Accuracy,
+    CandidateResult,
+    Conditions,
+    Latency,
+    Outcome,
+    PairedDrop,
+    Power,
+    unknown_power,
+)
 from regatta_runtimes.candidate import Candidate
 from regatta_runtimes.errors import RuntimeMissing
 from regatta_runtimes.job import (
@@ -29,8 +38,11 @@ from regatta_runtimes.job import (
 )
 from regatta_runtimes.leak import leaked_bytes_per_inference
 from regatta_runtimes.nursery import DEFAULT_MEMORY_BYTES, Nursery, WorkerEnded, WorkerProcess
+from regatta_runtimes.paired import RightAnswers
 from regatta_runtimes.percentile import latency_of, percentile
 from regatta_runtimes.quarantine import Ledger, Quarantine
+from regatta_runtimes.steady import is_steady
+from regatta_runtimes.thermal import Heat
 
 __all__ = ["Trial", "TrialFiles", "TrialLimits"]
 
@@ -38,6 +50,7 @@ _OUTCOMES = {
     "missing": Outcome.UNAVAILABLE,
     "create": Outcome.CREATE_FAILED,
     "prepare": Outcome.PREPARE_FAILED,
+    "fallback": Outcome.CPU_FALLBACK,
     "model": Outcome.CREATE_FAILED,
     "invoke": Outcome.INVOKE_FAILED,
     "memory": Outcome.OUT_OF_MEMORY,
@@ -72,9 +85,13 @@ class Trial:
     first_us: float | None = None
     golden_snr_db: float | None = None
     accuracy: Accuracy | None = None
+    accuracy_drop: PairedDrop | None = None
     power: Power = field(default_factory=lambda: unknown_power("not measured"))
     peak_rss_bytes: int | None = None
     rounds: list[list[float]] = field(default_factory=list)  # microseconds of single inferences, by round
+    warmup_rounds: int = 1  # of them, those that do not count once there are others
+    temperature_c: float | None = None  # the hottest seen beside its rounds
+    throttled: bool | None = None
     worker: WorkerProcess | None = None
     memory_bytes: list[int] = field(default_factory=list)  # of this worker, after each of its rounds
     inferences: list[int] = field(default_factory=list)  # of each of its rounds
@@ -141,13 +158,14 @@ class Trial:
             self.end(Outcome.WRONG_OUTPUT, f"its outputs are wrong: {answer.detail}")
         return answer.sound
 
-    def evaluate(self, budget_s: float) -> bool:
-        """Measure its accuracy on the evaluation set; return whether that worked."""
+    def evaluate(self, budget_s: float) -> RightAnswers | None:
+        """Return which samples of the evaluation set it answers right; None when that did not work."""
         answer = self._ask(Evaluate(budget_s=budget_s), budget_s + self.limits.answer_s)
         if not isinstance(answer, Evaluated):
-            return False
-        self.accuracy = Accuracy(correct=answer.correct, total=answer.total)
-        return True
+            return None
+        answers = RightAnswers(int(answer.right, 16), answer.total, answer.available)
+        self.accuracy = answers.accuracy
+        return answers
 
     def time(self, command: Time) -> bool:
         """Time it for a round; return whether that worked."""
@@ -155,27 +173,41 @@ class Trial:
         if not isinstance(answer, Timed):
             return False
         self.rounds.append(list(answer.samples_us))
-        return self._keeps_memory(len(answer.samples_us))
-
-    def _keeps_memory(self, inferences: int) -> bool:
-        """Return False, with the candidate out, when its memory grows with every inference."""
         assert self.worker is not None
         self.memory_bytes.append(self.worker.anonymous_bytes())
-        self.inferences.append(inferences)
+        self.inferences.append(len(answer.samples_us))
+        return True
+
+    def time_again(self, command: Time) -> bool:
+        """Time it a second time and keep the better of its last two rounds; return whether that worked."""
+        if not self.time(command):
+            return False
+        self.rounds[-2:] = [min(self.rounds[-2:], key=_median_us)]
+        return True
+
+    def keeps_memory(self) -> bool:
+        """Return False, with the candidate out, when its memory grows with every inference."""
         leaked = leaked_bytes_per_inference(self.memory_bytes, self.inferences)
         if leaked is None:
             return True
         grown = (self.memory_bytes[-1] - self.memory_bytes[0]) / 1e6
         self.end(
             Outcome.LEAKING,
-            f"its memory grew in every round, by {grown:.1f} MB in {sum(self.inferences[1:])} inferences "
+            f"its memory grew all the time, by {grown:.1f} MB in {sum(self.inferences[1:])} inferences "
             f"({leaked / 1e3:.1f} KB each): it would not last",
         )
         return False
 
+    def note_heat(self, heat: Heat) -> None:
+        """Take in what the board felt during its last round."""
+        if heat.temperature_c is not None:
+            self.temperature_c = max(heat.temperature_c, self.temperature_c or heat.temperature_c)
+        if heat.throttled is not None:
+            self.throttled = heat.throttled or bool(self.throttled)
+
     def latency(self) -> Latency | None:
-        """Return the percentiles over all rounds but the first, which only warms up; over that one if it is alone."""
-        samples = [sample for samples in (self.rounds[1:] or self.rounds) for sample in samples]
+        """Return the percentiles over the rounds that count."""
+        samples = [sample for samples in self._counted() for sample in samples]
         return latency_of(samples) if samples else None
 
     @property
@@ -184,20 +216,18 @@ class Trial:
         latency = self.latency()
         return math.inf if latency is None else latency.p50_us
 
-    @property
-    def best_round_us(self) -> float:
-        """The least of the rounds' medians: load that others cause only ever adds."""
-        return min(self._medians_us(), default=math.inf)
+    def is_steady(self) -> bool:
+        """Whether its last rounds were steady, by the rule in steady.py."""
+        return is_steady([_median_us(samples) for samples in self._counted()])
 
-    def _medians_us(self) -> list[float]:
-        return [percentile(sorted(samples), 0.5) for samples in self.rounds[1:] if samples]
+    def _counted(self) -> list[list[float]]:
+        """Return the rounds after the warm-up; all of them when there is nothing after it."""
+        return self.rounds[self.warmup_rounds :] or self.rounds
 
-    def noise(self) -> float:
-        """Return the relative interquartile range of the rounds' medians."""
-        medians = sorted(self._medians_us())
-        if len(medians) < 3:
-            return 0.0
-        return (percentile(medians, 0.75) - percentile(medians, 0.25)) / max(percentile(medians, 0.5), 1e-9)
+    def _throughput_per_s(self) -> float | None:
+        inferences = sum(len(samples) for samples in self._counted())
+        busy_us = sum(sum(samples) for samples in self._counted())
+        return inferences / busy_us * 1e6 if busy_us > 0 else None
 
     def result(self) -> CandidateResult:
         """Return what is known of it, for the report."""
@@ -208,15 +238,25 @@ class Trial:
             variant=self.candidate.variant,
             delegate=self.candidate.delegate,
             threads=self.candidate.threads,
+            option_set=self.candidate.option_set,
+            plugin=self.candidate.plugin,
             outcome=self.outcome or Outcome.MEASURED,
             reason=self.reason,
             latency=self.latency(),
+            throughput_per_s=self._throughput_per_s(),
             first_us=self.first_us,
             accuracy=self.accuracy,
+            accuracy_drop=self.accuracy_drop,
             golden_snr_db=self.golden_snr_db,
             power=self.power,
             peak_rss_bytes=self.peak_rss_bytes,
             pair=self.pair,
+            conditions=Conditions(
+                rounds=len(self._counted()),
+                steady=self.is_steady(),
+                temperature_c=self.temperature_c,
+                throttled=self.throttled,
+            ),
         )
 
     def _note_memory(self) -> None:
@@ -241,3 +281,7 @@ class Trial:
             self.end(_OUTCOMES[answer.stage], answer.reason)
             return None
         return answer
+
+
+def _median_us(samples: list[float]) -> float:
+    return percentile(sorted(samples), 0.5)

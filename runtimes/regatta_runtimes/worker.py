@@ -17,10 +17,11 @@ from pathlib import Path
 from regatta_protocol.codec import decode
 from regatta_protocol.errors import Misuse, Rejected
 from regatta_runtimes.candidate import Candidate, parse_candidate_id
-from regatta_runtimes.errors import CreateFailed, InvokeFailed, PrepareFailed, RuntimeMissing
+from regatta_runtimes.errors import CpuFallback, CreateFailed, InvokeFailed, PrepareFailed, RuntimeMissing
 from regatta_runtimes.flatbuffer import survey
 from regatta_runtimes.job import (
     MAX_ANSWER_BYTES,
+    MAX_EVALUATED_SAMPLES,
     Answer,
     Check,
     Checked,
@@ -38,7 +39,9 @@ from regatta_runtimes.job import (
     Time,
     Timed,
 )
+from regatta_runtimes.paired import right_answers
 from regatta_runtimes.reference import compare, write_reference
+from regatta_runtimes.runtime import runtime_facts
 from regatta_runtimes.samples import EvaluationSet, GoldenSet, noise, read_evaluation, read_golden
 from regatta_runtimes.score import is_correct
 from regatta_runtimes.session import Session, open_session
@@ -109,31 +112,33 @@ class _Worker:
         deadline = time.perf_counter() + command.budget_s
         spec = session.inputs[0]
         rest = noise(session.inputs)[1:]
-        correct = total = 0
-        for index in range(len(evaluation.y)):
+        rights: list[bool] = []
+        for index in range(min(len(evaluation.y), MAX_EVALUATED_SAMPLES)):
             outputs = session.run([evaluation.sample(index, spec), *rest])
-            correct += is_correct(outputs[0], int(evaluation.y[index]))
-            total += 1
+            rights.append(is_correct(outputs[0], int(evaluation.y[index])))
             if time.perf_counter() > deadline:
                 break
-        return Evaluated(correct=correct, total=total, available=len(evaluation.y))
+        answers = right_answers(rights, len(evaluation.y))
+        return Evaluated(right=answers.text(), total=answers.total, available=answers.available)
 
     def _time(self, session: Session, command: Time) -> Answer:
         inputs = self._golden.inputs[:_TIMED_INPUTS] if self._golden is not None else [noise(session.inputs)]
         run, clock = session.run, time.perf_counter_ns
-        for number in range(command.warmup):
+        warm = clock() + int(command.warmup_s * 1e9)
+        number = 0
+        while number < command.warmup or clock() < warm:
             run(inputs[number % len(inputs)])
+            number += 1
         samples_ns: list[int] = []
-        begun = clock()
-        stop = begun + int(command.budget_s * 1e9)
-        now = begun
+        now = clock()
+        stop = now + int(command.budget_s * 1e9)
         while len(samples_ns) < command.max_samples and (now < stop or len(samples_ns) < command.min_samples):
             feed = inputs[len(samples_ns) % len(inputs)]
             before = clock()
             run(feed)
             now = clock()
             samples_ns.append(now - before)
-        return Timed(samples_us=tuple(round(ns / 1000, 2) for ns in samples_ns), busy_s=(now - begun) / 1e9)
+        return Timed(samples_us=tuple(round(ns / 1000, 2) for ns in samples_ns))
 
 
 def _describe(runtime: str, path: Path, backends: Mapping[str, str]) -> Answer:
@@ -144,7 +149,7 @@ def _describe(runtime: str, path: Path, backends: Mapping[str, str]) -> Answer:
     specs = None
     refusal: str | None = None
     try:
-        session = open_session(Candidate(runtime, "model", "none", 1), path, backends)
+        session = open_session(Candidate(runtime, "model", runtime_facts(runtime).plain, 1), path, backends)
         session.run(noise(session.inputs))
         specs = session.inputs, session.outputs
     except CreateFailed as err:
@@ -176,6 +181,8 @@ def _guarded(worker: _Worker, command: Command) -> Answer:
         return worker.answer(command)
     except RuntimeMissing as err:
         return Failed(stage="missing", reason=str(err))
+    except CpuFallback as err:
+        return Failed(stage="fallback", reason=str(err))
     except PrepareFailed as err:
         return Failed(stage="prepare", reason=str(err))
     except CreateFailed as err:

@@ -21,6 +21,7 @@ from regatta_fleet.testing import FakeFleet, serve
 from regatta_protocol.errors import Rejected
 from regatta_protocol.ids import DeviceId, ModelName, ModelRef, digest_of_bytes
 from regatta_protocol.manifest import FileRef
+from regatta_protocol.policy import Policy
 
 MOSQUITTO = shutil.which("mosquitto", path="/usr/sbin:/usr/local/sbin:/usr/bin:/bin")
 
@@ -147,6 +148,31 @@ def test_a_rollout_needs_a_version_and_devices(client: FleetClient, tmp_path: Pa
             client.start_rollout(RolloutRequest(model=ref.name, version=version))
 
     assert client.rollouts() == ()
+
+
+def test_policies_are_set_replaced_and_cleared(client: FleetClient, tmp_path: Path) -> None:
+    """A rule keeps just what it sets, a lifted limit included; setting again replaces it; each is cleared once."""
+    draft = _draft(_upload(client, tmp_path, b"model"), _upload(client, tmp_path, b"golden"))
+    name = client.create_version(ModelName("governed"), draft).name
+    client.set_policy("battery", None, Policy(objective="latency_p99", max_p99_us=10))
+    found = client.set_policy("battery", None, Policy(objective="energy", max_memory_bytes=None))
+    client.set_policy("all", name, Policy(max_p99_us=5))
+
+    rules = client.policies()
+    client.clear_policy("battery", None)
+
+    assert (found.group, found.model, found.devices) == ("battery", None, 0)
+    assert [(rule.group, rule.model) for rule in rules] == [("all", name), ("battery", None)]
+    assert rules[1].policy.model_dump(exclude_unset=True) == {"objective": "energy", "max_memory_bytes": None}
+    assert [rule.group for rule in client.policies()] == ["all"]
+    for refused in (
+        lambda: client.clear_policy("battery", None),
+        lambda: client.set_policy("all", ModelName("nothing"), Policy(objective="energy")),
+        lambda: client.set_policy("all", None, Policy()),
+        lambda: client.set_policy("all", None, Policy.model_validate({"objectiv": "energy"})),
+    ):
+        with pytest.raises(Rejected):
+            refused()
 
 
 def test_history_can_be_continued(client: FleetClient, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Every Session keeps the same promises: the fake one, LiteRT's and tflite-runtime's, on the same small model."""
+"""Every Session keeps the same promises: the fake one and each runtime's, on the same small model."""
 
 from __future__ import annotations
 
@@ -11,13 +11,17 @@ import pytest
 from regatta_protocol.errors import Rejected
 from regatta_runtimes.candidate import Candidate
 from regatta_runtimes.errors import CreateFailed, RuntimeMissing
+from regatta_runtimes.runtime import RUNTIMES
 from regatta_runtimes.session import Session, open_session
 from regatta_runtimes.testing import dense
 from tiny_models import dense_model
 
 WEIGHTS = np.array([[1, 2, 3, 4], [0, -1, 0.5, 1], [2, 2, -2, 0]], dtype=np.float32)
 BIAS = np.array([0.5, 0, -1], dtype=np.float32)
-OPENERS = ["fake", "litert/xnnpack", "litert/none", "litert/ref", "tflite/xnnpack", "tflite/none", "tflite/ref"]
+OPENERS = [
+    *("fake", "litert/xnnpack", "litert/none", "litert/ref", "tflite/xnnpack", "tflite/none", "tflite/ref"),
+    "compiled/cpu",
+]
 
 
 @pytest.fixture(params=OPENERS)
@@ -93,17 +97,34 @@ def test_closing_twice_is_fine_and_running_after_is_not(session: Session) -> Non
         session.run([np.ones((1, 4), dtype=np.float32)])
 
 
-@pytest.mark.parametrize("runtime", ["litert", "tflite"])
+@pytest.mark.parametrize("opener", OPENERS[1:])
+def test_an_input_of_changeable_size_takes_any(opener: str, tmp_path: Path) -> None:
+    """One sample, three, and one again: each answer has the size of its question."""
+    runtime, delegate = opener.split("/")
+    path = tmp_path / "dense.tflite"
+    path.write_bytes(dense_model(WEIGHTS, BIAS, any_batch=True))
+    try:
+        session = open_session(Candidate(runtime, "float32", delegate, 1), path)
+    except RuntimeMissing as err:
+        pytest.skip(str(err))
+
+    assert session.inputs[0].shape == (-1, 4)
+    for size in (1, 3, 1):
+        x = np.arange(size * 4, dtype=np.float32).reshape(size, 4)
+        np.testing.assert_allclose(session.run([x])[0], x @ WEIGHTS.T + BIAS, rtol=1e-5)
+
+
+@pytest.mark.parametrize("runtime", list(RUNTIMES))
 def test_a_file_that_is_no_model_cannot_be_opened(runtime: str, tmp_path: Path) -> None:
     """The vendor's refusal is a CreateFailed."""
     path = tmp_path / "no.tflite"
     path.write_bytes(b"no model at all, but long enough to be read")
 
     with pytest.raises((CreateFailed, RuntimeMissing)):
-        open_session(Candidate(runtime, "v", "none", 1), path)
+        open_session(Candidate(runtime, "v", RUNTIMES[runtime].plain, 1), path)
 
 
 def test_an_unknown_runtime_is_missing(tmp_path: Path) -> None:
     """The message lists the runtimes there are."""
-    with pytest.raises(RuntimeMissing, match=r"litert, tflite"):
+    with pytest.raises(RuntimeMissing, match=r"compiled, .*litert, .*tflite"):
         open_session(Candidate("abacus", "v", "none", 1), tmp_path / "m")

@@ -5,7 +5,9 @@
  * whole, with room to spare. Tensors lie in an array, so TfLiteTensor has its full size.
  *
  * modes: real, nothing, create, prepare, invoke, segfault, abort, hang, wrong, leak (64 MiB an inference), seep (8 KiB an
- * inference); and *_late, which does in invoke what segfault, abort and hang do in create.
+ * inference), slow (20 ms an inference); and *_late, which does in invoke what segfault, abort and hang do in create.
+ * With the option `fault`, the path of a file, the mode in invoke is what the file holds while it is there. With the
+ * option `needs` there is no device unless the file of that name begins with "operating", as an FPGA's state does.
  */
 #include <math.h>
 #include <stdbool.h>
@@ -93,7 +95,8 @@ struct Delegate {
   void *spare[4];
 };
 
-static char mode[32] = "real";
+static char mode[32] = "real", chosen[32] = "real";
+static char fault[4096];
 static void *volatile lost;
 
 static bool is(const char *name) { return strcmp(mode, name) == 0; }
@@ -116,7 +119,15 @@ static int kernel_prepare(Context *context, Node *node) {
   return OK;
 }
 
+/* Takes the mode from the file that a test writes and removes at any time. */
+static void look_for_fault(void) {
+  FILE *file = fault[0] ? fopen(fault, "r") : NULL;
+  if (file == NULL || fscanf(file, "%31s", mode) != 1) memcpy(mode, chosen, sizeof mode);
+  if (file != NULL) fclose(file);
+}
+
 static int kernel_invoke(Context *context, Node *node) {
+  look_for_fault();
   misbehave("_late");
   if (is("invoke")) {
     context->ReportError(context, "test delegate: the device is gone");
@@ -133,6 +144,7 @@ static int kernel_invoke(Context *context, Node *node) {
     lost = malloc(8 << 10);
     if (lost != NULL) memset((void *)lost, 1, 8 << 10); /* touched, or it would not be resident */
   }
+  if (is("slow")) usleep(20000);
   const Tensor *output = &context->tensors[node->outputs->data[0]];
   const Tensor *input = &context->tensors[node->inputs->data[0]];
   const float *from = input->data;
@@ -163,11 +175,25 @@ static int delegate_prepare(Context *context, Delegate *delegate) {
   return status;
 }
 
+static bool operates(const char *path) {
+  char state[16] = "";
+  FILE *file = fopen(path, "r");
+  if (file == NULL) return false;
+  bool yes = fgets(state, sizeof state, file) != NULL && strncmp(state, "operating", 9) == 0;
+  fclose(file);
+  return yes;
+}
+
 Delegate *tflite_plugin_create_delegate(char **keys, char **values, size_t count, void (*report)(const char *)) {
-  for (size_t i = 0; i < count; i++)
-    if (strcmp(keys[i], "mode") == 0) snprintf(mode, sizeof mode, "%s", values[i]);
+  bool ready = true;
+  for (size_t i = 0; i < count; i++) {
+    if (strcmp(keys[i], "needs") == 0) ready = operates(values[i]);
+    if (strcmp(keys[i], "mode") == 0) snprintf(chosen, sizeof chosen, "%s", values[i]);
+    if (strcmp(keys[i], "fault") == 0) snprintf(fault, sizeof fault, "%s", values[i]);
+  }
+  memcpy(mode, chosen, sizeof mode);
   misbehave("");
-  if (is("create")) {
+  if (is("create") || !ready) {
     report("test delegate: no device");
     return NULL;
   }

@@ -41,6 +41,7 @@ def _enrolled(wire: Wire, folder: Path) -> Path:
     identity = folder / "state" / "identity"
     identity.mkdir(parents=True)
     config = wire.mqtt_config(DEVICE)
+    assert config.key_path is not None and config.cert_path is not None and config.ca_path is not None
     (identity / "key.pem").write_bytes(config.key_path.read_bytes())
     (identity / "cert.pem").write_bytes(config.cert_path.read_bytes())
     (identity / "ca.pem").write_bytes(config.ca_path.read_bytes())

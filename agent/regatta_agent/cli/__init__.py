@@ -33,7 +33,7 @@ COMMANDS = {  # name -> (module, attribute, what it does): so that --help import
     "states": ("regatta_agent.cli.settings", "states", "Print the states of a version as a diagram."),
     "status": ("regatta_agent.cli.status", "status", "Show this device and where every version stands."),
     "uninstall": ("regatta_agent.cli.install", "uninstall", "Undo what install did."),
-    "why": ("regatta_agent.cli.status", "why", "Show a model's race: each candidate, and why it lost."),
+    "why": ("regatta_agent.cli.why", "why", "Explain the choice of a model's placement."),
 }
 
 

@@ -21,10 +21,12 @@ from regatta_protocol.measurement import BoardFacts
 __all__ = ["doctor"]
 
 _LOW_SPACE_BYTES = 200 * 1024 * 1024
+_METER_S = 5.0  # to connect to a smart plug's broker and hear from it; a sensor of the board takes milliseconds
 _SYS_LANDLOCK_CREATE_RULESET = 444  # the same number on every architecture
 _LANDLOCK_CREATE_RULESET_VERSION = 1
 _RUNTIMES = {
     "litert": "pip install ai-edge-litert (wheels: 64-bit x86 and ARM, Python 3.10 to 3.14)",
+    "compiled": "pip install 'ai-edge-litert>=2.1'",
     "tflite": "pip install 'regatta-edge[tflite]' (wheels: Python up to 3.11, and it needs numpy before 2)",
 }
 
@@ -64,7 +66,7 @@ def doctor(
     if record is not None:
         _record(config.sysroot, record)
         return
-    board, findings = _hardware(config.sysroot)
+    board, findings = _hardware(config)
     findings += [finding for examine in _EXAMINATIONS for finding in _guarded(examine, config)]
     problems = [finding.subject for finding in findings if finding.level == "problem"]
     if json_output:
@@ -88,17 +90,17 @@ def _record(root: Path, file: Path) -> None:
     click.echo(f"wrote {file} ({text.count(chr(10))} lines); read it before you send it", err=True)
 
 
-def _hardware(root: Path) -> tuple[BoardFacts, list[Finding]]:
+def _hardware(config: AgentConfig) -> tuple[BoardFacts, list[Finding]]:
     from regatta_agent.cli import hardware
     from regatta_runtimes.accelerators import find_accelerators
     from regatta_runtimes.board import probe_board
     from regatta_runtimes.delegates import known_signs, read_delegates
     from regatta_runtimes.offers import survey
-    from regatta_runtimes.power import find_sensor
     from regatta_runtimes.thermal import frequency_share
 
+    root = config.sysroot
     left_out: list[str] = []
-    rows = read_delegates(root=root, tell=left_out.append)
+    rows = read_delegates(config.delegate_files, root, left_out.append)
     signs = known_signs(rows)
     board = probe_board(root, rows)
     findings = hardware.describe_board(board)
@@ -107,9 +109,25 @@ def _hardware(root: Path) -> tuple[BoardFacts, list[Finding]]:
     )
     findings += [Finding("Delegates", "left out", "note", text, "mend or remove it") for text in left_out]
     findings += hardware.describe_drivers(board)
-    findings.append(hardware.describe_power(find_sensor(root)))
+    findings.append(_power(config))
     findings += hardware.describe_heat(board, frequency_share(root))
     return board, findings
+
+
+def _power(config: AgentConfig) -> Finding:
+    """Read the sensor once: a meter of the user's may be set and say nothing."""
+    from regatta_agent.cli import hardware
+    from regatta_runtimes.power import UnknownPower, open_sensor
+    from regatta_runtimes.power.recorder import why_silent
+
+    sensor = open_sensor(config.power, config.sysroot)
+    if isinstance(sensor, UnknownPower):
+        return hardware.describe_power(sensor)
+    fault = why_silent(sensor, _METER_S)
+    sensor.close()
+    if fault is not None:
+        return Finding("Power and heat", "power", "note", f"{sensor.name}: {fault}", "see docs/power.md")
+    return hardware.describe_power(sensor)
 
 
 def _guarded(examine: Callable[[AgentConfig], Iterable[Finding]], config: AgentConfig) -> list[Finding]:

@@ -1,24 +1,40 @@
-"""`regatta-agent race MODEL.tflite`: the race alone, for any file, without a fleet."""
+"""`regatta-agent race MODEL.tflite`: the race alone, for any file, without a fleet: a better `benchmark_model`."""
 
 from __future__ import annotations
 
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from regatta_agent.cli.options import as_json, print_json
+from regatta_runtimes.policy_options import given_policy, policy_options
+
+if TYPE_CHECKING:
+    from click._termui_impl import ProgressBar
 
 __all__ = ["race"]
 
 _MAX_VARIANTS = 16
+_PLOT_SUFFIXES = (".svg", ".png")
+_PROGRESS_CHARS = 60
+_FILE = click.Path(path_type=Path)
 
 
 @click.command()
-@click.argument("models", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="MODEL.tflite…")
-@click.option("--golden", type=click.Path(path_type=Path), help="Golden samples (.npz) to compare outputs with.")
-@click.option("--evaluation", type=click.Path(path_type=Path), help="Labelled samples (.npz: x, y) for accuracy.")
+@click.argument("models", nargs=-1, required=True, type=_FILE, metavar="MODEL.tflite…")
+@click.option("--golden", type=_FILE, help="Golden samples (.npz) to compare outputs with.")
+@click.option("--evaluation", type=_FILE, help="Labelled samples (.npz: x, y) for accuracy.")
+@policy_options
 @click.option("--budget", "budget_s", type=click.FloatRange(min=0.5, max=3600), default=20.0, show_default=True)
 @click.option("--threads", multiple=True, type=click.IntRange(1, 64), help="May be given several times.")
+@click.option("--output", type=_FILE, metavar="FILE.json", help="Also write what --json prints to a file.")
+@click.option("--plot", type=_FILE, metavar="FILE.svg|.png", help="Also draw it; needs the extra [plot].")
 @as_json
 def race(
     models: tuple[Path, ...],
@@ -26,24 +42,30 @@ def race(
     evaluation: Path | None,
     budget_s: float,
     threads: tuple[int, ...],
+    output: Path | None,
+    plot: Path | None,
     json_output: bool,
+    **options: Any,  # noqa: ANN401 - the policy's options
 ) -> None:
     """Race every way of running MODEL.tflite on this board. Several files race as variants of one model.
+
+    Progress goes to standard error. Ends with 0 when something was placed, 65 when nothing can run the model or
+    nothing meets the policy (the table, the JSON and the plot are made all the same), 78 when no runtime or no
+    matplotlib is installed.
 
     \b
     Examples:
       regatta-agent race mobilenet.tflite
-      regatta-agent race float32.tflite int8.tflite --evaluation eval.npz --json
+      regatta-agent race float32.tflite int8.tflite --evaluation eval.npz --accuracy-drop 1% --plot race.png
+      regatta-agent race model.tflite --objective latency-p99 --max-memory 128MiB --json --output race.json
     """
-    from regatta_agent.cli.status import print_race
-    from regatta_protocol.errors import Misuse, Rejected
+    from regatta_agent.cli.why import print_race
+    from regatta_protocol.errors import Rejected
     from regatta_runtimes.race import RaceSpec, RaceVariant, run_race
+    from regatta_runtimes.report import race_document
 
-    if len(models) > _MAX_VARIANTS:
-        raise Misuse(f"{len(models)} files are over the limit of {_MAX_VARIANTS} variants in one race")
-    for path in (*models, golden, evaluation):
-        if path is not None and not path.is_file():
-            raise Rejected(f"{path} is not a file: give the path of a model or sample file")
+    _check_inputs(models, golden, evaluation)
+    _check_outputs(output, plot)
     names = _names(models)
     spec = RaceSpec(
         model=names[0],
@@ -53,16 +75,91 @@ def race(
         ),
         golden=str(golden.absolute()) if golden is not None else None,
         evaluation=str(evaluation.absolute()) if evaluation is not None else None,
+        policy=given_policy(options),
         threads=threads or None,
         budget_s=budget_s,
     )
-    report = run_race(spec, (lambda _line: None) if json_output else (lambda line: click.echo(line, err=True)))
+    with _progress(budget_s) as tell:
+        report = run_race(spec, tell)
+    document = race_document(report)
+    if output is not None:
+        _write_json(output, document)
+    if plot is not None:
+        from regatta_agent.cli.raceplot import draw_race
+
+        draw_race(report, plot)
     if json_output:
-        print_json(report.model_dump(mode="json"))
+        print_json(document)
     else:
         print_race(report)
     if report.placement is None:
-        raise Rejected(f"no candidate can run it here: {report.reason}")
+        raise Rejected("nothing was placed: no candidate can run the model here and meet the policy (reasons above)")
+
+
+def _check_inputs(models: tuple[Path, ...], *samples: Path | None) -> None:
+    from regatta_protocol.errors import Misuse, Rejected
+
+    if len(models) > _MAX_VARIANTS:
+        raise Misuse(f"{len(models)} files are over the limit of {_MAX_VARIANTS} variants in one race")
+    for path in (*models, *samples):
+        if path is not None and not path.is_file():
+            raise Rejected(f"{path} is not a file: give the path of a model or sample file")
+
+
+def _check_outputs(output: Path | None, plot: Path | None) -> None:
+    """Refuse before the race what could not be written after it."""
+    from regatta_protocol.errors import Misuse
+
+    for path in (output, plot):
+        if path is not None and not path.absolute().parent.is_dir():
+            raise click.UsageError(f"there is no folder {path.absolute().parent} to write {path.name} to")
+    if plot is None:
+        return
+    if plot.suffix.lower() not in _PLOT_SUFFIXES:
+        raise click.UsageError(f"--plot {plot} must end in {' or '.join(_PLOT_SUFFIXES)}")
+    if find_spec("matplotlib") is None:
+        raise Misuse("--plot needs matplotlib, which is not installed: pip install 'regatta-edge[plot]'")
+
+
+def _write_json(path: Path, document: dict[str, Any]) -> None:
+    import json
+
+    from regatta_protocol.durable import write_durably
+
+    write_durably(path.absolute(), (json.dumps(document, indent=2) + "\n").encode(), 0o644)
+
+
+@contextmanager
+def _progress(budget_s: float) -> Iterator[Callable[[str], None]]:
+    """Yield what is told a line about each step: a bar on a terminal, lines elsewhere, always on standard error.
+
+    The bar shows how much of the budget is used, for how many steps a race has comes out as it goes on.
+    """
+    if not sys.stderr.isatty():
+        yield lambda line: click.echo(line, err=True)
+        return
+    begun = time.monotonic()
+    length = round(budget_s * 10)
+    last = ""
+    bar: ProgressBar[int]
+    with click.progressbar(
+        length=length,
+        label="racing",
+        show_eta=False,
+        show_percent=False,
+        item_show_func=lambda _item: last[:_PROGRESS_CHARS],
+        file=sys.stderr,
+    ) as bar:
+
+        def tell(line: str) -> None:
+            nonlocal last
+            last = line
+            bar.update(max(0, min(length, round((time.monotonic() - begun) * 10)) - bar.pos))
+            bar.render_progress()
+
+        yield tell
+        last = ""
+        bar.update(length - bar.pos)
 
 
 def _names(models: tuple[Path, ...]) -> list[str]:

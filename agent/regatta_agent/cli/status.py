@@ -1,4 +1,4 @@
-"""`regatta-agent status` and `regatta-agent why`: read from the state folder, whether or not the agent runs."""
+"""`regatta-agent status`: read from the state folder, whether or not the agent runs."""
 
 from __future__ import annotations
 
@@ -13,14 +13,10 @@ from regatta_agent.config import load_config
 from regatta_agent.core.installs import AgentRecord, Install
 from regatta_agent.record import RecordFile
 from regatta_agent.status import AgentStatus, is_running, read_status
-from regatta_agent.store import Store
 from regatta_protocol.errors import Misuse, RegattaError
-from regatta_protocol.ids import ModelName, ModelRef, parse_model_name, parse_model_ref
-from regatta_protocol.measurement import CandidateResult, RaceReport
 from regatta_provisioning.identity import load_identity
-from regatta_runtimes.report import ranked
 
-__all__ = ["status", "why"]
+__all__ = ["install_json", "microseconds", "reason_text", "status"]
 
 
 @click.command()
@@ -57,7 +53,7 @@ def status(config_path: Path | None, state_dir: Path | None, run_dir: Path | Non
                 "refused": said.refused if said is not None else None,
                 "generation": record.generation,
                 "bytes_received": record.bytes_received,
-                "models": [_install_json(record, install, config.run_dir) for install in record.all()],
+                "models": [install_json(record, install, config.run_dir) for install in record.all()],
             }
         )
         return
@@ -80,70 +76,14 @@ def status(config_path: Path | None, state_dir: Path | None, run_dir: Path | Non
     )
 
 
-@click.command()
-@click.argument("model")
-@folder_options
-@as_json
-def why(model: str, config_path: Path | None, state_dir: Path | None, run_dir: Path | None, json_output: bool) -> None:
-    """Show the last race of MODEL (or MODEL:VERSION): each candidate with its numbers, and why it lost.
-
-    \b
-    Examples:
-      regatta-agent why digits
-      regatta-agent why digits:2 --json
-    """
-    config = load_config(config_path, {"state_dir": state_dir, "run_dir": run_dir})
-    record = RecordFile(config.state_dir).load()
-    ref = parse_model_ref(model) if ":" in model else _latest(record, parse_model_name(model))
-    install = record.find(ref)
-    if install is None:
-        raise Misuse(f"{ref} is not known here: `regatta-agent status` lists what is")
-    report = Store(config.state_dir).race(ref)
-    running = is_running(config.state_dir)
-    if json_output:
-        print_json(
-            {
-                "version": str(ref),
-                "running": running,
-                **_install_json(record, install, config.run_dir),
-                "race": report.model_dump(mode="json") if report is not None else None,
-            }
-        )
-        return
-    click.echo(f"{ref} is {install.state}{_because(install)}; the agent is {'running' if running else 'not running'}")
-    if report is None:
-        click.echo("it has not been raced here")
-        return
-    print_race(report)
-
-
-def print_race(report: RaceReport) -> None:
-    """Print the candidates of a race, best first, and the decision."""
-    print_table(
-        ["CANDIDATE", "OUTCOME", "P50 us", "P99 us", "ACCURACY", "MEMORY MB", "POWER", "WHY"],
-        [_candidate_row(one, report.placement) for one in ranked(report)],
-    )
-    why_this = report.reason.removeprefix(f"{report.placement}: ")
-    click.echo(f"\nplacement: {report.placement or 'none'}: {why_this}")
-    if report.prior is not None:
-        click.echo(f"confirmed in {report.duration_s:.1f} s, in place of a full race")
-
-
-def _latest(record: AgentRecord, name: ModelName) -> ModelRef:
-    wanted = record.desired_version(name)
-    versions = [install.version for install in record.installs.get(name, ())]
-    if wanted is None and not versions:
-        raise Misuse(f"model {name} is not known here: `regatta-agent status` lists what is")
-    return ModelRef(name, wanted if wanted is not None else versions[-1])
-
-
 def _serving(record: AgentRecord, install: Install, run_dir: Path) -> bool:
     serving = record.serving(install.name)
     link = run_dir / f"{install.name}.sock"
     return serving is not None and serving.version == install.version and link.is_symlink() and link.exists()
 
 
-def _install_json(record: AgentRecord, install: Install, run_dir: Path) -> dict[str, object]:
+def install_json(record: AgentRecord, install: Install, run_dir: Path) -> dict[str, object]:
+    """Return an install as JSON values, with whether it serves."""
     value: dict[str, object] = json.loads(install.model_dump_json())
     return {**value, "serving": _serving(record, install, run_dir)}
 
@@ -154,30 +94,23 @@ def _install_row(record: AgentRecord, install: Install, run_dir: Path) -> list[s
         str(install.ref),
         install.state,
         "yes" if _serving(record, install, run_dir) else "",
-        install.placement or "",
-        _us(race.latency.p50_us) if race is not None and race.latency is not None else "",
+        (install.stand_in.placement if install.stand_in is not None else install.placement) or "",
+        microseconds(race.latency.p50_us) if race is not None and race.latency is not None else "",
         f"{race.accuracy.value:.3f}" if race is not None and race.accuracy is not None else "",
-        (install.reason or "") + _waiting_text(install),
+        reason_text(install) + _waiting_text(install),
     ]
+
+
+def reason_text(install: Install) -> str:
+    """Return why it stands where it stands, or what stands in for the winner and why."""
+    if install.stand_in is None:
+        return install.reason or ""
+    return f"degraded: {install.stand_in.reason}"
 
 
 def _waiting_text(install: Install) -> str:
     left = (install.not_before or 0.0) - time.time()
     return f" (in {left:.0f} s)" if left > 0 else ""
-
-
-def _candidate_row(one: CandidateResult, placement: str | None) -> list[str]:
-    power = f"{one.power.power_mw:.0f} mW" if one.power.power_mw is not None else "unknown"
-    return [
-        one.id,
-        "placed" if one.id == placement else str(one.outcome),
-        _us(one.latency.p50_us) if one.latency is not None else "-",
-        _us(one.latency.p99_us) if one.latency is not None else "-",
-        f"{one.accuracy.value:.3f}" if one.accuracy is not None else "-",
-        f"{one.peak_rss_bytes / 1e6:.0f}" if one.peak_rss_bytes is not None else "-",
-        power,
-        one.reason or "",
-    ]
 
 
 def _broker_text(said: AgentStatus) -> str:
@@ -186,12 +119,9 @@ def _broker_text(said: AgentStatus) -> str:
     return f"not connected{f' ({said.offline})' if said.offline else ''}: it serves what it has, and tries again"
 
 
-def _us(latency_us: float) -> str:
+def microseconds(latency_us: float) -> str:
+    """Return a latency in microseconds, with a decimal under 100."""
     return f"{latency_us:.1f}" if latency_us < 100 else f"{latency_us:.0f}"
-
-
-def _because(install: Install) -> str:
-    return f" ({install.reason})" if install.reason else ""
 
 
 def _running_text(running: bool, pid: int | None) -> str:

@@ -40,6 +40,7 @@ class JobKind(StrEnum):
     MANIFEST = "manifest"  # fetch the manifest
     FILES = "files"  # fetch what is missing
     RACE = "race"
+    RERACE = "rerace"  # beside the worker that serves
 
 
 @dataclass(frozen=True)
@@ -52,6 +53,7 @@ class Limits:
     space_backoff_cap_s: float = 3600.0  # a full disk is tried again at most once an hour, unless space appears
     trial_deaths: int = 2  # a worker that dies this often before its trial is over fails it
     failover_deaths: int = 3  # then the next best candidate serves
+    rerace_interval_s: float = 6 * 3600.0  # between races beside a serving worker, whatever asks for them
     disk_reserve_bytes: int = 16 * 1024 * 1024  # left free for logs, the outbox and the record
     keep_previous: int = 1  # retired versions of a wanted model that stay on disk
 
@@ -88,6 +90,8 @@ class Facts:
     stored: Mapping[ModelRef, StoredVersion] = field(default_factory=lambda: MappingProxyType({}))
     jobs: Mapping[ModelRef, JobKind] = field(default_factory=lambda: MappingProxyType({}))
     workers: Mapping[ModelRef, WorkerFacts] = field(default_factory=lambda: MappingProxyType({}))
+    successors: Mapping[ModelRef, WorkerFacts] = field(default_factory=lambda: MappingProxyType({}))  # second ones
+    versions: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))  # runtimes, drivers, kernel
     links: Mapping[ModelName, str] = field(default_factory=lambda: MappingProxyType({}))  # the socket that serves
     collected: frozenset[ModelRef] | None = None  # what the last collection kept
 
@@ -122,13 +126,26 @@ class Cancel:
 
 @dataclass(frozen=True)
 class StartWorker:
+    """Start a worker for a version.
+
+    `winner` is what shall serve when it can; with `resting` it is not opened now, and `candidate` serves meanwhile.
+    """
+
     ref: ModelRef
     candidate: str
+    winner: str | None = None  # None: the candidate
+    standbys: tuple[str, ...] = ()  # who takes over, best first
+    guarded: bool = False
+    resting: str | None = None
+    retried: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)
 class StopWorker:
+    """`socket`: only the worker that listens there; None: all of the version."""
+
     ref: ModelRef
+    socket: str | None = None
 
 
 @dataclass(frozen=True)

@@ -47,8 +47,14 @@ def judge_accuracy(install: Install, replaced: Install | None) -> Verdict:
     )
 
 
-def judge_trial(install: Install, worker: WorkerFacts) -> Verdict:
-    """Return whether the trial is over, and how."""
+def judge_trial(install: Install, worker: WorkerFacts, replaced: Install | None) -> Verdict:
+    """Return whether the trial is over, and how.
+
+    A version whose winner does not get through its trial goes back, unless the one that it replaces is no better off:
+    then the board is at fault.
+    """
+    if install.degraded is not None and replaced is not None and replaced.degraded is None:
+        return Verdict(False, f"{install.winner} failed on trial: {install.degraded.reason}")
     if worker.requests >= _MIN_TRIAL_REQUESTS and worker.errors > _MAX_TRIAL_ERROR_SHARE * worker.requests:
         return Verdict(False, f"{worker.errors} of {worker.requests} requests failed on trial")
     if worker.ready and worker.ready_for_s >= install.trial_s:

@@ -15,9 +15,10 @@ from regatta_agent.core.states import Event, next_state
 from regatta_protocol.ids import DigestField, ModelName, ModelNameField, ModelRef
 from regatta_protocol.measurement import Accuracy, Latency, Power
 from regatta_protocol.messages import Assignment, InstallState, SignedAssignment
+from regatta_protocol.policy import Policy
 from regatta_protocol.wire import Wire
 
-__all__ = ["AgentRecord", "Install", "RaceSummary"]
+__all__ = ["AgentRecord", "Degradation", "Install", "RaceSummary"]
 
 _MAX_INSTALLS = 16  # remembered per model; the oldest settled ones are forgotten first
 
@@ -31,6 +32,18 @@ class RaceSummary(Wire):
     latency: Latency | None = None
     power: Power | None = None
     max_trial_accuracy_drop: float = 0.05
+    policy: Policy | None = None  # that the fleet had assigned when it was decided; None: the bundle's
+    unmet: str | None = None  # why a policy assigned since then places nothing; the placement is from before
+    versions: dict[str, str] = Field(default_factory=dict)  # of runtimes, drivers and kernel when it was run
+    at: float | None = None  # seconds since 1970
+
+
+class Degradation(Wire):
+    """Another candidate than the winner serves."""
+
+    placement: str
+    reason: str
+    since: float  # seconds since 1970
 
 
 class Install(Wire):
@@ -41,6 +54,7 @@ class Install(Wire):
     state: InstallState = InstallState.ASSIGNED
     rollout: str | None = None
     trial_s: float = 5.0
+    policy: Policy | None = None  # as assigned; None: the bundle's
     attempt: int = Field(default=0, ge=0)  # failures since it was assigned; bounded
     waits: int = Field(default=0, ge=0)  # for space or an answer, since it was assigned: no failures, so not bounded
     reason: str | None = None
@@ -51,12 +65,35 @@ class Install(Wire):
     race: RaceSummary | None = None
     measured: Accuracy | None = None  # the best that any candidate reached in the last race, placed or not
     deaths: int = Field(default=0, ge=0)  # of its worker, in a row
-    placement: str | None = None  # the candidate that serves; the race's winner until it fails over
+    placement: str | None = None  # what its worker is started for: the race's winner until that kept ending it
+    degraded: Degradation | None = None
+    guarded: bool = False  # the winner ended its worker so often that it runs in a process of its own from now on
+    rerace: str | None = None  # why a new race is wanted
+    reraced_at: float | None = None  # when one was last begun beside the serving worker
+    racing_again: bool = False
+    successor: RaceSummary | None = None  # a new race's, whose winner takes over once its worker is ready
+    retried: tuple[float, ...] = ()  # when the winner was retried within the last day, in seconds since 1970
     committed_at: float | None = None  # when it passed its trial, first or last
 
     @property
     def ref(self) -> ModelRef:
         return ModelRef(self.name, self.version)
+
+    @property
+    def outdated(self) -> bool:
+        """Whether its placement was chosen by another policy than the one that is assigned now."""
+        return self.race is not None and self.race.policy != self.policy
+
+    @property
+    def stand_in(self) -> Degradation | None:
+        """What serves in place of the winner, while the version has a worker at all."""
+        has_worker = self.state in (InstallState.PLACED, InstallState.ON_TRIAL, InstallState.COMMITTED)
+        return self.degraded if has_worker else None
+
+    @property
+    def winner(self) -> str | None:
+        """The race's winner."""
+        return self.race.placement if self.race is not None else self.placement
 
 
 class AgentRecord(Wire):

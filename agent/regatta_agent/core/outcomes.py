@@ -6,10 +6,12 @@ with full jitter, and the last one, or one that no retry can cure, fails the ver
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from random import Random
 
 from regatta_agent.core.facts import Limits
-from regatta_agent.core.installs import AgentRecord, Install, RaceSummary
+from regatta_agent.core.installs import AgentRecord, Degradation, Install, RaceSummary
+from regatta_agent.core.standbys import next_candidate
 from regatta_agent.core.states import Event
 from regatta_agent.errors import Unanswered, WrongBlob
 from regatta_protocol.errors import RegattaError, Rejected, StorageFull, Untrusted
@@ -18,9 +20,21 @@ from regatta_protocol.manifest import Policy
 from regatta_protocol.measurement import CandidateResult, Outcome, RaceReport
 from regatta_protocol.messages import Assignment, InstallState, SignedAssignment
 
-__all__ = ["authorized", "failed", "manifest_stored", "raced", "recovered", "take_up", "worker_died"]
+__all__ = [
+    "authorized",
+    "degraded",
+    "failed",
+    "manifest_stored",
+    "raced",
+    "recovered",
+    "summary_of",
+    "take_up",
+    "winner_back",
+    "worker_died",
+]
 
 _S = InstallState
+_WITH_WORKER = (_S.PLACED, _S.ON_TRIAL, _S.COMMITTED)
 _LONG_LIFE_S = 300.0  # a worker that lived that long died for the first time
 
 
@@ -59,25 +73,51 @@ def manifest_stored(record: AgentRecord, ref: ModelRef) -> AgentRecord:
     return record.advanced(ref, Event.MANIFEST_STORED) if known else record
 
 
-def raced(record: AgentRecord, report: RaceReport, ref: ModelRef, policy: Policy) -> AgentRecord:
-    """Return the record with the race's winner, or with the version failed for want of one."""
-    install = record.find(ref)
-    if install is None or install.state is not _S.RACING:
-        return record
+def summary_of(
+    report: RaceReport,
+    policy: Policy,
+    versions: Mapping[str, str] | None = None,
+    at: float | None = None,
+    assigned: Policy | None = None,
+) -> RaceSummary | None:
+    """Return what a race decided, or None when it placed nothing.
+
+    Args:
+        report: of the race.
+        policy: that it was judged by.
+        versions: of runtimes, drivers and kernel at the time.
+        at: when, in seconds since 1970.
+        assigned: the policy, when the fleet had assigned it; None when it is the bundle's.
+    """
     winner = report.placed()
-    measured = max((one.accuracy for one in report.candidates if one.accuracy), key=lambda a: a.value, default=None)
     if winner is None:
-        reason = f"no candidate can serve it here: {report.reason}"
-        return record.advanced(ref, Event.GAVE_UP, reason=reason, measured=measured)
-    summary = RaceSummary(
+        return None
+    return RaceSummary(
         placement=winner.id,
         ranked=(winner.id, *(one.id for one in _sound(report) if one.id != winner.id)),
         accuracy=winner.accuracy,
         latency=winner.latency,
         power=winner.power,
         max_trial_accuracy_drop=policy.max_trial_accuracy_drop,
+        policy=assigned,
+        versions=dict(versions or {}),
+        at=at,
     )
-    return record.advanced(ref, Event.PLACEMENT_FOUND, race=summary, measured=measured, placement=winner.id, deaths=0)
+
+
+def raced(record: AgentRecord, report: RaceReport, ref: ModelRef, summary: RaceSummary | None) -> AgentRecord:
+    """Return the record with the race's winner, or with the version failed for want of one."""
+    install = record.find(ref)
+    if install is None or install.state is not _S.RACING:
+        return record
+    measured = max((one.accuracy for one in report.candidates if one.accuracy), key=lambda a: a.value, default=None)
+    if summary is None:
+        reason = f"no candidate can serve it here: {report.reason}"
+        return record.advanced(ref, Event.GAVE_UP, reason=reason, measured=measured)
+    return record.advanced(
+        ref, Event.PLACEMENT_FOUND, race=summary, measured=measured, placement=summary.placement, deaths=0,
+        degraded=None, guarded=False, retried=(), rerace=None, successor=None,
+    )  # fmt: skip
 
 
 def failed(
@@ -118,7 +158,7 @@ def worker_died(
 ) -> AgentRecord:
     """Return the record after a serving worker ended unasked: start it again, go back, or take the next candidate."""
     install = record.find(ref)
-    if install is None or install.state not in (_S.PLACED, _S.ON_TRIAL, _S.COMMITTED):
+    if install is None or install.state not in _WITH_WORKER:
         return record
     deaths = 1 if lived_s > _LONG_LIFE_S else install.deaths + 1
     if install.state is not _S.COMMITTED:
@@ -127,18 +167,50 @@ def worker_died(
             return record.advanced(ref, Event.TRIAL_FAILED, reason=reason, deaths=deaths)
         again = Event.INTERRUPTED if install.state is _S.ON_TRIAL else None
         return _later(record, install, again, f"its worker ended on trial: {why}", None, deaths=deaths)
-    following = _next_candidate(install)
-    if deaths >= limits.failover_deaths and following is not None:
-        reason = f"{install.placement} ended {deaths} times ({why}): {following} takes over"
-        return record.advanced(ref, Event.FAILED_OVER, reason=reason, placement=following, deaths=0)
-    wait_s = 0.0 if deaths == 1 else _jittered(rng, 0.5, 60.0, deaths)
+    following = next_candidate(install)
+    # The first deaths of the winner and of who takes over wait for nothing, so that requests wait less than a second.
+    wait_s = 0.0 if deaths <= limits.failover_deaths else _jittered(rng, 0.5, 60.0, deaths - limits.failover_deaths)
+    if deaths % limits.failover_deaths == 0 and following is not None:
+        reason = f"{install.placement} ended its worker {limits.failover_deaths} times ({why}): {following} takes over"
+        if following == install.winner:
+            return _restarted(record, install, reason, now_s + wait_s, deaths, placement=following)
+        since = install.degraded.since if install.degraded is not None else now_s
+        told = Degradation(placement=following, reason=reason, since=since)
+        return record.advanced(
+            ref, Event.FAILED_OVER, reason=reason, not_before=now_s + wait_s, placement=following, deaths=deaths,
+            degraded=told, guarded=True,
+        )  # fmt: skip
     reason = f"its worker ended ({why}); it starts again in {wait_s:.0f} s"
-    return record.changed(ref, reason=reason, not_before=now_s + wait_s, deaths=deaths)
+    return _restarted(record, install, reason, now_s + wait_s, deaths)
+
+
+def degraded(record: AgentRecord, ref: ModelRef, said: Degradation, retried: tuple[float, ...]) -> AgentRecord:
+    """Return the record after a worker said that another candidate than the winner serves."""
+    install = record.find(ref)
+    if install is None or install.state not in _WITH_WORKER:
+        return record
+    if install.degraded is not None:
+        said = said.model_copy(update={"since": install.degraded.since})
+    return record.changed(ref, degraded=said, retried=retried)
+
+
+def winner_back(record: AgentRecord, ref: ModelRef, placement: str, retried: tuple[float, ...]) -> AgentRecord:
+    """Return the record after a worker took the winner back."""
+    install = record.find(ref)
+    if install is None or install.state not in _WITH_WORKER or placement != install.winner:
+        return record
+    if install.placement == placement:
+        return record.changed(ref, degraded=None, retried=retried)
+    return record.advanced(ref, Event.TAKEN_BACK, placement=placement, degraded=None, retried=retried)
 
 
 def recovered(record: AgentRecord, limits: Limits) -> AgentRecord:
     """Return the record as it stands after a start: what was in the middle of a child's work is done again."""
     for install in list(record.all()):
+        if install.degraded is not None and install.placement == install.winner:
+            record = record.changed(install.ref, degraded=None)  # its worker is gone, and the next one tries the winner
+        if install.racing_again:
+            record = record.changed(install.ref, racing_again=False)  # again after the interval, not at every start
         if install.state not in (_S.RACING, _S.ON_TRIAL):
             continue
         attempt = install.attempt + 1
@@ -174,12 +246,14 @@ def _jittered(rng: Random, base_s: float, cap_s: float, tries: int) -> float:
     return rng.uniform(0.0, min(cap_s, base_s * 2.0 ** min(tries, 30)))
 
 
-def _next_candidate(install: Install) -> str | None:
-    ranked = install.race.ranked if install.race is not None else ()
-    others = [one for one in ranked if one != install.placement]
-    if install.placement not in ranked or not others:
-        return others[0] if others else None
-    return ranked[(ranked.index(install.placement) + 1) % len(ranked)]
+def _restarted(
+    record: AgentRecord, install: Install, reason: str, not_before: float, deaths: int, **changes: str
+) -> AgentRecord:
+    """Return the record for a worker that is started again: what it had said of itself is past."""
+    told = install.degraded if changes.get("placement", install.placement) != install.winner else None
+    return record.changed(
+        install.ref, reason=reason, not_before=not_before, deaths=deaths, degraded=told, **changes
+    )  # fmt: skip
 
 
 def _sound(report: RaceReport) -> list[CandidateResult]:

@@ -6,7 +6,8 @@ again; only when there are none left does it carry out the others. Invariants (t
 - it converges: with unchanged facts, recorded steps run out;
 - the newest generation rules: what it does not want is withdrawn, whatever was in progress;
 - the committed version keeps its worker and socket until another is committed or nobody wants the model;
-- a version that failed or was rolled back is not tried again, unless another rollout asks for it.
+- a version that failed or was rolled back is not tried again, unless another rollout asks for it, or, where nothing
+  could be placed, another policy.
 """
 
 from __future__ import annotations
@@ -23,13 +24,15 @@ from regatta_agent.core.facts import (
     Limits,
     Point,
     Revise,
-    StartWorker,
     Step,
     StopWorker,
     Unpoint,
+    WorkerFacts,
 )
 from regatta_agent.core.health import judge_accuracy, judge_trial
-from regatta_agent.core.installs import AgentRecord, Install
+from regatta_agent.core.installs import AgentRecord, Install, RaceSummary
+from regatta_agent.core.rerace import rerace_reason
+from regatta_agent.core.standbys import start_of
 from regatta_agent.core.states import IN_PROGRESS, Event
 from regatta_protocol.ids import ModelName, ModelRef
 from regatta_protocol.messages import DesiredModel, InstallState
@@ -44,8 +47,12 @@ _JOBS = {
     _S.DOWNLOADING: JobKind.FILES,
     _S.RACING: JobKind.RACE,
 }
+_RACES = (JobKind.RACE, JobKind.RERACE)
 _WITH_WORKER = (_S.PLACED, _S.ON_TRIAL, _S.COMMITTED)
-_NEW_START: dict[str, Any] = {"attempt": 0, "waits": 0, "deaths": 0, "bad_digests": ()}
+_NEW_START: dict[str, Any] = {
+    "attempt": 0, "waits": 0, "deaths": 0, "bad_digests": (), "degraded": None, "guarded": False,
+    "successor": None, "rerace": None, "racing_again": False,
+}  # fmt: skip
 
 
 def plan(record: AgentRecord, facts: Facts, limits: Limits) -> list[Step]:
@@ -60,7 +67,7 @@ def plan(record: AgentRecord, facts: Facts, limits: Limits) -> list[Step]:
             if isinstance(step, Begin) and step.kind in begun:
                 continue  # one of a kind at a time; the next plan says what it waits for
             if isinstance(step, Begin):
-                begun.add(step.kind)
+                begun |= {*_RACES} if step.kind in _RACES else {step.kind}
             steps.append(step)
     if any(isinstance(step, Advance | Revise) for step in steps):
         return steps
@@ -97,17 +104,17 @@ def _want(record: AgentRecord, facts: Facts, name: ModelName, wanted: DesiredMod
         return steps
     ref = ModelRef(name, wanted.version)
     known = record.find(ref)
-    changes = {"rollout": wanted.rollout, "trial_s": wanted.trial_s}
+    changes: dict[str, Any] = {"rollout": wanted.rollout, "trial_s": wanted.trial_s, "policy": wanted.policy}
     if known is None:
         steps.append(Advance(ref, Event.REASSIGNED, changes))
     elif known.state is _S.RETIRED:
         event = Event.RESTORED if _complete(facts, known) and known.race is not None else Event.REASSIGNED
-        steps.append(Advance(ref, event, {**_NEW_START, **changes}))
+        steps.append(Advance(ref, event, {**_NEW_START, **changes, "placement": known.winner}))
     elif known.state in (_S.FAILED, _S.ROLLED_BACK):
-        if known.rollout != wanted.rollout:
+        if known.rollout != wanted.rollout or (known.state is _S.FAILED and known.policy != wanted.policy):
             steps.append(Advance(ref, Event.REASSIGNED, {**_NEW_START, **changes}))
-    elif (known.rollout, known.trial_s) != (wanted.rollout, wanted.trial_s):
-        steps.append(Revise(ref, changes))
+    elif (known.rollout, known.trial_s, known.policy) != (wanted.rollout, wanted.trial_s, wanted.policy):
+        steps.append(Revise(ref, {**changes, "rerace": None} if known.policy != wanted.policy else changes))
     return steps
 
 
@@ -116,7 +123,7 @@ def _pursue(record: AgentRecord, facts: Facts, limits: Limits, install: Install)
     if install.version != record.desired_version(install.name) and install.state in IN_PROGRESS:
         return []  # withdrawn in this plan
     if install.state in _WITH_WORKER:
-        return _serve(record, facts, install)
+        return _serve(record, facts, limits, install)
     kind = _JOBS.get(install.state)
     if install.state is _S.VERIFIED:
         return _start_race(facts, install)
@@ -145,7 +152,8 @@ def _skip(facts: Facts, install: Install) -> Step | None:
 
 def _obstacle(facts: Facts, limits: Limits, install: Install, kind: JobKind) -> str | None:
     """Return in words what stands in the way of starting `kind`, or None."""
-    running = next((ref for ref, other in facts.jobs.items() if other is kind), None)
+    same = _RACES if kind in _RACES else (kind,)
+    running = next((ref for ref, other in facts.jobs.items() if other in same), None)
     if running is not None:
         return f"waiting: {running} is first ({kind})"
     if kind is JobKind.RACE:
@@ -171,13 +179,17 @@ def _start_race(facts: Facts, install: Install) -> list[Step]:
     return [Advance(install.ref, Event.RACE_STARTED, {"attempt": install.attempt})]
 
 
-def _serve(record: AgentRecord, facts: Facts, install: Install) -> list[Step]:
+def _serve(record: AgentRecord, facts: Facts, limits: Limits, install: Install) -> list[Step]:
     """Keep the worker of a placed, tried or committed version going, and judge it."""
     worker = facts.workers.get(install.ref)
     if install.state is not _S.COMMITTED:
         verdict = judge_accuracy(install, record.replaced(install))
         if verdict.passed is False:
             return [Advance(install.ref, Event.TRIAL_FAILED, {"reason": verdict.reason})]
+    if install.state is _S.COMMITTED and install.successor is not None and worker is not None:
+        steps = _replace(facts, install, install.successor, worker)
+        if steps:
+            return steps
     if worker is None or install.placement is None:
         return _start_worker(facts, install)
     if worker.stopping or worker.candidate != install.placement or not worker.ready:
@@ -185,13 +197,40 @@ def _serve(record: AgentRecord, facts: Facts, install: Install) -> list[Step]:
     if install.state is _S.PLACED:
         return [Advance(install.ref, Event.WORKER_READY)]
     if install.state is _S.ON_TRIAL:
-        verdict = judge_trial(install, worker)
+        verdict = judge_trial(install, worker, record.replaced(install))
         if verdict.passed is None:
             return _because(install, verdict.reason)
         if verdict.passed:
             return [Advance(install.ref, Event.TRIAL_PASSED, {"committed_at": facts.now_s, "deaths": 0})]
         return [Advance(install.ref, Event.TRIAL_FAILED, {"reason": verdict.reason})]
-    return _because(install, None)
+    unmet = install.race.unmet if install.race is not None else None
+    return _because(install, unmet) or _race_again(record, facts, limits, install)
+
+
+def _replace(facts: Facts, install: Install, race: RaceSummary, worker: WorkerFacts) -> list[Step]:
+    """Start the worker of a better placement beside the one that serves, and let it take over when it is ready."""
+    fresh = {"race": race, "placement": race.placement, "degraded": None, "guarded": False, "retried": ()}
+    both = (worker, facts.successors.get(install.ref))
+    other = next((one for one in both if one is not None and one.candidate == race.placement), None)
+    if other is None:
+        serves = worker.ready and not worker.stopping
+        return [start_of(install.model_copy(update=fresh), race.placement)] if serves and both[1] is None else []
+    if not other.ready or other.stopping:
+        return []
+    return [Advance(install.ref, Event.PLACED_ANEW, {**fresh, "successor": None, "deaths": 0})]
+
+
+def _race_again(record: AgentRecord, facts: Facts, limits: Limits, install: Install) -> list[Step]:
+    """Race a committed version anew when that is due, nothing else races and the version stays wanted."""
+    if install.version != record.desired_version(install.name) or any(kind in _RACES for kind in facts.jobs.values()):
+        return []
+    if install.racing_again:
+        return [Begin(install.ref, JobKind.RERACE)]
+    reason = rerace_reason(install, facts, limits)
+    if reason is None:
+        return []
+    # The time is on disk before the race begins, so that one which ends the board is not begun at every boot.
+    return [Revise(install.ref, {"rerace": reason, "reraced_at": facts.now_s, "racing_again": True})]
 
 
 def _start_worker(facts: Facts, install: Install) -> list[Step]:
@@ -201,7 +240,7 @@ def _start_worker(facts: Facts, install: Install) -> list[Step]:
         return []
     if not _complete(facts, install) or install.placement is None:
         return [Advance(install.ref, Event.FILES_LOST, {"reason": "a file is gone from the disk", "race": None})]
-    return [StartWorker(install.ref, install.placement)]
+    return [start_of(install, install.placement)]
 
 
 def _cancel(record: AgentRecord, facts: Facts) -> list[Step]:
@@ -209,7 +248,11 @@ def _cancel(record: AgentRecord, facts: Facts) -> list[Step]:
     steps: list[Step] = []
     for ref, kind in facts.jobs.items():
         install = record.find(ref)
-        if install is None or _JOBS.get(install.state) is not kind:
+        wanted = install is not None and (
+            _JOBS.get(install.state) is kind
+            or (kind is JobKind.RERACE and install.state is _S.COMMITTED and install.racing_again)
+        )
+        if not wanted:
             steps.append(Cancel(ref))
     return steps
 
@@ -223,15 +266,22 @@ def _switch(record: AgentRecord, facts: Facts) -> list[Step]:
             if name in facts.links:
                 steps.append(Unpoint(name))
             continue
-        worker = facts.workers.get(serving.ref)
-        if worker is not None and worker.ready and not worker.stopping and facts.links.get(name) != worker.socket:
+        both = (facts.successors.get(serving.ref), facts.workers.get(serving.ref))
+        fit = [one for one in both if one is not None and one.ready and not one.stopping]
+        # While a worker of another placement than the one wanted is all there is, it goes on serving.
+        worker = next((one for one in fit if one.candidate == serving.placement), fit[-1] if fit else None)
+        if worker is not None and facts.links.get(name) != worker.socket:
             steps.append(Point(serving.ref, worker.socket))
-    for ref, worker in facts.workers.items():
+    for ref, worker in (*facts.workers.items(), *facts.successors.items()):
         install = record.find(ref)
-        wanted = install is not None and install.state in _WITH_WORKER and install.placement == worker.candidate
+        wanted = install is not None and install.state in _WITH_WORKER and worker.candidate in _candidates(install)
         if not wanted and not worker.stopping:
-            steps.append(StopWorker(ref))
+            steps.append(StopWorker(ref, worker.socket))
     return steps
+
+
+def _candidates(install: Install) -> tuple[str | None, ...]:
+    return (install.placement, install.successor.placement if install.successor is not None else None)
 
 
 def _collect(record: AgentRecord, facts: Facts, limits: Limits) -> list[Step]:

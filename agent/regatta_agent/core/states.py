@@ -30,6 +30,8 @@ class Event(StrEnum):
     TRIAL_PASSED = "trial_passed"
     TRIAL_FAILED = "trial_failed"
     FAILED_OVER = "failed_over"  # the placement kept dying; the next best candidate takes its place
+    TAKEN_BACK = "taken_back"  # the winner proved sound again and serves
+    PLACED_ANEW = "placed_anew"  # a new race found a better placement, whose worker is ready
     FILES_LOST = "files_lost"  # a file that was here is gone or has another length
     GAVE_UP = "gave_up"  # rejected for good, or out of attempts
     WITHDRAWN = "withdrawn"  # the desired state no longer wants it
@@ -73,6 +75,8 @@ TRANSITIONS = MappingProxyType(
         (_S.ON_TRIAL, _E.INTERRUPTED): _S.PLACED,
         (_S.ON_TRIAL, _E.WITHDRAWN): _S.RETIRED,
         (_S.COMMITTED, _E.FAILED_OVER): _S.COMMITTED,
+        (_S.COMMITTED, _E.TAKEN_BACK): _S.COMMITTED,
+        (_S.COMMITTED, _E.PLACED_ANEW): _S.COMMITTED,
         (_S.COMMITTED, _E.FILES_LOST): _S.ASSIGNED,
         (_S.COMMITTED, _E.WITHDRAWN): _S.RETIRED,
         (_S.RETIRED, _E.RESTORED): _S.PLACED,

@@ -26,7 +26,7 @@ ADVICE = "see `regatta-agent status`, and start the agent with `regatta-agent ru
 
 
 class ClosedBeforeAnswer(Exception):
-    """The connection could not be made or ended before an answer began: the same request may be sent again."""
+    """The connection could not be made or ended before a whole answer: the same request may be sent again."""
 
 
 @dataclass(frozen=True)
@@ -73,8 +73,8 @@ class Caller:
             header_length: the value of Inference-Header-Content-Length, or None without the header.
 
         Raises:
-            ClosedBeforeAnswer: when the connection ended before an answer began.
-            Retryable: when there is no socket, no answer in time, or it is cut off.
+            ClosedBeforeAnswer: when the connection ended before a whole answer.
+            Retryable: when there is no socket, or no answer in time.
             TooLarge: when the answer is over its limits.
         """
         head = f"{method} {path} HTTP/1.1\r\nhost: {self._host or 'localhost'}\r\ncontent-length: {len(body)}\r\n"
@@ -127,7 +127,7 @@ class Caller:
                 raise TooLarge(f"the answer of {self._target} has headers over {_MAX_HEADER_BYTES} bytes")
             piece = _receive_piece(connection, deadline)
             if not piece and data:
-                raise Retryable(f"{self._target} closed the connection within an answer: try again")
+                raise ClosedBeforeAnswer(f"{self._target} closed the connection within an answer")
             if not piece:
                 raise ClosedBeforeAnswer(f"{self._target} closed the connection before an answer")
             data += piece
@@ -143,9 +143,12 @@ class Caller:
         body[:have] = rest
         while have < size:
             connection.settimeout(max(0.001, deadline - time.monotonic()))
-            count = connection.recv_into(body[have:])
+            try:
+                count = connection.recv_into(body[have:])
+            except ConnectionResetError:
+                count = 0
             if count == 0:
-                raise Retryable(f"{self._target} closed the connection within an answer: try again")
+                raise ClosedBeforeAnswer(f"{self._target} closed the connection within an answer")
             have += count
         return Answer(status, headers, body)
 

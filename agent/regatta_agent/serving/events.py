@@ -1,7 +1,9 @@
 """What a serving worker says on its standard output: one JSON object a line. Imports no numpy.
 
 A worker says `ready` once, then `window` every `window_s` (also when nobody asked: a worker that falls silent hangs)
-and once more when it has drained; or `failed` and ends.
+and once more when it has drained; `degraded` whenever another candidate than the winner serves or a retry of the
+winner came to nothing, `recovered` when the winner serves again; `drifted` when the placement has long been slower
+than in its race; `failed` and ends.
 """
 
 from __future__ import annotations
@@ -15,7 +17,20 @@ from regatta_protocol.errors import RegattaError, Rejected, Retryable
 from regatta_protocol.messages import ServingWindow
 from regatta_protocol.wire import Wire
 
-__all__ = ["MAX_EVENT_BYTES", "Failed", "Family", "Ready", "SelfTest", "WindowClosed", "family_of", "parse_event"]
+__all__ = [
+    "MAX_EVENT_BYTES",
+    "Degraded",
+    "Drifted",
+    "Failed",
+    "Family",
+    "Ready",
+    "Recovered",
+    "SelfTest",
+    "WindowClosed",
+    "WorkerEvent",
+    "family_of",
+    "parse_event",
+]
 
 MAX_EVENT_BYTES = 65_536  # a window with every bucket of its sketch is about 25 KB
 
@@ -58,7 +73,35 @@ class Failed(Wire):
     family: Family
 
 
-WorkerEvent = Ready | WindowClosed | Failed
+class Degraded(Wire):
+    """Another candidate serves in place of the winner."""
+
+    event: Literal["degraded"] = "degraded"
+    winner: str
+    placement: str  # what serves
+    reason: str
+    since: float  # seconds since 1970
+    retried: tuple[float, ...] = ()  # when the winner was retried within the last day
+
+
+class Recovered(Wire):
+    """The winner serves again."""
+
+    event: Literal["recovered"] = "recovered"
+    placement: str
+    retried: tuple[float, ...] = ()
+
+
+class Drifted(Wire):
+    """On a quiet machine the placement has been slower than in its race, time after time: the race is out of date."""
+
+    event: Literal["drifted"] = "drifted"
+    placement: str
+    expected_us: float
+    found_us: float
+
+
+WorkerEvent = Ready | WindowClosed | Degraded | Recovered | Drifted | Failed
 
 
 class _Line(RootModel[Annotated[WorkerEvent, Field(discriminator="event")]]):

@@ -11,7 +11,7 @@ CONTENT_TYPE = "application/openmetrics-text; version=1.0.0; charset=utf-8"
 _QUANTILES = (0.5, 0.9, 0.99)
 
 
-def openmetrics(tally: Tally, *, pending: int, connections: int) -> str:
+def openmetrics(tally: Tally, *, pending: int, connections: int, degraded: bool = False) -> str:
     """Return the exposition; durations are in seconds, as OpenMetrics asks."""
     placement = tally.placement
     labels = f'model="{placement.model}",version="{placement.version}",placement="{placement.candidate_id}"'
@@ -48,6 +48,7 @@ def openmetrics(tally: Tally, *, pending: int, connections: int) -> str:
     for name, help_text, count in (
         ("regatta_inference_pending_requests", "Infer requests waiting or running.", pending),
         ("regatta_serving_connections", "Open connections.", connections),
+        ("regatta_serving_degraded", "1 while another candidate than the winner serves.", int(degraded)),
     ):
         lines += [f"# TYPE {name} gauge", f"# HELP {name} {help_text}", f"{name}{{{labels}}} {count}"]
     return "\n".join([*lines, "# EOF", ""])

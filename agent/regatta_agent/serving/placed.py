@@ -5,10 +5,11 @@ calls it once it is open.
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from regatta_agent.serving.events import SelfTest
+from regatta_agent.serving.failover import Failover, Opened, Switch, open_failover
 from regatta_agent.serving.inference import InferRequest, NamedTensor
 from regatta_agent.serving.interface import ModelInterface, image_input
 from regatta_agent.serving.spec import ServeSpec
@@ -16,15 +17,11 @@ from regatta_protocol.codec import decode
 from regatta_protocol.durable import read_bounded
 from regatta_protocol.errors import Rejected
 from regatta_protocol.manifest import MAX_MANIFEST_BYTES, Manifest
-from regatta_runtimes.candidate import parse_candidate_id
-from regatta_runtimes.reference import compare
-from regatta_runtimes.samples import random_inputs, read_golden
-from regatta_runtimes.session import Session, open_session, quantize
+from regatta_runtimes.session import Session
 
 __all__ = ["Answer", "PlacedModel", "open_placed", "read_labels"]
 
 MAX_LABELS_BYTES = 4 * 1024 * 1024
-_SELF_TEST_BUDGET_S = 1.0  # at least two samples are compared however long they take
 
 
 @dataclass(frozen=True)
@@ -58,29 +55,6 @@ class PlacedModel:
         tensors = self.interface.answer(outputs, wanted, real=real)
         return Answer(tensors, self.interface.predicted_class(outputs), compute_ns)
 
-    def self_test(self, golden: Path | None, variant: str) -> SelfTest:
-        """Return how the model does on golden samples, by the race's own measure; without any it must infer once.
-
-        Raises:
-            Rejected: when the golden file does not fit the model.
-            Retryable: when the runtime fails.
-        """
-        specs = self.interface.inputs
-        if golden is None:
-            noise = random_inputs([[spec] for spec in specs], count=1, seed=0)
-            sample = [
-                quantize(array[0].reshape([max(size, 1) for size in spec.shape]), spec)
-                for array, spec in zip(noise, specs, strict=True)
-            ]
-            self._session.run(sample)
-            return SelfTest(samples=0, passed=True, reason="no golden samples: one inference on noise succeeded")
-        goldens = read_golden(golden, variant, specs)
-        if goldens.outputs is None:
-            self._session.run(goldens.inputs[0])
-            return SelfTest(samples=0, passed=True, reason=f"no golden outputs of variant {variant}: it infers")
-        found = compare(self._session, goldens, _SELF_TEST_BUDGET_S)
-        return SelfTest(samples=found.samples, snr_db=found.snr_db, passed=found.sound, reason=found.detail)
-
     def close(self) -> None:
         """Release the runtime."""
         self._session.close()
@@ -100,25 +74,26 @@ def read_labels(path: Path | None) -> tuple[str, ...]:
         raise Rejected(f"the labels in {path} are not UTF-8 text") from err
 
 
-def open_placed(spec: ServeSpec) -> tuple[PlacedModel, SelfTest]:
-    """Return the model opened as `spec` says, and its self-test.
+def open_placed(
+    spec: ServeSpec, on_switch: Callable[[Switch], None], on_slow: Callable[[], None]
+) -> tuple[PlacedModel, Failover, Opened]:
+    """Return the model opened as `spec` says.
+
+    Args:
+        spec: of the worker.
+        on_switch: told when another candidate serves; see Failover.
+        on_slow: told when what serves has become slow.
 
     Raises:
         Rejected: when a file is missing or damaged, or the self-test fails.
         Retryable: when the runtime fails.
     """
-    candidate = parse_candidate_id(spec.candidate_id)
-    for path in (spec.variant_path, spec.manifest_path, spec.labels_path, spec.golden_path):
+    for path in (spec.manifest_path, spec.labels_path, spec.golden_path):
         if path is not None and not path.is_file():
             raise Rejected(f"{path} of {spec.model}:{spec.version} is not there: fetch the version again")
     image, labels = None, read_labels(spec.labels_path)
     if spec.manifest_path is not None:
         image = decode(Manifest, read_bounded(spec.manifest_path, MAX_MANIFEST_BYTES), MAX_MANIFEST_BYTES).input
-    session = open_session(candidate, spec.variant_path)
-    image = image or image_input(session.inputs)
-    placed = PlacedModel(session, ModelInterface(session.inputs, session.outputs, labels, image))
-    self_test = placed.self_test(spec.golden_path, candidate.variant)
-    if not self_test.passed:
-        placed.close()
-        raise Rejected(f"{spec.candidate_id} of {spec.model}:{spec.version} fails its self-test: {self_test.reason}")
-    return placed, self_test
+    failover, opened = open_failover(spec, on_switch, on_slow)
+    image = image or image_input(failover.inputs)
+    return PlacedModel(failover, ModelInterface(failover.inputs, failover.outputs, labels, image)), failover, opened

@@ -1,54 +1,122 @@
-"""The board's power while a worker serves: read on a thread of its own, for a sensor may be a slow program.
+"""The board's power while a worker serves: the sensor is sought and read on threads of its own, for it may hang.
 
-A window's figure is the mean over the window. Energy per inference is told only when the model was computing for most
-of it: over an idle window it would mostly be the energy of waiting.
+Figures are integrated over the telemetry windows, and over several of them where the sensor is slow (20 of its periods
+are needed). Energy per inference is that above idle, as the race measures it: idle is what was drawn over the newest
+quiet time, in which this worker inferred nothing, or what the race measured. A sensor of the whole board cannot tell
+two models apart that are served at the same time.
 """
 
 from __future__ import annotations
 
+import logging
 import threading
-from collections import deque
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
 
 from regatta_protocol.measurement import Power, unknown_power
-from regatta_runtimes.power import PowerSensor, UnknownPower, average_power
+from regatta_runtimes.power import PowerSensor, UnknownPower
+from regatta_runtimes.power.energy import Idle, Run, energy_of, idle_of
+from regatta_runtimes.power.level import MIN_PERIODS, level, period_seen
+from regatta_runtimes.power.recorder import Recorder
+from regatta_runtimes.power.sensor import Clock
 
 __all__ = ["PowerMeter"]
 
-_PERIOD_S = 0.2  # 25 readings in a window of 5 s, above the 20 that a figure needs; a read costs about 50 us
-_MAX_READINGS = 18_000  # an hour's
-_BUSY_SHARE = 0.8
+logger = logging.getLogger(__name__)
+
+_LONGEST_S = 3600.0  # a time without a figure of 20 periods begins anew: the sensor says nothing
+_RACE_SIGMA = 0.05  # of the idle power that a race measured: boards warm up and clocks change after it
+
+
+@dataclass(frozen=True)
+class _Measuring:
+    """The time that runs, since the last figure."""
+
+    start_s: float
+    inferences: int = 0
 
 
 class PowerMeter:
-    """Readings since the last window."""
+    """What the board draws, window by window."""
 
-    def __init__(self, sensor: PowerSensor | UnknownPower) -> None:
-        self._sensor = sensor
-        self._readings_mw: deque[float | None] = deque(maxlen=_MAX_READINGS)
-        self._stop = threading.Event()
+    def __init__(
+        self,
+        open_sensor: Callable[[], PowerSensor | UnknownPower],
+        race: Power | None = None,
+        clock: Clock = time.monotonic,
+    ) -> None:
+        """
+        Args:
+            open_sensor: called once, by `start`, on another thread.
+            race: the power of this candidate in its race.
+        """
+        self._open_sensor = open_sensor
+        self._clock = clock
+        self._recorder: Recorder | None = None
+        self._unknown = "the power sensor is being looked for"
+        self._idle = _idle_of_race(race)
+        self._idle_from = "the race"
+        self._measuring = _Measuring(clock())
+        self._stopped = threading.Event()
 
     def start(self) -> None:
-        """Begin to read, if there is a sensor."""
-        if not isinstance(self._sensor, UnknownPower):
-            threading.Thread(target=self._read, args=(self._sensor,), name="power", daemon=True).start()
+        """Look for the sensor, and begin to read it."""
+        threading.Thread(target=self._open, name="power-sensor", daemon=True).start()
 
     def stop(self) -> None:
         """Read no more."""
-        self._stop.set()
+        self._stopped.set()
+        recorder = self._recorder
+        if recorder is not None:
+            recorder.stop()
+            recorder.sensor.close()
 
-    def _read(self, sensor: PowerSensor) -> None:
-        while not self._stop.wait(max(_PERIOD_S, sensor.period_ms / 1000)):
-            self._readings_mw.append(sensor.read_mw())
+    def _open(self) -> None:
+        sensor = self._open_sensor()
+        if isinstance(sensor, UnknownPower):
+            self._unknown = sensor.reason
+            return
+        recorder = Recorder(sensor, self._clock)
+        recorder.start()
+        self._recorder = recorder
+        if self._stopped.is_set():
+            self.stop()
 
-    def take(self, *, inferences: int, busy_s: float, window_s: float) -> Power:
-        """Return the power since the last call, or why it is unknown."""
-        if isinstance(self._sensor, UnknownPower):
-            return unknown_power(self._sensor.reason)
-        readings = [self._readings_mw.popleft() for _ in range(len(self._readings_mw))]
-        if inferences == 0:
+    def take(self, *, inferences: int) -> Power:
+        """Return the power since the last figure, or why it is unknown; called at the end of each window.
+
+        Args:
+            inferences: of this window.
+        """
+        recorder, now_s = self._recorder, self._clock()
+        if recorder is None:
+            self._measuring = _Measuring(now_s)
+            return unknown_power(self._unknown)
+        since = _Measuring(self._measuring.start_s, self._measuring.inferences + inferences)
+        span = recorder.span(since.start_s, now_s)
+        period_s = period_seen(span.readings, recorder.sensor)
+        found = level(span, recorder.sensor, period_s, recorder.fault)
+        enough = span.duration_s >= MIN_PERIODS * max(period_s, recorder.sensor.interval_s)
+        if enough or span.duration_s > _LONGEST_S:
+            self._measuring = _Measuring(now_s)
+            recorder.forget(now_s)
+        else:
+            self._measuring = since
+        if isinstance(found, UnknownPower):
+            return unknown_power(found.reason)
+        if since.inferences == 0:
+            self._idle, self._idle_from = idle_of(found), "the last quiet time"
             return unknown_power("nothing was inferred in this window")
-        power = average_power(self._sensor, readings, inferences, busy_s)
-        if power.method == "none" or busy_s >= _BUSY_SHARE * window_s:
+        power = energy_of([Run(found, since.inferences)], self._idle, recorder.sensor, period_s)
+        if self._idle is None:
             return power
-        reason = f"the model computed for {busy_s:.2f} s of {window_s:.2f} s, so energy per inference is not told"
-        return power.model_copy(update={"energy_per_inference_mj": None, "reason": reason})
+        told = f"idle power is from {self._idle_from}, so its drift since then is not in the uncertainty"
+        return power.model_copy(update={"reason": "; ".join(filter(None, (power.reason, told)))})
+
+
+def _idle_of_race(race: Power | None) -> Idle | None:
+    if race is None or race.idle_power_mw is None:
+        return None
+    sigma_mw = race.idle_power_mw * _RACE_SIGMA
+    return Idle(race.idle_power_mw, sigma_mw, sigma_mw)

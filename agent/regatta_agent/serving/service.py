@@ -76,6 +76,7 @@ class Service:
         self._infer_paths = {self._path("infer", versioned=False), self._path("infer", versioned=True)}
         self.placed: PlacedModel | None = None
         self.draining = False
+        self.degraded: str | None = None  # why another than the winner serves
 
     def _path(self, action: str, *, versioned: bool) -> str:
         return f"/v2/models/{self._model}{f'/versions/{self._version}' if versioned else ''}/{action}"
@@ -142,10 +143,17 @@ class Service:
         if self.placed is None:
             return _not_ready()
         parameters: dict[str, Any] = {"placement": self._tally.placement.candidate_id}
+        if self.degraded is not None:
+            parameters["degraded"] = self.degraded
         return json_response(self.placed.interface.metadata(self._model, self._version, parameters))
 
     def _metrics(self) -> Response:
-        text = openmetrics(self._tally, pending=self._engine.pending, connections=self._connections())
+        text = openmetrics(
+            self._tally,
+            pending=self._engine.pending,
+            connections=self._connections(),
+            degraded=self.degraded is not None,
+        )
         return Response(200, text.encode(), CONTENT_TYPE.encode())
 
     def _judge(self, request: Request) -> Response:

@@ -8,9 +8,13 @@ from pydantic import Field
 
 from regatta_protocol.errors import Misuse
 from regatta_protocol.ids import ModelNameField
+from regatta_protocol.measurement import Latency, Power
 from regatta_protocol.wire import Wire
+from regatta_runtimes.candidate import Plugin
+from regatta_runtimes.fpga.files import OverlayFiles
+from regatta_runtimes.power.settings import PowerSettings
 
-__all__ = ["MAX_SOCKET_PATH_BYTES", "MAX_SPEC_BYTES", "ServeLimits", "ServeSpec", "check_socket_path"]
+__all__ = ["MAX_SOCKET_PATH_BYTES", "MAX_SPEC_BYTES", "Contender", "ServeLimits", "ServeSpec", "check_socket_path"]
 
 MAX_SPEC_BYTES = 65_536
 MAX_SOCKET_PATH_BYTES = 107  # sun_path of unix(7) is 108 bytes with its closing zero
@@ -31,22 +35,54 @@ class ServeLimits(Wire):
     drain_s: float = Field(default=10.0, gt=0)  # and at the latest after this
     hang_s: float = Field(default=30.0, gt=0)  # a single inference that takes longer ends the worker
     self_test_s: float = Field(default=60.0, gt=0)  # loading and self-test; a GPU's first inference takes seconds
+    open_s: float = Field(default=20.0, gt=0)  # one answer of a runner until it is tested, its first inference included
+    runner_bytes: int = Field(default=1 << 30, ge=64 << 20)  # memory of a runner, as of a candidate in the race
+    checkup_s: float = Field(default=60.0, gt=0)  # between checks of a runner's outputs against golden samples
+    retry_base_s: float = Field(default=2.0, gt=0)  # the winner is retried after a wait that doubles up to the cap
+    retry_cap_s: float = Field(default=1800.0, gt=0)
+    retries_per_day: int = Field(default=24, ge=1, le=200)
+
+
+class Contender(Wire):
+    """A candidate that may serve, with what is needed to open it and what it did in the race."""
+
+    candidate_id: str  # runtime/variant/delegate/tN
+    variant_path: Path
+    plugin: Plugin | None = None
+    latency: Latency | None = None
 
 
 class ServeSpec(Wire):
-    """One worker: which candidate of which version, and where it listens."""
+    """One worker: which candidate of which version, who stands in for it, and where it listens."""
 
     model: ModelNameField
     version: int = Field(ge=1)
     candidate_id: str  # runtime/variant/delegate/tN
     variant_path: Path
+    plugin: Plugin | None = None
+    latency: Latency | None = None  # of the candidate in the race
+    standbys: tuple[Contender, ...] = Field(default=(), max_length=8)  # who takes over, best first
+    guarded: bool = False  # run the candidate in a process of its own even when it computes on the processor
+    resting: str | None = None  # why the first standby serves from the start; the candidate is retried later
+    max_slowdown: float = Field(default=3.0, gt=1)
+    retried: tuple[float, ...] = Field(default=(), max_length=200)  # seconds since 1970, of the last day
+    overlay: OverlayFiles | None = None  # loaded into the FPGA before a candidate with its delegate is opened
+    sysroot: Path = Path("/")  # where /sys and /lib/firmware are
     manifest_path: Path | None = None
     labels_path: Path | None = None
     golden_path: Path | None = None
     socket_path: Path
     tcp: str | None = None  # HOST:PORT on loopback; port 0 takes a free one, told in the ready event
     window_s: float = Field(default=5.0, gt=0, le=3600)
+    power: PowerSettings = PowerSettings()
+    race_power: Power | None = None  # what the race measured of this candidate
     limits: ServeLimits = ServeLimits()
+
+    def winner(self) -> Contender:
+        """Return the candidate that shall serve when it can."""
+        return Contender(
+            candidate_id=self.candidate_id, variant_path=self.variant_path, plugin=self.plugin, latency=self.latency
+        )
 
 
 def check_socket_path(path: Path) -> None:

@@ -52,7 +52,6 @@ class Tally:
     start: float  # seconds since 1970, of the running window
     requests: int = 0
     errors: int = 0
-    busy_ns: int = 0  # inside the runtime, in the running window
     latency_counts: dict[int, int] = field(default_factory=dict)
     outcomes: dict[Outcome, int] = field(default_factory=lambda: dict.fromkeys(Outcome, 0))
     all_latency_counts: dict[int, int] = field(default_factory=dict)
@@ -69,7 +68,6 @@ class Tally:
             self.total_ns += timing.total_ns
             self.queue_ns += timing.queue_ns
             self.compute_ns += timing.compute_ns
-            self.busy_ns += timing.compute_ns
         elif outcome is Outcome.FAILURE:
             self.requests += 1
             self.errors += 1
@@ -89,7 +87,7 @@ class Tally:
             power=power,
         )
         self.all_latency_counts = self.latency_so_far()
-        self.start, self.requests, self.errors, self.busy_ns, self.latency_counts = now, 0, 0, 0, {}
+        self.start, self.requests, self.errors, self.latency_counts = now, 0, 0, {}
         return closed
 
     def latency_so_far(self) -> dict[int, int]:

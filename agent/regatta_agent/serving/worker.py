@@ -22,35 +22,43 @@ import stat
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import Any
+from random import Random
+from typing import Any, TypeVar, cast
 
 from pydantic import BaseModel
 
+from regatta_agent.serving.caretaker import Caretaker
 from regatta_agent.serving.engine import Engine, Finished
-from regatta_agent.serving.events import Failed, Ready, SelfTest, family_of
+from regatta_agent.serving.events import Failed, Ready, family_of
+from regatta_agent.serving.failover import Failover, Opened, Switch
 from regatta_agent.serving.feedback import Feedback
 from regatta_agent.serving.http import HttpServer
 from regatta_agent.serving.interface import body_limit_bytes
 from regatta_agent.serving.placed import PlacedModel, open_placed
 from regatta_agent.serving.power import PowerMeter
+from regatta_agent.serving.seat import is_guarded
 from regatta_agent.serving.service import Service
 from regatta_agent.serving.spec import MAX_SPEC_BYTES, ServeSpec, check_socket_path
 from regatta_agent.serving.window import Placement, Tally
 from regatta_protocol.codec import decode
 from regatta_protocol.durable import read_bounded
 from regatta_protocol.errors import Misuse, RegattaError, Rejected, Retryable
-from regatta_runtimes.backends.interpreter import RESOLVERS
-from regatta_runtimes.candidate import parse_candidate_id
 from regatta_runtimes.parent import die_with_parent
-from regatta_runtimes.power import find_sensor
+from regatta_runtimes.power import open_sensor
 
 __all__ = ["contain", "main"]
 
 logger = logging.getLogger(__name__)
 
+T = TypeVar("T")
+_Placed = tuple[PlacedModel, Failover, Opened]
+
 _SWEEP_S = 0.5
+_HANG_LOOK_S, _HANG_LOOKS = 0.05, 4
 _DRAIN_POLL_S = 0.02
 _BRIEF_NS = 1_000_000  # what the loop may be kept from other connections; wake-ups of a thread cost 0.03 ms
 _BACKLOG = 128
@@ -162,12 +170,13 @@ class Worker:
         self._started_ns = started_ns
         self._loop = asyncio.get_running_loop()
         self._stop = asyncio.Event()
-        # A delegate on the processor does not mind which thread calls it; a GPU's context may belong to one.
-        brief_ns = _BRIEF_NS if parse_candidate_id(spec.candidate_id).delegate in RESOLVERS else 0
+        # A delegate on the processor does not mind which thread calls it; what is asked of a runner may take long.
+        brief_ns = 0 if is_guarded(spec.candidate_id, spec.guarded) else _BRIEF_NS
         self._engine = Engine(self._loop, spec.limits.queue_length, brief_ns)
         self._tally = Tally(Placement(spec.model, spec.version, spec.candidate_id), start=time.time())
         self._feedback = Feedback()
-        self._meter = PowerMeter(find_sensor())
+        self._caretaker: Caretaker | None = None
+        self._meter = PowerMeter(partial(open_sensor, spec.power), spec.race_power)
         self._service = Service(self._engine, self._tally, self._feedback, lambda: len(self._server.connections))
         self._server = HttpServer(self._service.handle, spec.limits, body_limit_bytes=MAX_SPEC_BYTES)
 
@@ -210,30 +219,33 @@ class Worker:
 
     async def _serve(self, tcp: socket.socket | None) -> None:
         self._engine.start()
-        loaded: asyncio.Future[Finished[tuple[PlacedModel, SelfTest]]] = self._loop.create_future()
-        self._engine.submit(lambda: open_placed(self._spec), loaded.set_result)
+        loaded: asyncio.Future[Finished[_Placed]] = self._loop.create_future()
+        self._engine.submit(lambda: open_placed(self._spec, self._switching, self._slow), loaded.set_result)
         finished = await self._until_loaded(loaded)
         if finished is None:
             return
         if finished.error is not None:
             raise finished.error
         assert finished.value is not None
-        placed, self_test = finished.value
+        placed, failover, opened = finished.value
         limit = self._spec.limits.body_bytes or body_limit_bytes(placed.interface.inputs)
         self._server.body_limit_bytes = limit
         self._service.placed = placed
         self._meter.start()
-        threading.Thread(target=self._watch_for_hang, name="watch", daemon=True).start()
+        threading.Thread(target=self._watch_for_hang, args=(failover,), name="watch", daemon=True).start()
         self._tally.start = time.time()
         address = None if tcp is None else "{}:{}".format(*tcp.getsockname()[:2])
         load_us = (finished.ended_ns - self._started_ns) / 1000
-        self._reporter.tell(Ready(load_us=load_us, self_test=self_test, tcp=address))
+        self._reporter.tell(Ready(load_us=load_us, self_test=opened.self_test, tcp=address))
         logger.info("event=ready model=%s version=%s load_us=%.0f", self._spec.model, self._spec.version, load_us)
+        rng = Random()  # noqa: S311 - jitter, not secrets
+        self._caretaker = Caretaker(self._spec, failover, self._on_engine, self._reporter.tell, rng)
+        if opened.degraded is not None:
+            self._switched(Switch(self._spec.candidate_id, failover.serving.id, opened.degraded, time.time()))
+        self._caretaker.start()
         await self._tick_until_stopped()
 
-    async def _until_loaded(
-        self, loaded: asyncio.Future[Finished[tuple[PlacedModel, SelfTest]]]
-    ) -> Finished[tuple[PlacedModel, SelfTest]] | None:
+    async def _until_loaded(self, loaded: asyncio.Future[Finished[_Placed]]) -> Finished[_Placed] | None:
         """Return what came of loading, or None when told to stop before."""
         stopping = asyncio.ensure_future(self._stop.wait())
         limit_s = self._spec.limits.self_test_s
@@ -257,20 +269,60 @@ class Worker:
                 self._close_window()
                 window_ends += self._spec.window_s
 
-    def _watch_for_hang(self) -> None:
-        """End the process when an inference hangs; on a thread of its own, for the loop's may be what hangs."""
-        limit_s, pause = self._spec.limits.hang_s, threading.Event()
-        while self._engine.running_s() <= limit_s:
-            pause.wait(min(_SWEEP_S, limit_s))
-        error = Hung(f"an inference of {self._spec.candidate_id} has not ended after {limit_s:g} s")
+    def _switching(self, switch: Switch) -> None:
+        """Have the loop told of a change of places, before the request that it was made for is answered."""
+        self._loop.call_soon_threadsafe(self._switched, switch)
+
+    def _switched(self, switch: Switch) -> None:
+        assert self._caretaker is not None
+        log = logger.info if switch.reason is None else logger.warning
+        log("event=switched placement=%s winner=%s reason=%s", switch.placement, switch.winner, switch.reason)
+        if self._tally.requests:
+            self._close_window()
+        self._tally.placement = replace(self._tally.placement, candidate_id=switch.placement)
+        self._service.degraded = switch.reason
+        self._reporter.tell(self._caretaker.switched(switch))
+
+    def _slow(self) -> None:
+        if self._caretaker is not None:
+            self._caretaker.slow()
+
+    def _on_engine(self, work: Callable[[], T]) -> T:
+        """Do `work` on the engine's thread, for the caretaker's; see OnEngine."""
+        answer: queue.SimpleQueue[Finished[T] | None] = queue.SimpleQueue()
+
+        def submit() -> None:
+            if not self._engine.submit(work, answer.put):
+                answer.put(None)
+
+        self._loop.call_soon_threadsafe(submit)
+        try:
+            finished = answer.get(timeout=self._spec.limits.hang_s)
+        except queue.Empty:
+            finished = None
+        if finished is None:
+            raise Retryable("the engine is busy: it is asked again later")
+        if finished.error is not None:
+            raise finished.error
+        return cast(T, finished.value)
+
+    def _watch_for_hang(self, failover: Failover) -> None:
+        """End the process when an inference in it hangs; on a thread of its own, for the loop's may be what hangs.
+
+        It must be found hanging several times in a row: a process that was stopped has not computed meanwhile.
+        """
+        limit_s, pause, found = self._spec.limits.hang_s, threading.Event(), 0
+        while found < _HANG_LOOKS:
+            pause.wait(min(_HANG_LOOK_S, limit_s))
+            stuck = self._engine.running_s() > limit_s or failover.stuck_s(limit_s) > 0
+            found = found + 1 if stuck else 0
+        error = Hung(f"an inference of {failover.serving.id} has not ended after {failover.hang_s(limit_s):g} s")
         self._spec.socket_path.unlink(missing_ok=True)
         os._exit(_fail(error, self._reporter))
 
     def _close_window(self) -> None:
         tally, now = self._tally, time.time()
-        power = self._meter.take(
-            inferences=tally.requests - tally.errors, busy_s=tally.busy_ns / 1e9, window_s=now - tally.start
-        )
+        power = self._meter.take(inferences=tally.requests - tally.errors)
         self._reporter.tell(tally.close(now, self._feedback.take(), power))
 
     async def _drain(self, servers: Sequence[asyncio.AbstractServer]) -> None:
@@ -290,6 +342,8 @@ class Worker:
         await asyncio.sleep(0)
         self._close_window()
         self._meter.stop()
+        if self._caretaker is not None:
+            self._caretaker.stop(timeout_s=1.0)
         if self._engine.stop(timeout_s=1.0) and self._service.placed is not None:
             self._service.placed.close()
         logger.info("event=drained model=%s seconds=%.3f", self._spec.model, self._loop.time() - began)

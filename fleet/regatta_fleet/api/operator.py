@@ -16,7 +16,7 @@ from fastapi import APIRouter, Depends, FastAPI, Path, Query, Request, Response
 from fastapi.concurrency import run_in_threadpool
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 
-from regatta_fleet import rolling
+from regatta_fleet import governing, rolling
 from regatta_fleet.api.limits import BodyLimit
 from regatta_fleet.api.problems import ANSWERS, answer_with_problems
 from regatta_fleet.blobs import BlobStore
@@ -31,6 +31,7 @@ from regatta_fleet.schemas import (
     DeviceSummary,
     FleetEvent,
     FleetStatus,
+    GroupPolicy,
     ModelSummary,
     RolloutDetail,
     RolloutRequest,
@@ -42,6 +43,7 @@ from regatta_fleet.views import Views
 from regatta_protocol.errors import Rejected, TooLarge
 from regatta_protocol.ids import DeviceId, DeviceIdField, Digest, DigestField, ModelNameField, ModelRef
 from regatta_protocol.manifest import MAX_FILE_BYTES, Manifest
+from regatta_protocol.policy import Policy
 
 __all__ = ["OperatorParts", "operator_app"]
 
@@ -49,6 +51,7 @@ _MAX_BODY_BYTES = 1024 * 1024  # a draft of 64 variants takes some 100 kB
 _BLOBS = "/api/v1/blobs/"
 _BEARER = HTTPBearer(auto_error=False, description="The token of server.json")
 _RolloutId = Annotated[str, Path(max_length=64)]
+_Group = Annotated[str, Path(pattern=r"^[a-z0-9][a-z0-9-]{0,63}$")]
 _Version = Annotated[int, Path(ge=1, lt=2**31)]
 
 
@@ -90,6 +93,7 @@ def operator_app(parts: OperatorParts) -> FastAPI:
     _add_fleet(guarded, parts)
     _add_models(guarded, parts)
     _add_rollouts(guarded, parts)
+    _add_policies(guarded, parts)
     app.include_router(guarded)
     _add_page(app, parts)
     return app
@@ -220,6 +224,37 @@ def _add_rollouts(api: APIRouter, parts: OperatorParts) -> None:
 
         parts.controller.call(carry_out)
         return parts.views.rollout(identifier)
+
+
+def _add_policies(api: APIRouter, parts: OperatorParts) -> None:
+    @api.get("/policies", tags=["policies"], response_model_exclude_unset=True)
+    def policies() -> tuple[GroupPolicy, ...]:
+        """What is set for groups of devices, by group and model."""
+        with parts.database.read() as tx:
+            return governing.describe_policies(tx)
+
+    @api.put("/policies/{group}", tags=["policies"], response_model_exclude_unset=True)
+    def set_policy(group: _Group, policy: Policy, model: ModelNameField | None = None) -> GroupPolicy:
+        """Set the given fields for a group (`all`: every device) and a model, or every model."""
+
+        def carry_out() -> int:
+            with parts.database.write() as tx:
+                changed = governing.set_policy(tx, group, model, policy, parts.clock())
+            parts.controller.tell(changed)
+            return len(changed)
+
+        return GroupPolicy(group=group, model=model, policy=policy, devices=parts.controller.call(carry_out))
+
+    @api.delete("/policies/{group}", tags=["policies"], status_code=204)
+    def clear_policy(group: _Group, model: ModelNameField | None = None) -> None:
+        """Take away what is set for a group and a model."""
+
+        def carry_out() -> None:
+            with parts.database.write() as tx:
+                changed = governing.clear_policy(tx, group, model, parts.clock())
+            parts.controller.tell(changed)
+
+        parts.controller.call(carry_out)
 
 
 def _add_page(app: FastAPI, parts: OperatorParts) -> None:

@@ -28,6 +28,7 @@ _COMMANDS = {
     "events": ("regatta_fleet.cli.status", "events", "Show what happened in the fleet, oldest first."),
     "model": ("regatta_fleet.cli.model", "model", "Optimize, push, list and show models."),
     "device": ("regatta_fleet.cli.device", "device", "Enrol, list, show and revoke devices."),
+    "policy": ("regatta_fleet.cli.policy", "policy", "Set what groups of devices choose their placements by."),
     "rollout": ("regatta_fleet.cli.rollout", "rollout", "Send a version to devices in waves, and watch its gate."),
     "demo": (
         "regatta_fleet.demo",

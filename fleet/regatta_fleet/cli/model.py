@@ -5,27 +5,30 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from regatta_fleet import figures
 from regatta_fleet.cli import output, tables
 from regatta_fleet.cli.connection import connected, examples, home_option, json_option, open_client, url_option
-from regatta_fleet.cli.parsing import SHARE
+from regatta_fleet.cli.overlay import overlay_options
 from regatta_fleet.client import FleetClient
 from regatta_fleet.schemas import BundleDraft
 from regatta_protocol.errors import Rejected
 from regatta_protocol.ids import parse_model_name, parse_model_ref
-from regatta_protocol.manifest import Manifest, Policy
+from regatta_protocol.manifest import Manifest
+from regatta_runtimes.limits import limits_in_words
+from regatta_runtimes.objective import OBJECTIVES
+from regatta_runtimes.policy_options import given_policy, policy_options
 
 if TYPE_CHECKING:
     from regatta_fleet.bundle import Bundle
+    from regatta_fleet.overlay import OverlaySource
 
 __all__ = ["model", "push_bundle"]
 
 _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
-_OBJECTIVES = {"latency-p50": "latency_p50", "latency-p99": "latency_p99", "energy": "energy"}
 
 
 @click.group()
@@ -37,6 +40,7 @@ def model() -> None:
     epilog=examples(
         "regatta model optimize digits.tflite --data digits.npz --output build/digits",
         "regatta model optimize vww.tflite --data tune.npz --evaluation test.npz --output build/vww --accuracy-drop 1%",
+        "regatta model optimize kws.tflite --data kws.npz --output build/kws --variants int8,mixed",
         "regatta model optimize digits.tflite --data digits.npz --output build/digits --name digits  # and push it",
     )
 )
@@ -53,8 +57,15 @@ def model() -> None:
 @click.option("--labels", type=_FILE, help="Labels, one a line, or INDEX LABEL a line.")
 @click.option("--mean", type=float, help="Of pictures: the model's input is (pixel - mean) * scale.")
 @click.option("--scale", type=float, help="See --mean.")
-@click.option("--objective", type=click.Choice(list(_OBJECTIVES)), help="What devices choose the placement by.")
-@click.option("--accuracy-drop", type=SHARE, help="How much accuracy a variant may lose [default: 2%].")
+@click.option(
+    "--variants",
+    default="standard",
+    show_default=True,
+    metavar="SET|NAMES",
+    help="quick, standard, all, or names with commas between: int8, int8-float-stem, int8-weights, int4-weights, "
+    "float16, int8-dynamic, int8-pruned, mixed.",
+)
+@policy_options
 @click.option("--replace", is_flag=True, help="Put it in place of the bundle that --output holds.")
 @click.option("--name", help="Also push the bundle to the fleet, as this model's next version.")
 @home_option
@@ -68,22 +79,27 @@ def optimize(
     labels: Path | None,
     mean: float | None,
     scale: float | None,
-    objective: str | None,
-    accuracy_drop: float | None,
+    variants: str,
     replace: bool,
     name: str | None,
     home: Path | None,
     url: str | None,
     as_json: bool,
+    **options: Any,  # noqa: ANN401 - the policy's options
 ) -> None:
     """Make smaller and faster variants of a float model, and keep those that are accurate enough.
 
-    Writes a bundle and its report to --output: the float original, static int8, and filter-pruned int8, each measured
-    beside the original on samples that did not tune it. Variants over the accuracy budget are left out, with the
-    reason in the report.
+    Writes a bundle and its report to --output: the float original and the variants, each measured beside the original
+    on samples that did not tune it. Variants over the accuracy budget are left out, with the reason in the report.
+
+    The quick set is int8 and int8-pruned (filters taken out, refitted); standard adds int8-weights and float16, which
+    are smaller than float and as accurate, and int8-float-stem, which is faster than int8 where a convolution is over
+    a single channel; all adds int4-weights, int8-dynamic and mixed (a precision for each layer, the fewest bytes
+    within the budget), which are smaller yet and often slower.
     """
     from regatta_fleet.bundle import Bundle, BundleSource
     from regatta_fleet.optimize.pipeline import optimize as run
+    from regatta_fleet.optimize.trials import parse_variants
 
     known = None if name is None else parse_model_name(name)
     given = BundleSource(
@@ -91,9 +107,10 @@ def optimize(
         evaluation=evaluation,
         mean=mean,
         scale=scale,
-        policy=Policy.model_validate(_policy(objective, accuracy_drop)),
+        policy=given_policy(options),
     )
-    report = run(source, data, output_folder, given, progress=say_step(), replace=replace)
+    chosen = parse_variants(variants)
+    report = run(source, data, output_folder, given, variants=chosen, progress=say_step(), replace=replace)
     manifest = None
     if known is not None:
         with open_client(home, url) as client:
@@ -116,6 +133,8 @@ def optimize(
         "regatta model push int8.tflite --name cats --variant int8_edgetpu.tflite --evaluation cats.npz",
         "regatta model push float.tflite --name vww --mean 127.5 --scale 0.00784314 --objective energy",
         "regatta model push build/digits --name digits",
+        "regatta model push cats.tflite --name cats --overlay dpu --bitstream dpu.bit.bin "
+        "--device-tree-overlay dpu.dtbo --overlay-delegate mydpu",
     )
 )
 @click.argument("source", type=click.Path(exists=True, path_type=Path), metavar="MODEL.tflite|BUNDLE_DIR")
@@ -125,12 +144,13 @@ def optimize(
 @click.option("--variant", "variants", type=_FILE, multiple=True, help="Another .tflite of the same model; may repeat.")
 @click.option("--mean", type=float, help="Of pictures: the model's input is (pixel - mean) * scale.")
 @click.option("--scale", type=float, help="See --mean.")
-@click.option("--objective", type=click.Choice(list(_OBJECTIVES)), help="What devices choose the placement by.")
-@click.option("--accuracy-drop", type=SHARE, help="How much accuracy a variant may lose against the best one.")
+@policy_options
+@overlay_options
 @json_option
 @connected
 def push(
     client: FleetClient,
+    /,
     source: Path,
     name: str,
     labels: Path | None,
@@ -138,9 +158,9 @@ def push(
     variants: tuple[Path, ...],
     mean: float | None,
     scale: float | None,
-    objective: str | None,
-    accuracy_drop: float | None,
+    overlay: OverlaySource | None,
     as_json: bool,
+    **options: Any,  # noqa: ANN401 - the policy's options
 ) -> None:
     """Store a model file, or a bundle that `optimize` made, as the next version.
 
@@ -150,13 +170,15 @@ def push(
     from regatta_fleet.bundle import Bundle, BundleSource, bundle_from_model
 
     known = parse_model_name(name)
-    policy = _policy(objective, accuracy_drop)
+    policy = given_policy(options).model_dump(exclude_unset=True)
     if source.is_dir():
-        if labels or evaluation or variants or mean is not None or scale is not None:
+        if labels or evaluation or variants or overlay or mean is not None or scale is not None:
             raise click.UsageError("a bundle has its labels, evaluation set and input already: give no such option")
         manifest = push_bundle(client, known, Bundle.open(source), policy)
     else:
-        given = BundleSource(labels=labels, evaluation=evaluation, variants=variants, mean=mean, scale=scale)
+        given = BundleSource(
+            labels=labels, evaluation=evaluation, variants=variants, mean=mean, scale=scale, overlay=overlay
+        )
         with tempfile.TemporaryDirectory(prefix="regatta-push-") as scratch:
             bundle = bundle_from_model(source, Path(scratch) / "bundle", given, progress=say_step())
             manifest = push_bundle(client, known, bundle, policy)
@@ -202,11 +224,11 @@ def show(client: FleetClient, name: str, as_json: bool) -> None:
         ("lineage", " → ".join(manifest.lineage) or "unknown"),
         ("task", manifest.task),
         ("input", _input_words(manifest)),
+        ("overlay", _overlay_words(manifest)),
         ("evaluation", figures.size(manifest.evaluation.size_bytes) if manifest.evaluation else "none"),
         (
             "policy",
-            f"{manifest.policy.objective.replace('_', ' ')}, "
-            f"accuracy drop ≤ {figures.share(manifest.policy.max_accuracy_drop)}",
+            f"{OBJECTIVES[manifest.policy.objective]}, {', '.join(limits_in_words(manifest.policy))}",
         ),
     )
     output.line(f"Model {manifest.ref}")
@@ -248,13 +270,12 @@ def say_step() -> Callable[[str, float], None]:
     return say
 
 
-def _policy(objective: str | None, accuracy_drop: float | None) -> dict[str, object]:
-    policy: dict[str, object] = {}
-    if objective is not None:
-        policy["objective"] = _OBJECTIVES[objective]
-    if accuracy_drop is not None:
-        policy["max_accuracy_drop"] = accuracy_drop
-    return policy
+def _overlay_words(manifest: Manifest) -> str:
+    overlay = next((variant.overlay for variant in manifest.variants if variant.overlay is not None), None)
+    if overlay is None:
+        return "none"
+    tree = "" if overlay.dtbo is None else f", device tree {figures.size(overlay.dtbo.size_bytes)}"
+    return f"{overlay.name} for {overlay.delegate}, bitstream {figures.size(overlay.bitstream.size_bytes)}{tree}"
 
 
 def _input_words(manifest: Manifest) -> str:

@@ -1,4 +1,4 @@
-"""Durations, percentages, waves and gates as people write them, and click's types made of these parsers.
+"""Waves and gates as people write them, and click's types made of these parsers.
 
 Pure. Every refusal says what was read and shows a right example.
 """
@@ -11,6 +11,7 @@ from collections.abc import Callable
 import click
 
 from regatta_protocol.errors import Rejected
+from regatta_protocol.quantity import parse_duration, parse_share
 
 __all__ = [
     "DURATION",
@@ -19,23 +20,10 @@ __all__ = [
     "SHARE",
     "WAVES",
     "GateSetting",
-    "parse_duration",
     "parse_gate",
-    "parse_share",
     "parse_waves",
 ]
 
-_UNIT_S = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86_400.0, "w": 604_800.0}
-_UNIT_NAMES = {
-    **{name: unit for unit in _UNIT_S for name in (unit,)},
-    **dict.fromkeys(("millisecond", "milliseconds"), "ms"),
-    **dict.fromkeys(("sec", "secs", "second", "seconds"), "s"),
-    **dict.fromkeys(("min", "mins", "minute", "minutes"), "m"),
-    **dict.fromkeys(("hr", "hrs", "hour", "hours"), "h"),
-    **dict.fromkeys(("day", "days"), "d"),
-    **dict.fromkeys(("week", "weeks"), "w"),
-}
-_DURATION_PART = re.compile(r"(\d+(?:\.\d+)?)\s*([a-z]*)\s*")
 _NUMBER = re.compile(r"\d+(?:\.\d+)?|\.\d+")
 
 # The command line's names of GateConfig's fields.
@@ -48,44 +36,6 @@ GATE_KEYS = {
 }
 
 GateSetting = tuple[str, "float | str"]
-
-
-def parse_duration(text: str) -> float:
-    """Return the seconds of `90`, `90s`, `500ms`, `1h30m`, `2 days`.
-
-    Raises:
-        Rejected: when it is no duration.
-    """
-    rest, total_s, found = text.strip().lower(), 0.0, 0
-    while rest:
-        match = _DURATION_PART.match(rest)
-        unit = _UNIT_NAMES.get(match[2] or "s") if match else None
-        if match is None or unit is None or (not match[2] and (found or match.end() < len(rest))):
-            found = 0
-            break
-        total_s += float(match[1]) * _UNIT_S[unit]
-        rest, found = rest[match.end() :], found + 1
-    if not found:
-        raise Rejected(f"{text[:60]!r} is no duration: write for example 90s, 5m, 1h30m or 2d")
-    return total_s
-
-
-def parse_share(text: str) -> float:
-    """Return the share in [0, 1] of `10%`, `10 %` or `0.1`.
-
-    Raises:
-        Rejected: when it is no share. A bare number above 1 is refused, as it may be meant either way.
-    """
-    plain = text.strip()
-    percent = plain.endswith("%")
-    number = plain[:-1].strip() if percent else plain
-    if _NUMBER.fullmatch(number) is None:
-        raise Rejected(f"{text[:60]!r} is no share: write for example 10% or 0.1")
-    value = float(number) / 100 if percent else float(number)
-    if value > 1:
-        hint = f"write {number}% if you mean percent" if not percent and value <= 100 else "the whole is 100%"
-        raise Rejected(f"{text[:60]!r} is more than the whole: {hint}")
-    return value
 
 
 def parse_waves(text: str) -> tuple[float, ...]:

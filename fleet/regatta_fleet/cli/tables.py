@@ -13,6 +13,7 @@ from regatta_fleet.schemas import (
     DeviceModel,
     DeviceSummary,
     FleetEvent,
+    GroupPolicy,
     ModelSummary,
     RolloutDetail,
     RolloutState,
@@ -22,6 +23,7 @@ from regatta_fleet.schemas import (
 from regatta_protocol.manifest import Manifest
 from regatta_protocol.measurement import BoardFacts, Outcome, RaceReport
 from regatta_protocol.messages import InstallState
+from regatta_runtimes.policy_options import options_text
 from regatta_runtimes.report import ranked
 
 if TYPE_CHECKING:
@@ -36,6 +38,7 @@ __all__ = [
     "model_devices",
     "models",
     "optimized",
+    "policies",
     "race",
     "races",
     "rollouts",
@@ -68,9 +71,12 @@ def _model_cells(model: DeviceModel, *, interval: bool = True) -> tuple[Cell | s
     power = served.power if served and served.power else model.power
     accuracy = served.feedback if served and served.feedback else model.accuracy
     style: Style = "good" if model.serving else "bad" if model.state in _FAILED else ""
+    state = "serving" if model.serving else str(model.state).replace("_", " ")
+    if model.serving and model.degraded is not None:
+        state, style = "degraded", "warn"
     return (
         f"{model.name}:{model.version}",
-        Cell("serving" if model.serving else str(model.state).replace("_", " "), style),
+        Cell(state, style),
         model.placement or figures.NOTHING,
         figures.latency(p50_us),
         figures.latency(p99_us),
@@ -95,23 +101,29 @@ _MODEL_COLUMNS = (
 def devices(found: Iterable[DeviceSummary], now: float) -> Table:
     """Return one row for each device and model on it."""
     rows: list[tuple[Cell | str, ...]] = []
+    notes: list[str] = []
     for device in found:
         style: Style = "good" if device.up else "bad" if device.revoked else "warn"
         head: tuple[Cell | str, ...] = (device.id, device.group, Cell(verdicts.up_since(device, now), style))
         for number, model in enumerate(verdicts.shown_models(device)):
             rows.append((*(head if number == 0 else ("", "", "")), *_model_cells(model, interval=False)))
+            if model.serving and model.degraded is not None:
+                notes.append(
+                    f"{device.id} serves {model.name}:{model.version} degraded: {figures.one_line(model.degraded)}"
+                )
         if not device.models:
             rows.append((*head, *(figures.NOTHING for _ in _MODEL_COLUMNS)))
     return Table(
         (Column("DEVICE"), Column("GROUP", leave_out=2), Column("UP"), *_MODEL_COLUMNS),
         tuple(rows),
+        notes=tuple(notes),
         empty="no devices yet: `regatta device token` makes a token for `regatta-agent enroll`",
     )
 
 
 def device_models(device: DeviceSummary) -> Table:
     """Return what the device reported of each model, with the reasons."""
-    rows = tuple((*_model_cells(model), model.reason or "") for model in device.models)
+    rows = tuple((*_model_cells(model), model.degraded or model.reason or "") for model in device.models)
     return Table(
         (*_MODEL_COLUMNS, Column("REASON", wide=True)),
         rows,
@@ -148,6 +160,7 @@ def race(report: RaceReport) -> Table:
                 figures.latency(result.latency.p99_us if result.latency else None),
                 figures.latency(result.first_us),
                 figures.accuracy(result.accuracy, interval=False),
+                figures.lost(result.accuracy_drop),
                 figures.energy(result.power) if result.power.method != "none" else "unknown",
                 figures.size(result.peak_rss_bytes),
                 Cell(verdicts.candidate_verdict(result, report), style),
@@ -160,6 +173,7 @@ def race(report: RaceReport) -> Table:
             Column("P99", right=True),
             Column("FIRST", right=True, leave_out=2),
             Column("ACCURACY", right=True),
+            Column("LOST", right=True),
             Column("ENERGY", right=True, leave_out=3),
             Column("MEMORY", right=True, leave_out=1),
             Column("VERDICT", wide=True),
@@ -167,7 +181,7 @@ def race(report: RaceReport) -> Table:
         tuple(rows),
         title=f"Race of {report.model}:{report.version} ({verdicts.race_took(report)}, by {report.objective})",
         empty="no candidates",
-        notes=(report.reason,),
+        notes=(report.reason, *verdicts.front(report)),
     )
 
 
@@ -277,7 +291,9 @@ def optimized(report: OptimizeReport) -> Table:
 
 def model_devices(detail: VersionDetail) -> Table:
     """Return the devices of a version."""
-    rows = tuple((model.device, *_model_cells(model)[1:], model.reason or "") for model in detail.devices)
+    rows = tuple(
+        (model.device, *_model_cells(model)[1:], model.degraded or model.reason or "") for model in detail.devices
+    )
     return Table(
         (Column("DEVICE"), *_MODEL_COLUMNS[1:], Column("REASON", wide=True)),
         rows,
@@ -349,6 +365,19 @@ def events(found: Iterable[FleetEvent]) -> Table:
     rows = tuple((figures.clock(event.at), event.kind, event.device or "", event.text) for event in found)
     return Table(
         (Column("TIME"), Column("KIND"), Column("DEVICE"), Column("EVENT", wide=True)), rows, empty="nothing yet"
+    )
+
+
+def policies(found: Iterable[GroupPolicy]) -> Table:
+    """Return what is set for groups of devices, as the options that set it."""
+    rows = tuple(
+        (rule.group, rule.model or "every model", figures.count(rule.devices), options_text(rule.policy))
+        for rule in found
+    )
+    return Table(
+        (Column("GROUP"), Column("MODEL"), Column("DEVICES", right=True), Column("POLICY", wide=True)),
+        rows,
+        empty="nothing is set, so each bundle's own policy holds: `regatta policy set GROUP --objective …` sets one",
     )
 
 

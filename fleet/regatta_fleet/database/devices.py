@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from sqlalchemy import Connection, Row, delete, insert, select, update
 
 from regatta_fleet.core.cohorts import Member
+from regatta_fleet.core.policies import Rule, applying, resolve
+from regatta_fleet.database.models import get_version
+from regatta_fleet.database.policies import list_rules
 from regatta_fleet.database.tables import assignments, device_models, devices
 from regatta_protocol.codec import decode, encode
-from regatta_protocol.ids import DeviceId, ModelName
+from regatta_protocol.ids import DeviceId, ModelName, ModelRef
 from regatta_protocol.measurement import BoardFacts
 from regatta_protocol.messages import DesiredModel, ModelReport, Presence, Reported
+from regatta_protocol.policy import Policy
 
 __all__ = [
     "Desired",
@@ -20,6 +24,7 @@ __all__ = [
     "assign",
     "bump_generation",
     "enroll_device",
+    "find_assigned",
     "get_desired",
     "get_device",
     "list_device_reports",
@@ -199,6 +204,17 @@ def assign(tx: Connection, device: DeviceId, name: ModelName, desired: DesiredMo
     bump_generation(tx, device, now)
 
 
+def find_assigned(tx: Connection, *, group: str | None = None, name: ModelName | None = None) -> tuple[DeviceId, ...]:
+    """Return the devices that take part and shall run a model (or `name`), of all groups or one."""
+    query = select(devices.c.id).join(assignments, assignments.c.device == devices.c.id)
+    query = query.where(devices.c.revoked_at.is_(None)).distinct().order_by(devices.c.id)
+    if group is not None:
+        query = query.where(devices.c.group_name == group)
+    if name is not None:
+        query = query.where(assignments.c.name == name)
+    return tuple(tx.execute(query).scalars())
+
+
 def bump_generation(tx: Connection, device: DeviceId, now: float) -> None:
     """Make what the device shall run newer than all that was published before."""
     tx.execute(
@@ -211,7 +227,7 @@ def bump_generation(tx: Connection, device: DeviceId, now: float) -> None:
 def get_desired(tx: Connection, device: DeviceId) -> Desired | None:
     """Return what the device shall run, or None when it is unknown or revoked."""
     row = tx.execute(
-        select(devices.c.desired_generation, devices.c.desired_at).where(
+        select(devices.c.desired_generation, devices.c.desired_at, devices.c.group_name).where(
             devices.c.id == device, devices.c.revoked_at.is_(None)
         )
     ).one_or_none()
@@ -220,10 +236,25 @@ def get_desired(tx: Connection, device: DeviceId) -> Desired | None:
     wanted: Iterable[Row[tuple[object, ...]]] = tx.execute(
         select(assignments).where(assignments.c.device == device).order_by(assignments.c.name)
     )
+    rules = list_rules(tx)
     models = {
-        each.name: DesiredModel(version=each.version, rollout=each.rollout, trial_s=each.trial_s) for each in wanted
+        each.name: DesiredModel(
+            version=each.version,
+            rollout=each.rollout,
+            trial_s=each.trial_s,
+            policy=_policy(tx, ModelRef(each.name, each.version), applying(rules, row.group_name, each.name)),
+        )
+        for each in wanted
     }
     return Desired(device, row.desired_generation, row.desired_at, models)
+
+
+def _policy(tx: Connection, ref: ModelRef, rules: Sequence[Rule]) -> Policy | None:
+    """Return the policy to assign instead of the bundle's, or None when nothing is set for the device."""
+    if not rules:
+        return None
+    found = get_version(tx, ref)
+    return resolve(Policy() if found is None else found.manifest.policy, rules)
 
 
 def _device(row: Row[tuple[object, ...]]) -> DeviceRow:

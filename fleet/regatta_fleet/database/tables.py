@@ -29,6 +29,7 @@ __all__ = [
     "events",
     "metadata",
     "model_versions",
+    "policies",
     "race_results",
     "races",
     "rollout_devices",
@@ -194,6 +195,15 @@ races = Table(
     Column("at", Float, nullable=False),
     Column("report", Text, nullable=False),  # RaceReport
     Index(None, "device", "model"),
+)
+
+policies = Table(
+    "policies",
+    metadata,
+    Column("group_name", _ID, primary_key=True),  # "all": every device
+    Column("model", _ID, primary_key=True),  # "": every model
+    Column("policy", Text, nullable=False),  # the fields of Policy that are set
+    Column("updated_at", Float, nullable=False),
 )
 
 race_results = Table(

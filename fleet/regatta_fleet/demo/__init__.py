@@ -214,10 +214,12 @@ def _optimize(stage: Stage) -> Bundle:
     from regatta_fleet.examples import digits
     from regatta_fleet.examples.digits.data import calibration, evaluation
     from regatta_fleet.optimize.pipeline import optimize
+    from regatta_fleet.optimize.trials import VARIANT_SETS
 
     folder = stage.folder / "bundle-1"
     source = BundleSource(labels=digits.LABELS, evaluation=evaluation(stage.evaluation))
-    optimize(digits.MODEL, calibration(stage.folder / "calibration.npz"), folder, source, progress=say_step())
+    samples, chosen = calibration(stage.folder / "calibration.npz"), VARIANT_SETS["quick"]
+    optimize(digits.MODEL, samples, folder, source, variants=chosen, progress=say_step())
     return Bundle.open(folder)
 
 

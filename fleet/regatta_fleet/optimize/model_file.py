@@ -36,6 +36,8 @@ __all__ = [
     "read_model",
     "schema",
     "set_constant",
+    "tensor_name",
+    "text_of",
     "write_model",
 ]
 
@@ -62,6 +64,7 @@ _DTYPES: dict[int, npt.DTypeLike] = {
     schema.TensorType.UINT8: np.uint8,
     schema.TensorType.BOOL: np.bool_,
 }
+_RESOLVED_CUSTOM = {"AudioSpectrogram", "Mfcc", "NumericVerify", "TFLite_Detection_PostProcess"}  # kernels/register.cc
 _QUANTIZED_WEIGHT_TYPES = {"INT4", "INT8", "UINT8", "INT16"}
 
 
@@ -100,6 +103,7 @@ def parse_model(data: bytes, name: str = "the model") -> ModelTree:
         model = schema.ModelT.InitFromObj(schema.Model.GetRootAsModel(data, 0))
     except Exception as err:  # generated code fails in many ways on bytes that are cut off
         raise Rejected(f"{name} is cut off or damaged ({type(err).__name__}: {err}): fetch it again") from err
+    _take_in_data(model, data, name)
     _check_tree(model, name)
     return model
 
@@ -122,6 +126,18 @@ def operator_name(model: ModelTree, operator: Any) -> str:  # noqa: ANN401  # sc
     if code.builtinCode == schema.BuiltinOperator.CUSTOM:
         return (code.customCode or b"CUSTOM").decode(errors="replace")
     return _OPERATOR_NAMES.get(code.builtinCode, f"builtin {code.builtinCode}")
+
+
+def text_of(name: bytes | str | None) -> str:
+    """Return a name of the tree as text; flatbuffers gives bytes, and None for an absent one."""
+    if name is None:
+        return ""
+    return name if isinstance(name, str) else name.decode(errors="replace")
+
+
+def tensor_name(tensor: TensorTree) -> str:
+    """Return the tensor's name as text."""
+    return text_of(tensor.name)
 
 
 def constant(model: ModelTree, tensor: TensorTree) -> Array | None:
@@ -172,22 +188,29 @@ def check_float(model: ModelTree, name: str) -> None:
     """Refuse what the optimizer cannot start from.
 
     Raises:
-        Rejected: naming the tensor: several subgraphs or signatures, shapes that change beyond the batch, weights
-            that are quantized already, or weights that are NaN or infinite.
+        Rejected: naming the tensor or operator: several subgraphs or signatures, operators that no runtime has built
+            in, shapes that change beyond the batch, weights that are quantized already, NaN or infinite.
     """
     if len(model.subgraphs) != 1:
         raise Rejected(f"{name} has {len(model.subgraphs)} subgraphs (control flow): give a model with one")
     if len(model.signatureDefs or []) > 1:
         raise Rejected(f"{name} has {len(model.signatureDefs)} signatures: export it with the one that devices call")
     graph = model.subgraphs[0]
+    for operator in graph.operators:
+        code, kind = model.operatorCodes[operator.opcodeIndex].builtinCode, operator_name(model, operator)
+        if code == schema.BuiltinOperator.CUSTOM and kind not in _RESOLVED_CUSTOM:
+            made = ", ".join(repr(tensor_name(graph.tensors[index])) for index in operator.outputs)
+            raise Rejected(f"{name}: operator {kind}, which makes {made}, is not built in: convert without custom ops")
     for tensor in graph.tensors:
-        label = f"tensor {_text(tensor.name)!r}"
+        label = f"tensor {tensor_name(tensor)!r}"
         if tensor.shapeSignature is not None and any(int(size) < 0 for size in tensor.shapeSignature[1:]):
             raise Rejected(f"{name}: {label} has a dynamic shape {list(tensor.shapeSignature)}: export fixed shapes")
         kind = _TYPE_NAMES.get(tensor.type, "?")
         if kind in _QUANTIZED_WEIGHT_TYPES and tensor.quantization is not None and _has_scale(tensor.quantization):
             raise Rejected(f"{name} is quantized already ({label} is {kind}): give the float model it was made of")
         values = constant(model, tensor)
+        if values is not None and values.dtype == np.float16:
+            raise Rejected(f"{name} is float16 already ({label}): give the float32 model it was made of")
         if values is not None and values.dtype.kind == "f" and not np.isfinite(values).all():
             count = int((~np.isfinite(values)).sum())
             raise Rejected(f"{name}: {label} has {count} weights that are NaN or infinite: train or export it again")
@@ -195,7 +218,23 @@ def check_float(model: ModelTree, name: str) -> None:
         tensor = graph.tensors[index]
         if tensor.type != schema.TensorType.FLOAT32:
             kind = _TYPE_NAMES.get(tensor.type, "?")
-            raise Rejected(f"{name}: input {_text(tensor.name)!r} is {kind}: the optimizer starts from FLOAT32 inputs")
+            raise Rejected(f"{name}: input {tensor_name(tensor)!r} is {kind}: the optimizer starts from FLOAT32 inputs")
+
+
+def _take_in_data(model: ModelTree, data: bytes, name: str) -> None:
+    """Put what lies behind the flatbuffer into the tree: schema.fbs, Buffer.offset and size, for files near 2 GiB.
+
+    ai-edge-quantizer writes some far smaller files so (VWW in float16).
+    """
+    for place, buffer in enumerate(model.buffers or []):
+        if not buffer.offset or not buffer.size:  # 0: none; 1 stands for a place not filled in yet, as its size is 0
+            continue
+        if buffer.offset + buffer.size > len(data):
+            raise Rejected(
+                f"{name} is cut off: buffer {place} ends at byte {buffer.offset + buffer.size} of {len(data)}"
+            )
+        buffer.data = np.frombuffer(data, np.uint8, buffer.size, buffer.offset).copy()
+        buffer.offset = buffer.size = 0
 
 
 def _check_tree(model: ModelTree, name: str) -> None:
@@ -214,7 +253,7 @@ def _check_tree(model: ModelTree, name: str) -> None:
                 raise Rejected(f"{name} is damaged: an operator names a tensor that is not there")
         for tensor in tensors:
             if not 0 <= tensor.buffer < len(model.buffers):
-                raise Rejected(f"{name} is damaged: tensor {_text(tensor.name)!r} has buffer {tensor.buffer} of none")
+                raise Rejected(f"{name} is damaged: tensor {tensor_name(tensor)!r} has buffer {tensor.buffer} of none")
             _check_length(model, tensor, name)
 
 
@@ -226,7 +265,7 @@ def _check_length(model: ModelTree, tensor: TensorTree, name: str) -> None:
     expected = int(np.prod(shape, dtype=np.int64)) * np.dtype(_DTYPES[tensor.type]).itemsize
     if expected != len(data):
         raise Rejected(
-            f"{name} is damaged: tensor {_text(tensor.name)!r} of shape {shape} has {len(data)} bytes, not {expected}"
+            f"{name} is damaged: tensor {tensor_name(tensor)!r} of shape {shape} has {len(data)} bytes, not {expected}"
         )
 
 
@@ -235,10 +274,10 @@ def _name_apart(model: ModelTree) -> int:
     for graph in model.subgraphs:
         seen: set[bytes] = set()
         for index, tensor in enumerate(graph.tensors):
-            if not tensor.name or bytes(_text(tensor.name).encode()) in seen:
-                tensor.name = f"{_text(tensor.name) or 'tensor'}_{index}".encode()
+            if not tensor.name or bytes(tensor_name(tensor).encode()) in seen:
+                tensor.name = f"{tensor_name(tensor) or 'tensor'}_{index}".encode()
                 renamed += 1
-            seen.add(_text(tensor.name).encode())
+            seen.add(tensor_name(tensor).encode())
     return renamed
 
 
@@ -260,9 +299,3 @@ def _tensor_map(name: str, index: int) -> Any:  # noqa: ANN401  # schema.TensorM
 
 def _has_scale(quantization: Any) -> bool:  # noqa: ANN401  # schema.QuantizationParametersT
     return quantization.scale is not None and len(quantization.scale) > 0
-
-
-def _text(name: bytes | str | None) -> str:
-    if name is None:
-        return ""
-    return name if isinstance(name, str) else name.decode(errors="replace")

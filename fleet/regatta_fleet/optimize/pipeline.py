@@ -1,10 +1,10 @@
 """From a trained float model to a bundle of measured variants: the story of `regatta model optimize`.
 
-    check -> int8 -> prune, refit, int8 -> golden samples -> measure -> recommend -> bundle and report
+    check -> quantize -> prune, refit, int8 -> golden samples -> measure -> recommend -> bundle and report
 
-Variants that lose more accuracy than the policy allows are refused and stay in the report with the reason. The samples
-for tuning (ranges, refits, how much to prune) are never those for evaluation. Nothing is written to the output folder
-until all is done.
+Which variants are made is chosen by name (`trials`). Those that lose more accuracy than the policy allows are refused
+and stay in the report with the reason. The samples for tuning (ranges, refits, how much to prune, precision by layer)
+are never those for evaluation. Nothing is written to the output folder until all is done.
 """
 
 from __future__ import annotations
@@ -12,12 +12,8 @@ from __future__ import annotations
 import platform
 import tempfile
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
 from pathlib import Path
-
-import numpy as np
-import numpy.typing as npt
 
 from regatta_fleet.bundle import (
     BundleSource,
@@ -29,8 +25,7 @@ from regatta_fleet.bundle import (
     write_bundle,
 )
 from regatta_fleet.labels import labels_text
-from regatta_fleet.optimize.compare import Comparison, compare, refusal
-from regatta_fleet.optimize.evaluate import answers_of, measure_variant
+from regatta_fleet.optimize.evaluate import measure_variant
 from regatta_fleet.optimize.report import OptimizeReport, VariantReport, markdown
 from regatta_fleet.optimize.samples import (
     Samples,
@@ -38,9 +33,8 @@ from regatta_fleet.optimize.samples import (
     check_shape,
     read_samples,
     split_samples,
-    write_samples,
 )
-from regatta_fleet.optimize.steps import Check, Prune, Quantize, run_step
+from regatta_fleet.optimize.trials import VARIANT_SETS, Trial, VariantName, Work, check_model, make_trials
 from regatta_fleet.schemas import BundleDraft
 from regatta_protocol.durable import write_durably
 from regatta_protocol.errors import Rejected
@@ -50,49 +44,11 @@ from regatta_protocol.measurement import Accuracy, CandidateResult
 from regatta_runtimes.golden import write_golden
 from regatta_runtimes.inspect import ModelFacts, inspect_model
 
-__all__ = ["PRUNING_SHARES", "optimize"]
+__all__ = ["optimize"]
 
-Floats = npt.NDArray[np.float32]
 Progress = Callable[[str, float], None]
 
-# Tried from the greatest. Beyond, only training keeps accuracy; KWS (.932) keeps .904 at a quarter, .76 at a half.
-PRUNING_SHARES = (0.75, 0.625, 0.5, 0.375, 0.25, 0.125)
-_HELD_BACK = 3  # every third tuning sample judges how much to prune and is not refitted on
-
-
-@dataclass(frozen=True)
-class _Trial:
-    """A variant that was made, with how it stands beside float."""
-
-    name: str
-    path: Path
-    steps: tuple[str, ...]
-    comparison: Comparison
-    macs: int | None
-    refused: str | None = None
-
-
-@dataclass
-class _Work:
-    """What one optimization has at hand."""
-
-    folder: Path
-    model: Path
-    tuning: Samples
-    evaluation: Samples
-    policy: Policy
-    progress: Progress
-    float_answers: Floats = field(default_factory=lambda: np.zeros((0, 1), np.float32))
-
-    def path(self, name: str) -> Path:
-        """Return a path in the scratch folder."""
-        return self.folder / name
-
-    def judge(self, name: str, path: Path, steps: tuple[str, ...], macs: int | None) -> _Trial:
-        """Return the variant with its answers compared, refused where they are too bad."""
-        answers = answers_of(path, self.path("evaluation.npz"))
-        comparison = compare(answers, self.float_answers, self.evaluation.y)
-        return _Trial(name, path, steps, comparison, macs, refusal(comparison, self.policy.max_accuracy_drop))
+_ALIKE = 1.05  # p50 of one file on a quiet machine differs by some percent from run to run
 
 
 def optimize(
@@ -101,15 +57,17 @@ def optimize(
     output: Path,
     source: BundleSource | None = None,
     *,
+    variants: Sequence[VariantName] = VARIANT_SETS["standard"],
     progress: Progress = lambda message, share: None,
     replace: bool = False,
 ) -> OptimizeReport:
-    """Make float32, int8 and int8-pruned variants of a float .tflite, and write their bundle and report to `output`.
+    """Make variants of a float .tflite, and write their bundle with the original and a report to `output`.
 
     Args:
         data: `.npz` with `x`, optionally `y`, `scale`, `zero_point`. Half tunes and half evaluates, unless `source`
             names an evaluation set.
         source: labels, evaluation set, how pictures are read, and the policy with the accuracy budget.
+        variants: those to make besides float32, which is always the first.
         progress: told each step and the share that is done, in [0, 1].
         replace: put the bundle in place of one that is there.
 
@@ -122,15 +80,17 @@ def optimize(
     check_place(output, replace)
     progress(f"reading {model.name} and its samples", 0.0)
     tuning, evaluation = _samples(data, source.evaluation)
-    facts = inspect_model(model)
-    classes = facts.outputs[0].shape[-1] if facts.outputs[0].shape else 0
-    for samples, path in ((tuning, data), (evaluation, source.evaluation or data)):
-        check_shape(samples, facts.inputs[0].shape, path.name)
-        check_labels(samples, classes, path.name)
-    labels = None if source.labels is None else read_labels(source.labels, classes)
     with tempfile.TemporaryDirectory(prefix="regatta-optimize-") as scratch:
-        work = _Work(Path(scratch), model, tuning, evaluation, source.policy, progress)
-        trials = _make_variants(work)
+        work = Work(Path(scratch), model, tuning, evaluation, source.policy, progress)
+        progress("checking the float model", 0.05)
+        check_model(work)
+        facts = inspect_model(model)
+        classes = facts.outputs[0].shape[-1] if facts.outputs[0].shape else 0
+        for samples, path in ((tuning, data), (evaluation, source.evaluation or data)):
+            check_shape(samples, facts.inputs[0].shape, path.name)
+            check_labels(samples, classes, path.name)
+        labels = None if source.labels is None else read_labels(source.labels, classes)
+        trials = make_trials(work, variants)
         accepted = [trial for trial in trials if trial.refused is None]
         progress("computing golden samples with reference kernels", 0.6)
         golden = work.path("golden.npz")
@@ -141,7 +101,9 @@ def optimize(
         for place, trial in enumerate(accepted):
             progress(f"measuring {trial.name}", 0.65 + 0.3 * place / len(accepted))
             runs[trial.name] = measure_variant(trial.name, trial.path, golden)
-        reports = [_reported(trial, runs.get(trial.name, ()), trial.refused) for trial in trials]
+        reports = [
+            _reported(trial, runs[trial.name] if trial.refused is None else (), trial.refused) for trial in trials
+        ]
         reports.sort(key=lambda report: not report.accepted)
         best, why = _recommend(reports, source.policy)
         report = OptimizeReport(
@@ -167,72 +129,6 @@ def optimize(
     return report
 
 
-def _make_variants(work: _Work) -> list[_Trial]:
-    """Return every variant that was tried, float32 first."""
-    write_samples(work.path("tuning.npz"), work.tuning)
-    write_samples(work.path("evaluation.npz"), work.evaluation)
-    normal = work.path("normal.tflite")
-    work.progress("checking the float model", 0.05)
-    checked = run_step(Check(model=str(work.model), samples=str(work.path("tuning.npz")), output=str(normal)))
-    macs = None if checked.cost is None else checked.cost.macs
-    work.float_answers = answers_of(normal, work.path("evaluation.npz"))
-    trials = [work.judge("float32", work.model, ("as given",), macs)]
-
-    work.progress("quantizing to int8", 0.15)
-    trials.append(_quantized(work, "int8", normal, (), macs))
-    trials += _pruned(work, normal)
-    return trials
-
-
-def _quantized(work: _Work, name: str, model: Path, steps: tuple[str, ...], macs: int | None) -> _Trial:
-    path = work.path(f"{model.stem}-int8.tflite")
-    try:
-        result = run_step(Quantize(model=str(model), samples=str(work.path("tuning.npz")), output=str(path)))
-        return work.judge(name, path, (*steps, *result.notes), macs)
-    except Rejected as err:
-        return _Trial(name, model, (*steps, "static int8"), Comparison(len(work.evaluation), 0.0), macs, str(err))
-
-
-def _pruned(work: _Work, normal: Path) -> list[_Trial]:
-    """Return int8-pruned at the greatest share of filters that keeps the accuracy, after those that did not."""
-    rest = np.arange(len(work.tuning)) % _HELD_BACK == _HELD_BACK - 1
-    if not rest.any():
-        return []
-    write_samples(work.path("fit.npz"), work.tuning.chosen(~rest))
-    held_back = work.tuning.chosen(rest)
-    write_samples(work.path("held-back.npz"), held_back)
-    trials: list[_Trial] = []
-    left: tuple[float, ...] = PRUNING_SHARES
-    while left:
-        work.progress(f"pruning up to {100 * left[0]:g} % of the filters", 0.55 - 0.3 * len(left) / len(PRUNING_SHARES))
-        path = work.path(f"pruned-{len(left)}.tflite")
-        step = Prune(
-            model=str(normal),
-            samples=str(work.path("fit.npz")),
-            held_back=str(work.path("held-back.npz")),
-            output=str(path),
-            shares=left,
-            max_drop=work.policy.max_accuracy_drop,
-        )
-        try:
-            attempts = run_step(step).attempts
-        except Rejected as err:
-            unknown = Comparison(len(held_back), 0.0)
-            return [*trials, _Trial("int8-pruned", normal, ("filters pruned",), unknown, None, str(err))]
-        for attempt in attempts:
-            steps = (f"{100 * attempt.share:g} % of the filters pruned by reconstruction", *attempt.notes)
-            if attempt.reason is None:
-                trials.append(_quantized(work, "int8-pruned", path, steps, attempt.cost.macs))
-            else:
-                reason = f"on samples held back from tuning, {attempt.reason}"
-                unknown = Comparison(len(held_back), 0.0)
-                trials.append(_Trial("int8-pruned", normal, steps, unknown, attempt.cost.macs, reason))
-        if trials[-1].refused is None:
-            break
-        left = left[len(attempts) :]
-    return trials
-
-
 def _samples(data: Path, evaluation: Path | None) -> tuple[Samples, Samples]:
     given = read_samples(data)
     if evaluation is None:
@@ -240,27 +136,28 @@ def _samples(data: Path, evaluation: Path | None) -> tuple[Samples, Samples]:
     return given, read_samples(evaluation)
 
 
-def _reported(trial: _Trial, runs: tuple[CandidateResult, ...], refused: str | None) -> VariantReport:
+def _reported(trial: Trial, runs: tuple[CandidateResult, ...], refused: str | None) -> VariantReport:
     """Return the variant's report; one that no runtime here runs is refused after all."""
     latency = next((run.latency for run in runs if run.latency is not None), None)
     if refused is None and latency is None:
         refused = "no runtime here runs it: " + "; ".join(f"{run.runtime}: {run.reason}" for run in runs)
     found = trial.comparison
-    judged = refused is None or found.correct is not None
+    correct, p_value = (None, None) if found is None else (found.correct, found.p_value)
     return VariantReport(
         name=trial.name,
         accepted=refused is None,
         reason=refused,
         steps=trial.steps,
-        size_bytes=trial.path.stat().st_size if judged else None,
-        accuracy=None if found.correct is None else Accuracy(correct=found.correct, total=found.samples),
-        lost=found.lost,
-        gained=found.gained,
-        p_value=None if found.p_value is None else round(found.p_value, 4),
-        snr_db=round(found.snr_db, 2) if judged else None,
+        size_bytes=None if found is None else trial.path.stat().st_size,
+        accuracy=None if found is None or correct is None else Accuracy(correct=correct, total=found.samples),
+        lost=None if found is None else found.lost,
+        gained=None if found is None else found.gained,
+        p_value=None if p_value is None else round(p_value, 4),
+        snr_db=None if found is None else round(found.snr_db, 2),
         latency=latency,
         macs=trial.macs,
         runs=runs,
+        layers=trial.layers,
     )
 
 
@@ -275,16 +172,19 @@ def _recommend(reports: list[VariantReport], policy: Policy) -> tuple[VariantRep
         assert report.latency is not None  # accepted variants were measured
         return report.latency.p99_us if p99 else report.latency.p50_us
 
-    best = min(fit, key=lambda report: (figure(report), report.size_bytes))
+    least = min(figure(report) for report in fit)
+    near = [report for report in fit if figure(report) <= least * _ALIKE]
+    best = min(near, key=lambda report: (report.size_bytes or 0, figure(report)))
     name = "p99" if p99 else "p50"
-    return best, f"{name} {figure(best):.1f} µs beside {figure(fit[0]):.1f} µs in float, within the accuracy budget"
+    why = f"{name} {figure(best):.1f} µs beside {figure(fit[0]):.1f} µs in float, within the accuracy budget"
+    return best, why if len(near) == 1 else f"{why}, and the smallest of {len(near)} that are as fast"
 
 
 def _write(
-    work: _Work,
+    work: Work,
     source: BundleSource,
     facts: ModelFacts,
-    kept: list[tuple[_Trial, VariantReport]],
+    kept: list[tuple[Trial, VariantReport]],
     labels: tuple[str, ...] | None,
     report: OptimizeReport,
     output: Path,
@@ -320,7 +220,7 @@ def _write(
     write_bundle(output, draft, files, reports=reports, replace=replace)
 
 
-def _variant(trial: _Trial, entry: VariantReport, ref: FileRef, facts: ModelFacts) -> Variant:
+def _variant(trial: Trial, entry: VariantReport, ref: FileRef, facts: ModelFacts) -> Variant:
     setting = next((run.id for run in entry.runs if run.latency is not None), None)
     return Variant(
         name=trial.name,

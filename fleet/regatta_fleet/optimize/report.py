@@ -7,7 +7,18 @@ from pydantic import Field
 from regatta_protocol.measurement import Accuracy, CandidateResult, Latency
 from regatta_protocol.wire import Wire
 
-__all__ = ["OptimizeReport", "VariantReport", "markdown"]
+__all__ = ["LayerReport", "OptimizeReport", "VariantReport", "markdown"]
+
+
+class LayerReport(Wire):
+    """A layer's precision in a variant, and the output's SNR when this layer alone is quantized; None: not asked."""
+
+    name: str
+    kind: str
+    weights: int
+    precision: str
+    int8_snr_db: float | None = None
+    int4_snr_db: float | None = None
 
 
 class VariantReport(Wire):
@@ -26,6 +37,7 @@ class VariantReport(Wire):
     latency: Latency | None = None
     macs: int | None = None
     runs: tuple[CandidateResult, ...] = ()  # in each runtime that this machine has
+    layers: tuple[LayerReport, ...] = ()  # those with weights, where quantization chose for them
 
 
 class OptimizeReport(Wire):
@@ -71,6 +83,7 @@ def markdown(report: OptimizeReport) -> str:
     lines += [_row(variant, original) for variant in accepted]
     lines += ["", "How they were made:", ""]
     lines += [f"- {variant.name}: {'; '.join(variant.steps)}" for variant in accepted]
+    lines += [line for variant in accepted if _is_mixed(variant) for line in _layer_table(variant)]
     failing = [
         f"- {variant.name} in {run.runtime}: {run.outcome}, {run.reason}"
         for variant in accepted
@@ -100,6 +113,25 @@ def _row(variant: VariantReport, original: VariantReport) -> str:
     macs = "unknown" if variant.macs is None else f"{variant.macs:,}"
     cells = (variant.name, size, share, accuracy, changed, noise, p50, ratio, macs)
     return f"| {' | '.join(cells)} |"
+
+
+def _is_mixed(variant: VariantReport) -> bool:
+    return any(layer.int8_snr_db is not None or layer.int4_snr_db is not None for layer in variant.layers)
+
+
+def _layer_table(variant: VariantReport) -> list[str]:
+    lines = [
+        "",
+        f"Layers of {variant.name}; the output's SNR is with this layer alone quantized:",
+        "",
+        "| layer | operator | weights | precision | in int8 | in int4 |",
+        "|---|---|--:|---|--:|--:|",
+    ]
+    for layer in variant.layers:
+        noises = ["–" if found is None else f"{found:.1f} dB" for found in (layer.int8_snr_db, layer.int4_snr_db)]
+        name = layer.name.replace("|", "\\|")
+        lines.append(f"| {name} | {layer.kind} | {layer.weights:,} | {layer.precision} | {' | '.join(noises)} |")
+    return lines
 
 
 def _setting(original: VariantReport) -> str:

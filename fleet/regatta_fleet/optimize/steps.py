@@ -16,12 +16,27 @@ from typing import Literal
 
 from pydantic import Field
 
+from regatta_fleet.optimize.quantize.schemes import Scheme
+from regatta_fleet.optimize.report import LayerReport
 from regatta_protocol.codec import MAX_INFLATED_BYTES, decode, encode
 from regatta_protocol.durable import read_bounded
 from regatta_protocol.errors import Misuse, Rejected, Retryable
 from regatta_protocol.wire import Wire
 
-__all__ = ["Answers", "Attempt", "Check", "ModelCost", "Prune", "Quantize", "Spec", "StepResult", "run_step"]
+__all__ = [
+    "Answers",
+    "Attempt",
+    "Check",
+    "Made",
+    "ModelCost",
+    "Prune",
+    "Quantize",
+    "Search",
+    "Spec",
+    "Step",
+    "StepResult",
+    "run_step",
+]
 
 _MAX_LOG_BYTES = 4096
 # The least-squares problems here are many and small: with two OpenBLAS threads, pruning digits took 2.0 s, not 1.4.
@@ -39,12 +54,25 @@ class Check(Wire):
 
 
 class Quantize(Wire):
-    """Make a static int8 file."""
+    """Quantize a model in one way or several: `outputs` says where each file goes.
+
+    A scheme that comes to the same file as another of them is left out of what was made.
+    """
 
     kind: Literal["quantize"] = "quantize"
     model: str
     samples: str
+    outputs: dict[Scheme, str] = Field(min_length=1, max_length=16)
+
+
+class Search(Wire):
+    """Find a precision for each layer: `samples` give the ranges and judge, as `compare.refusal` with `max_drop`."""
+
+    kind: Literal["search"] = "search"
+    model: str
+    samples: str
     output: str
+    max_drop: float = Field(ge=0, le=1)
 
 
 class Prune(Wire):
@@ -71,10 +99,13 @@ class Answers(Wire):
     output: str
 
 
+Step = Check | Quantize | Search | Prune | Answers
+
+
 class Spec(Wire):
     """One step, as the child reads it."""
 
-    step: Check | Quantize | Prune | Answers = Field(discriminator="kind")
+    step: Step = Field(discriminator="kind")
 
 
 class ModelCost(Wire):
@@ -94,17 +125,26 @@ class Attempt(Wire):
     reason: str | None = None
 
 
+class Made(Wire):
+    """A file that was quantized, or `reason` for none."""
+
+    scheme: str
+    notes: tuple[str, ...] = ()
+    layers: tuple[LayerReport, ...] = ()
+    reason: str | None = None
+
+
 class StepResult(Wire):
     """What the child answers. `family` is set when it failed."""
 
     family: Literal["rejected", "retryable", "misuse"] | None = None
     reason: str | None = None
-    notes: tuple[str, ...] = ()
     cost: ModelCost | None = None
+    made: tuple[Made, ...] = ()
     attempts: tuple[Attempt, ...] = ()
 
 
-def run_step(step: Check | Quantize | Prune | Answers, *, timeout_s: float = 120.0) -> StepResult:
+def run_step(step: Step, *, timeout_s: float = 120.0) -> StepResult:
     """Return what the step said; its files are written.
 
     Raises:

@@ -16,8 +16,8 @@ from regatta_protocol.errors import Rejected
 from regatta_protocol.manifest import TensorSpec
 from regatta_runtimes.backends.plugin import load_plugin
 from regatta_runtimes.candidate import Candidate
-from regatta_runtimes.errors import CreateFailed, InvokeFailed, PrepareFailed
-from regatta_runtimes.session import Array
+from regatta_runtimes.errors import CreateFailed, InvokeFailed, PrepareFailed, one_line
+from regatta_runtimes.session import Array, fits
 
 __all__ = ["RESOLVERS", "InterpreterSession"]
 
@@ -39,10 +39,6 @@ def _spec(detail: dict[str, Any]) -> TensorSpec:
         scale=float(scales[0]) if len(scales) == 1 else None,
         zero_point=int(zero_points[0]) if len(scales) == 1 else None,
     )
-
-
-def _fits(shape: tuple[int, ...], spec: TensorSpec) -> bool:
-    return len(shape) == len(spec.shape) and all(want in (-1, got) for got, want in zip(shape, spec.shape, strict=True))
 
 
 class InterpreterSession:
@@ -78,7 +74,7 @@ class InterpreterSession:
         except (RuntimeError, ValueError, SystemError) as err:
             # the constructor also applies the delegate, which fails with a RuntimeError; a bad file is a ValueError
             kind = PrepareFailed if delegates and isinstance(err, RuntimeError) else CreateFailed
-            raise kind(f"{candidate.id} cannot build {model_path.name}: {_short(err)}") from err
+            raise kind(f"{candidate.id} cannot build {model_path.name}: {one_line(err)}") from err
         try:
             interpreter.allocate_tensors()
             operators = [str(operator["op_name"]) for operator in interpreter._get_ops_details()]
@@ -87,7 +83,7 @@ class InterpreterSession:
                 tuple(_spec(detail) for detail in interpreter.get_input_details()),
                 tuple(_spec(detail) for detail in interpreter.get_output_details()),
             )
-            raise PrepareFailed(f"{candidate.id} cannot prepare {model_path.name}: {_short(err)}", specs) from err
+            raise PrepareFailed(f"{candidate.id} cannot prepare {model_path.name}: {one_line(err)}", specs) from err
         return cls(interpreter, candidate, operators.count("DELEGATE"))
 
     @property
@@ -120,26 +116,21 @@ class InterpreterSession:
             self._interpreter.invoke()
             return [self._interpreter.get_tensor(detail["index"]) for detail in self._output_details]
         except (RuntimeError, ValueError, SystemError) as err:
-            raise InvokeFailed(f"{self._candidate.id} failed to infer: {_short(err)}") from err
+            raise InvokeFailed(f"{self._candidate.id} failed to infer: {one_line(err)}") from err
 
     def _resize(self, inputs: Sequence[Array]) -> None:
         """Give inputs of changeable size their new shape."""
         for array, spec in zip(inputs, self._inputs, strict=True):
-            if not _fits(array.shape, spec):
+            if not fits(array.shape, spec):
                 raise Rejected(f"input {spec.name!r} has shape {list(spec.shape)} and got {list(array.shape)}")
         try:
             for array, detail in zip(inputs, self._input_details, strict=True):
                 self._interpreter.resize_tensor_input(detail["index"], list(array.shape))
             self._interpreter.allocate_tensors()
         except (RuntimeError, ValueError, SystemError) as err:
-            raise InvokeFailed(f"{self._candidate.id} cannot take this shape: {_short(err)}") from err
+            raise InvokeFailed(f"{self._candidate.id} cannot take this shape: {one_line(err)}") from err
         self._shapes = [array.shape for array in inputs]
 
     def close(self) -> None:
         """Release the model."""
         self._interpreter = None
-
-
-def _short(err: BaseException) -> str:
-    """Return a vendor's message on one line, bounded."""
-    return " ".join(str(err).split())[:300] or type(err).__name__

@@ -7,9 +7,10 @@ from __future__ import annotations
 
 from typing import Any
 
+from regatta_protocol.measurement import Plugin
 from regatta_runtimes.candidate import Candidate
 from regatta_runtimes.delegates import find_plugin, read_delegates
-from regatta_runtimes.errors import CreateFailed
+from regatta_runtimes.errors import CreateFailed, one_line
 
 __all__ = ["load_plugin"]
 
@@ -21,10 +22,11 @@ def load_plugin(vendor: Any, candidate: Candidate) -> Any:  # noqa: ANN401 - unt
         CreateFailed: when the delegate is not known, its library is absent or damaged, or it refuses to be created.
     """
     plugin = candidate.plugin or find_plugin(candidate.delegate, rows=read_delegates())
+    if isinstance(plugin, Plugin) and plugin.library is None:
+        plugin = f"{candidate.delegate} is no library that {candidate.runtime} could load"
     if isinstance(plugin, str):
         raise CreateFailed(f"{candidate.id}: {plugin}")
     try:
         return vendor.load_delegate(plugin.library, plugin.options)
     except (OSError, AttributeError, ValueError, RuntimeError) as err:
-        why = " ".join(str(err).split())[:300]
-        raise CreateFailed(f"{candidate.id}: delegate {plugin.library} cannot be created: {why}") from err
+        raise CreateFailed(f"{candidate.id}: delegate {plugin.library} cannot be created: {one_line(err)}") from err

@@ -120,6 +120,11 @@ def test_run_without_an_identity_ends_with_the_way_to_get_one(
         ("max_attempts = 0", "max_attempts"),
         ("max_attempts = ", "is not TOML"),
         ('log_level = "loud"', "log_level"),
+        ("[power]\nfactor = 0", "power.factor"),
+        ("[power]\nsensors = 1", "'power.sensors'; the keys are command, factor, mqtt, offset_mw, sensor"),
+        ('[power.command]\nrun = ["x"]\nperiod = 1', "'power.command.period'; the keys are coverage, period_s, run"),
+        ('[power.mqtt]\nhost = "h"', "power.mqtt.topic"),
+        ('[power]\nsensor = "rapl"\ncommand = {run = ["x"]}', "sensor and command are given: keep one"),
     ],
 )
 def test_a_wrong_key_is_named(tmp_path: Path, text: str, words: str) -> None:

@@ -48,4 +48,4 @@ def test_a_trial_is_time_alive_and_few_errors(
     """Alive through trial_s passes; most of at least 20 requests failing ends it early."""
     worker = WorkerFacts("c", True, ready_for_s, "s", requests=requests, errors=errors)
 
-    assert judge_trial(_install(2, 0.9), worker).passed is passed
+    assert judge_trial(_install(2, 0.9), worker, None).passed is passed

@@ -8,76 +8,27 @@ from random import Random
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from regatta_agent.core import outcomes
+from planning import CANDIDATE, IDLE, LIMITS, NAME, a_report, an_install, digest, on_disk, settled, wanting
+from regatta_agent.core import outcomes, rerace
 from regatta_agent.core.facts import (
-    Advance,
     Begin,
     Cancel,
     Collect,
-    Facts,
     JobKind,
-    Limits,
     Point,
-    Revise,
     StartWorker,
     StopWorker,
     StoredVersion,
     Unpoint,
     WorkerFacts,
 )
-from regatta_agent.core.installs import AgentRecord, Install, RaceSummary
+from regatta_agent.core.installs import AgentRecord, Degradation
 from regatta_agent.core.planner import plan, wake_at
 from regatta_agent.core.states import IN_PROGRESS
 from regatta_protocol.errors import RegattaError, Rejected, Retryable, StorageFull, Untrusted
-from regatta_protocol.ids import DeviceId, Digest, ModelName, ModelRef, digest_of_bytes
+from regatta_protocol.ids import ModelRef
 from regatta_protocol.manifest import Policy
-from regatta_protocol.measurement import Accuracy, BoardFacts, CandidateResult, Latency, Outcome, RaceReport
-from regatta_protocol.messages import Assignment, DesiredModel, InstallState, SignedAssignment
-
-NAME = ModelName("digits")
-LIMITS = Limits(disk_reserve_bytes=0)
-IDLE = Facts(now_s=1000.0, online=True, free_bytes=10**9)
-_CANDIDATE = "litert/int8/xnnpack/t1"
-
-
-def digest(version: int) -> Digest:
-    return digest_of_bytes(b"%d" % version)
-
-
-def wanting(record: AgentRecord, version: int | None, rollout: str | None = "r") -> AgentRecord:
-    """Return the record after the fleet asked for `version`."""
-    models = {} if version is None else {NAME: DesiredModel(version=version, rollout=rollout)}
-    assignment = Assignment(
-        fleet="f", device=DeviceId("d"), generation=record.generation + 1, issued_at=0.0, models=models
-    )
-    return outcomes.take_up(record, SignedAssignment(payload="", key_id="k", signature="s"), assignment)
-
-
-def settled(record: AgentRecord, facts: Facts) -> tuple[AgentRecord, list[object]]:
-    """Return the record after all recorded steps, and the other steps of the last plan."""
-    for _ in range(50):
-        steps = plan(record, facts, LIMITS)
-        recorded = [step for step in steps if isinstance(step, Advance | Revise)]
-        if not recorded:
-            return record, list(steps)
-        for step in recorded:
-            if isinstance(step, Advance):
-                record = record.advanced(step.ref, step.event, **step.changes)
-            else:
-                record = record.changed(step.ref, **step.changes)
-    raise AssertionError(f"the plan does not settle: {recorded}")
-
-
-def an_install(version: int, state: InstallState, accuracy: float | None = None, **fields: object) -> Install:
-    measured = Accuracy(correct=round(accuracy * 100), total=100) if accuracy is not None else None
-    race = RaceSummary(placement=_CANDIDATE, ranked=(_CANDIDATE,), accuracy=measured)
-    values = {"manifest_digest": digest(version), "race": race, "placement": _CANDIDATE, "rollout": "r", **fields}
-    return Install(name=NAME, version=version, state=state, **values)
-
-
-def on_disk(*versions: int, missing_bytes: int = 0) -> dict[ModelRef, StoredVersion]:
-    missing = 1 if missing_bytes else 0
-    return {ModelRef(NAME, v): StoredVersion(digest(v), missing, missing_bytes) for v in versions}
+from regatta_protocol.messages import InstallState
 
 
 def test_a_new_version_is_assigned_and_its_metadata_asked_for() -> None:
@@ -122,7 +73,7 @@ def test_the_link_moves_before_the_old_worker_is_stopped() -> None:
     """The order of the swap leaves no gap."""
     record = AgentRecord().with_install(an_install(1, InstallState.COMMITTED))
     record = wanting(record.with_install(an_install(2, InstallState.COMMITTED)), 2)
-    worker = WorkerFacts(_CANDIDATE, ready=True, ready_for_s=9.0, socket="two")
+    worker = WorkerFacts(CANDIDATE, ready=True, ready_for_s=9.0, socket="two")
     facts = replace(
         IDLE,
         stored=on_disk(1, 2),
@@ -133,7 +84,7 @@ def test_the_link_moves_before_the_old_worker_is_stopped() -> None:
 
     kinds = [type(step) for step in steps]
     assert kinds.index(Point) < kinds.index(StopWorker)
-    assert StopWorker(ModelRef(NAME, 1)) in steps
+    assert StopWorker(ModelRef(NAME, 1), "one") in steps
 
 
 def test_a_lost_file_of_the_committed_version_is_fetched_again() -> None:
@@ -168,10 +119,12 @@ class _World:
         self.draw = draw
         self.record = AgentRecord()
         self.facts = IDLE
+        self.workers: list[tuple[ModelRef, WorkerFacts]] = []  # in the order they were started
+        self.started = 0
 
     def step(self) -> None:
         self.record, steps = settled(self.record, self.facts)
-        jobs, workers, links = dict(self.facts.jobs), dict(self.facts.workers), dict(self.facts.links)
+        jobs, links = dict(self.facts.jobs), dict(self.facts.links)
         for step in steps:
             if isinstance(step, Begin):
                 assert step.ref not in jobs
@@ -179,10 +132,13 @@ class _World:
             elif isinstance(step, Cancel):
                 del jobs[step.ref]
             elif isinstance(step, StartWorker):
-                assert step.ref not in workers
-                workers[step.ref] = WorkerFacts(step.candidate, False, 0.0, f"s{step.ref.version}")
+                assert (step.ref, step.candidate) not in [(ref, one.candidate) for ref, one in self.workers]
+                self.started += 1
+                self.workers.append((step.ref, WorkerFacts(step.candidate, False, 0.0, f"s{self.started}")))
             elif isinstance(step, StopWorker):
-                del workers[step.ref]
+                told = (step.ref, step.socket)
+                assert links.get(NAME) != step.socket or not self.record.serving(NAME), "what serves was stopped"
+                self.workers = [(ref, one) for ref, one in self.workers if (ref, one.socket) != told]
             elif isinstance(step, Point):
                 links[NAME] = step.socket
             elif isinstance(step, Unpoint):
@@ -190,7 +146,16 @@ class _World:
             elif isinstance(step, Collect):
                 stored = {ref: kept for ref, kept in self.facts.stored.items() if ref in step.keep}
                 self.facts = replace(self.facts, stored=stored, collected=step.keep)
-        self.facts = replace(self.facts, jobs=jobs, workers=workers, links=links, now_s=self.facts.now_s + 400.0)
+        self.facts = replace(self.facts, jobs=jobs, links=links, now_s=self.facts.now_s + 400.0)
+        self._show_workers()
+
+    def _show_workers(self) -> None:
+        first: dict[ModelRef, WorkerFacts] = {}
+        second: dict[ModelRef, WorkerFacts] = {}
+        for ref, worker in self.workers:
+            assert ref not in second, "three workers of one version"
+            (second if ref in first else first)[ref] = worker
+        self.facts = replace(self.facts, workers=first, successors=second)
 
     def go_on(self, luck: float) -> None:
         """End every job and age every worker; with chance 1 - `luck` each goes wrong."""
@@ -198,18 +163,41 @@ class _World:
             self.facts = replace(self.facts, jobs={r: k for r, k in self.facts.jobs.items() if r != ref})
             if self.draw.random() > luck:
                 error: RegattaError = self.draw.choice(_ERRORS)
-                self.record = outcomes.failed(self.record, ref, error, self.facts.now_s, self.draw, LIMITS)
+                if kind is JobKind.RERACE:
+                    self.record = rerace.rerace_failed(self.record, ref, error)
+                else:
+                    self.record = outcomes.failed(self.record, ref, error, self.facts.now_s, self.draw, LIMITS)
             else:
                 self._succeed(ref, kind)
-        workers = {}
-        for ref, worker in self.facts.workers.items():
-            if self.draw.random() > luck:
+        workers = []
+        for ref, worker in self.workers:
+            if self.draw.random() <= luck:
+                older = replace(worker, ready=True, ready_for_s=worker.ready_for_s + 10.0)
+                workers.append((ref, self._talk(ref, older, luck)))
+                continue
+            install = self.record.find(ref)
+            if install is not None and install.successor is not None and worker.candidate != install.placement:
+                self.record = rerace.successor_died(self.record, ref, "signal 11")
+            else:
                 self.record = outcomes.worker_died(
                     self.record, ref, "signal 11", 1.0, self.facts.now_s, self.draw, LIMITS
                 )
-            else:
-                workers[ref] = replace(worker, ready=True, ready_for_s=worker.ready_for_s + 10.0)
-        self.facts = replace(self.facts, workers=workers)
+        self.workers = workers
+        self._show_workers()
+
+    def _talk(self, ref: ModelRef, worker: WorkerFacts, luck: float) -> WorkerFacts:
+        """Let a worker say that it is degraded, recovered or drifting, as `luck` has it."""
+        install = self.record.find(ref)
+        if install is None or install.winner is None:
+            return worker
+        if self.draw.random() > luck:
+            told = Degradation(placement="litert/int8/none/t1", reason="hung", since=self.facts.now_s)
+            self.record = outcomes.degraded(self.record, ref, told, (self.facts.now_s,))
+            self.record = rerace.drifted(self.record, ref, worker.candidate, 10.0, 20.0)
+        elif install.degraded is not None:
+            self.record = outcomes.winner_back(self.record, ref, install.winner, (self.facts.now_s,))
+            return replace(worker, candidate=install.winner)
+        return worker
 
     def _succeed(self, ref: ModelRef, kind: JobKind) -> None:
         if kind is JobKind.AUTHORIZE:
@@ -220,16 +208,12 @@ class _World:
         elif kind is JobKind.FILES:
             self._store(ref, missing=0)
         else:
-            latency = Latency(samples=1, p50_us=1, p90_us=1, p99_us=1)
-            winner = CandidateResult(
-                id=_CANDIDATE, runtime="litert", variant="int8", delegate="xnnpack", threads=1,
-                outcome=Outcome.MEASURED, latency=latency,
-            )  # fmt: skip
-            report = RaceReport(
-                model=NAME, version=ref.version, board=BoardFacts(), candidates=(winner,), placement=winner.id,
-                reason="fastest", duration_s=1.0,
-            )  # fmt: skip
-            self.record = outcomes.raced(self.record, report, ref, Policy())
+            report = a_report(ref.version, xnnpack=self.draw.choice((1.0, 9.0)), none=3.0)
+            summary = outcomes.summary_of(report, Policy(), self.facts.versions, self.facts.now_s)
+            if kind is JobKind.RERACE:
+                self.record = rerace.reraced(self.record, ref, report, summary)
+            else:
+                self.record = outcomes.raced(self.record, report, ref, summary)
 
     def _store(self, ref: ModelRef, missing: int) -> None:
         stored = {**self.facts.stored, ref: StoredVersion(digest(ref.version), missing, missing)}
@@ -250,6 +234,7 @@ def test_it_converges_on_whatever_the_fleet_wants_last(seed: int, wishes: list[t
     world = _World(Random(seed))
     world.record = wanting(world.record, 1, "r0")
     for version, rollout in wishes:
+        world.facts = replace(world.facts, versions={"litert": str(world.draw.randrange(2))})
         for _ in range(world.draw.randrange(6)):
             before = committed(world.record)
             wanted = world.record.desired_version(NAME)
@@ -257,7 +242,7 @@ def test_it_converges_on_whatever_the_fleet_wants_last(seed: int, wishes: list[t
             world.go_on(luck=0.6)
             assert committed(world.record) - before <= {wanted}, "a version was committed that nobody asked for"
         world.record = wanting(world.record, version, rollout)
-    for _ in range(40):
+    for _ in range(70):  # longer than the interval between races
         world.step()
         world.go_on(luck=1.0)
     world.step()

@@ -18,6 +18,7 @@ import pytest
 
 from regatta_fleet.bundle import write_bundle
 from regatta_fleet.cli import exit_codes, main, program
+from regatta_fleet.examples.digits import MODEL
 from regatta_fleet.schemas import BundleDraft, RolloutState, WaveState
 from regatta_fleet.testing import FakeFleet, serve
 from regatta_protocol.ids import Digest, digest_of_bytes
@@ -153,6 +154,40 @@ def test_device_list_chooses_a_group(fleet: FakeFleet, capsys: pytest.CaptureFix
     assert "buoy-1" not in output(capsys, "device", "list", "--group", "default")
 
 
+def test_a_policy_is_set_shown_and_cleared(fleet: FakeFleet, capsys: pytest.CaptureFixture[str]) -> None:
+    """What was given and nothing else; `none` lifts a limit; the table shows the options that set it."""
+    arguments = ("--objective", "energy", "--max-p99", "5ms", "--max-memory", "none")
+    text = output(capsys, "policy", "set", "sea", "--model", "digits", *arguments)
+    set_for_all = document(capsys, "policy", "set", "all", "--accuracy-drop", "1%")
+    shown = document(capsys, "policy", "show")
+
+    assert text.startswith("group sea, model digits: --objective energy --max-p99 5ms --max-memory none")
+    assert set_for_all["policy"] == {"max_accuracy_drop": 0.01}
+    assert [(one["group"], one.get("model")) for one in shown["policies"]] == [("all", None), ("sea", "digits")]
+    assert shown["policies"][1]["policy"] == {"objective": "energy", "max_p99_us": 5000, "max_memory_bytes": None}
+    assert "--accuracy-drop 1%" in output(capsys, "policy", "show", "all")
+    assert output(capsys, "policy", "clear", "all") == "all devices: cleared\n"
+    assert "--accuracy-drop" not in output(capsys, "policy", "show")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "words"),
+    [
+        (("set", "sea"), 2, "give what the policy shall be"),
+        (("set", "sea", "--max-p99", "5"), 2, "500us, 5ms"),
+        (("set", "sea", "--model", "nothing", "--objective", "energy"), 65, "there is no model nothing"),
+        (("clear", "sea"), 65, "no policy is set for"),
+    ],
+)
+def test_a_policy_that_cannot_be_is_refused(
+    fleet: FakeFleet, capsys: pytest.CaptureFixture[str], arguments: tuple[str, ...], status: int, words: str
+) -> None:
+    """With what is wrong and what to do; nothing is set."""
+    assert main(["policy", *arguments]) == status
+    assert words in capsys.readouterr().err
+    assert not fleet.policies
+
+
 def test_revoke_asks_first(
     fleet: FakeFleet, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -217,6 +252,32 @@ def test_push_refuses_bad_sources(
     assert main(["model", "push", str(tmp_path / "absent"), "--name", "kit"]) == exit_codes.USAGE
     assert "kit" not in fleet.versions
     assert "Traceback" not in capsys.readouterr().err
+
+
+def test_push_takes_an_overlay_whole_or_not_at_all(
+    fleet: FakeFleet, capsys: pytest.CaptureFixture[str], bundle: Path, tmp_path: Path
+) -> None:
+    """Its files are uploaded with the model's; options that belong together are asked for, and never half taken."""
+    (tmp_path / "bits.bin").write_bytes(b"bits")
+    bits, model = str(tmp_path / "bits.bin"), str(MODEL)
+    wrong = (
+        (model, "--overlay", "dpu"),
+        (model, "--bitstream", bits),
+        (model, "--overlay", "dpu", "--bitstream", bits),
+        (model, "--overlay", "dpu", "--bitstream", bits, "--overlay-delegate", "mine", "--overlay-flags", "x"),
+        (str(bundle), "--overlay", "dpu", "--bitstream", bits, "--overlay-delegate", "mine"),
+    )
+    for options in wrong:
+        assert main(["model", "push", *options, "--name", "kit"]) == exit_codes.USAGE, options
+    assert "kit" not in fleet.versions
+
+    right = ("--overlay", "dpu", "--bitstream", bits, "--overlay-delegate", "mine", "--overlay-flags", "0x21")
+    manifest = document(capsys, "model", "push", model, *right, "--name", "kit")
+
+    overlay = manifest["variants"][1]["overlay"]
+    assert (overlay["name"], overlay["delegate"], overlay["flags"]) == ("dpu", "mine", 0x21)
+    assert overlay["bitstream"]["digest"] in fleet.blobs
+    assert "dpu for mine, bitstream 4 B" in output(capsys, "model", "show", "kit")
 
 
 def test_model_show_takes_the_newest(fleet: FakeFleet, capsys: pytest.CaptureFixture[str], bundle: Path) -> None:

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from regatta_fleet import figures
-from regatta_protocol.measurement import Accuracy, Power, unknown_power
+from regatta_protocol.measurement import Accuracy, PairedDrop, Power, unknown_power
 
 
 @pytest.mark.parametrize(
@@ -41,6 +41,15 @@ def test_accuracy_comes_with_its_interval() -> None:
     """The interval is Wilson's, in per cent."""
     assert figures.accuracy(Accuracy(correct=347, total=360)) == "96.4 % (93.9–97.9)"
     assert figures.accuracy(None) == "–"
+
+
+def test_accuracy_lost_comes_with_its_interval() -> None:
+    """In points; the reference is called so, and unknown is no zero."""
+    drop = PairedDrop(reference="r", drop=0.006, low=-0.004, high=0.017, samples=360, available=360)
+
+    assert figures.lost(drop) == "0.6 (-0.4–1.7)"
+    assert figures.lost(drop.model_copy(update={"drop": 0.0, "low": 0.0, "high": 0.0})) == "ref"
+    assert figures.lost(None) == "–"
 
 
 def test_unknown_power_is_not_zero() -> None:

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from regatta_fleet.cli import tables
 from regatta_fleet.cli.output import Cell, Column, Table, render
 from regatta_protocol.measurement import RaceReport
-from sample_fleet import race
+from sample_fleet import device, race
 
 REASON = "signal 11 in libedgetpu.so.1 while preparing"
 RACE = tables.race(RaceReport.model_validate(race()))
@@ -37,7 +37,7 @@ def test_columns_are_aligned() -> None:
     assert plain(render(table, None)[0]) == ["NAME      P50", "a     1.25 ms", "bcd      9 µs"]
 
 
-@pytest.mark.parametrize(("width", "gone"), [(150, []), (104, ["MEMORY"]), (80, ["MEMORY", "FIRST", "ENERGY"])])
+@pytest.mark.parametrize(("width", "gone"), [(150, []), (112, ["MEMORY"]), (80, ["MEMORY", "FIRST", "ENERGY"])])
 def test_the_least_important_columns_go_first(width: int, gone: list[str]) -> None:
     """What is left out is named, and the candidates with their reasons stay."""
     lines, left_out = render(RACE, width)
@@ -56,3 +56,19 @@ def test_no_word_is_lost_at_any_width(width: int) -> None:
 
     words = " ".join(plain(lines)).split()
     assert {"libedgetpu.so.1", "reference,", "placed"} <= set(words)
+
+
+def test_a_degraded_model_is_told_from_a_sound_one_with_its_reason() -> None:
+    """The overview says degraded in place of serving and adds a note; a device's own table has the reason."""
+    sound = device("quay-1")
+    hurt = sound.model_copy(
+        update={"models": (sound.models[0].model_copy(update={"degraded": "the runner was ended by SIGSEGV"}),)}
+    )
+
+    overview = tables.devices([hurt], now=hurt.last_seen or 0.0)
+    own = "\n".join(plain(render(tables.device_models(hurt), None)[0]))
+
+    assert any("degraded" in line for line in plain(render(overview, None)[0]))
+    assert overview.notes == ("quay-1 serves digits:1 degraded: the runner was ended by SIGSEGV",)
+    assert "SIGSEGV" in own
+    assert tables.devices([sound], now=0.0).notes == ()

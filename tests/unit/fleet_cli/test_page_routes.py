@@ -161,6 +161,7 @@ def hostile_fleet() -> FakeFleet:
     model = good.models[0].model_copy(
         update={
             "reason": HOSTILE,
+            "degraded": HOSTILE,
             "placement": HOSTILE,
             "power": power and power.model_copy(update={"reason": HOSTILE}),
             "serving": False,

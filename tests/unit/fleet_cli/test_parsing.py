@@ -6,9 +6,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from regatta_fleet.cli.parsing import GATE_KEYS, parse_duration, parse_gate, parse_share, parse_waves
+from regatta_fleet.cli.parsing import GATE_KEYS, parse_gate, parse_waves
 from regatta_fleet.schemas import GateConfig
 from regatta_protocol.errors import Rejected
+from regatta_protocol.quantity import parse_duration, parse_share
 
 
 @pytest.mark.parametrize(

@@ -48,6 +48,31 @@ def test_a_model_survives_being_written_and_read() -> None:
     assert (weights == constant(model, _tensor(model, "b/weights"))).all()
 
 
+def _appended(model: ModelTree, size_error: int = 0) -> bytes:
+    """Return the file with the first weights behind the flatbuffer, as files near 2 GiB have them."""
+    tensor = _tensor(model, "a/weights")
+    buffer = model.buffers[tensor.buffer]
+    weights = bytes(buffer.data)
+    buffer.data, buffer.offset, buffer.size = None, 1, 1  # written, so that the length is known
+    length = len(model_bytes(model))
+    buffer.offset, buffer.size = length, len(weights) + size_error
+    return model_bytes(model) + weights
+
+
+def test_weights_behind_the_flatbuffer_are_taken_in() -> None:
+    model = parse_model(_appended(plain_chain()))
+
+    weights = constant(model, _tensor(model, "a/weights"))
+    assert weights is not None
+    assert (weights == constant(plain_chain(), _tensor(plain_chain(), "a/weights"))).all()
+    assert parse_model(model_bytes(model)) is not None
+
+
+def test_weights_that_should_lie_behind_the_end_are_refused() -> None:
+    with pytest.raises(Rejected, match="cut off: buffer"):
+        parse_model(_appended(plain_chain(), size_error=1))
+
+
 def test_weights_are_aligned_as_the_schema_asks() -> None:
     data = np.frombuffer(model_bytes(plain_chain()), np.uint8)
     packed = schema.Model.GetRootAsModel(data.tobytes(), 0)

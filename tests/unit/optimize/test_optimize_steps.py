@@ -10,9 +10,9 @@ import pytest
 from regatta_fleet.optimize import steps
 from regatta_fleet.optimize.evaluate import answers_of
 from regatta_fleet.optimize.model_file import model_bytes, write_model
-from regatta_fleet.optimize.steps import Answers, Check, Prune, run_step
+from regatta_fleet.optimize.steps import Answers, Check, Prune, Quantize, Search, run_step
 from regatta_protocol.errors import Rejected
-from small_models import plain_chain, write_samples_file, write_tree
+from small_models import depthwise_chain, plain_chain, write_samples_file, write_tree
 
 
 def test_a_check_counts_the_models_work(tmp_path: Path) -> None:
@@ -79,3 +79,44 @@ def test_answers_are_real_values(tmp_path: Path) -> None:
 
     assert answers.shape == (6, 5)
     assert answers.sum(1) == pytest.approx(np.ones(6), abs=1e-5)
+
+
+def test_several_schemes_are_made_by_one_child(tmp_path: Path) -> None:
+    model = write_tree(tmp_path / "m.tflite", plain_chain())
+    samples = write_samples_file(tmp_path / "s.npz", 20, 8, 8, 1)
+    outputs = {name: str(tmp_path / f"{name}.tflite") for name in ("int8", "float16", "int8-float-stem")}
+
+    made = run_step(Quantize.model_validate({"model": str(model), "samples": str(samples), "outputs": outputs})).made
+
+    assert [one.scheme for one in made] == list(outputs)
+    assert all(one.reason is None and Path(outputs[one.scheme]).is_file() for one in made)
+    assert [layer.precision for layer in made[2].layers] == ["float32", "int8", "int8"]
+    assert "1 of 3 layers left in float32" in made[2].notes
+
+
+def test_a_scheme_that_is_the_same_as_another_is_left_out(tmp_path: Path) -> None:
+    """No layer of this model is over a single channel."""
+    model = write_tree(tmp_path / "m.tflite", depthwise_chain())
+    samples = write_samples_file(tmp_path / "s.npz", 20, 8, 8, 2)
+    outputs = {name: str(tmp_path / f"{name}.tflite") for name in ("int8", "int8-float-stem")}
+
+    made = run_step(Quantize.model_validate({"model": str(model), "samples": str(samples), "outputs": outputs})).made
+
+    assert [one.scheme for one in made] == ["int8"]
+
+
+def test_a_search_tells_each_layer(tmp_path: Path) -> None:
+    model = write_tree(tmp_path / "m.tflite", depthwise_chain())
+    samples = write_samples_file(tmp_path / "s.npz", 40, 8, 8, 2, classes=4)
+    output = tmp_path / "mixed.tflite"
+
+    made = run_step(Search(model=str(model), samples=str(samples), output=str(output), max_drop=1.0)).made[0]
+
+    assert output.is_file()
+    assert [(layer.name, layer.precision) for layer in made.layers] == [
+        ("a", "int4"),
+        ("w", "int8"),
+        ("b", "int4"),
+        ("d", "int4"),
+    ]
+    assert made.layers[0].int4_snr_db is not None and made.layers[1].int4_snr_db is None

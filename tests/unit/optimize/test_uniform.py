@@ -75,6 +75,14 @@ def test_one_channel_and_one_number_are_fine() -> None:
     assert dequantize(quantize(np.array([[2.5]], np.float32), 1, axis=1)).item() == 2.5
 
 
+def test_bounds_may_differ_by_channel() -> None:
+    values = np.array([[0.2, 5.0], [0.2, 5.0]], np.float32)
+
+    quantized = quantize(values, 8, axis=0, bounds=([[0.0], [0.0]], [[1.0], [10.0]]))
+
+    assert dequantize(quantized).tolist() == [[pytest.approx(0.2, abs=0.002), 1.0], pytest.approx([0.2, 5.0], abs=0.02)]
+
+
 def test_values_outside_of_given_bounds_saturate() -> None:
     quantized = quantize([-5.0, 0.5, 9.0], 8, bounds=(0.0, 1.0))
 
@@ -86,16 +94,18 @@ def test_values_outside_of_given_bounds_saturate() -> None:
     [
         ([1.0, float("nan")], 8, None, None, "NaN"),
         ([float("inf")], 8, None, None, "infinity"),
+        ([0.0, 1e39], 8, None, None, r"conv/weights: 1 of 2 .* \(infinite\) at \[1\]"),
         ([], 8, None, None, "empty"),
         ([1.0], 0, None, None, "0 bits"),
         ([1.0], 17, None, None, "17 bits"),
         ([1.0], 8, 1, None, "axis 1"),
         ([1.0], 8, None, (2.0, 1.0), "lower first"),
         ([1.0], 8, None, (0.0, float("nan")), "finite bounds"),
+        ([1.0, 2.0], 8, None, ([0.0, 0.0, 0.0], 1.0), "do not broadcast"),
     ],
 )
 def test_what_cannot_be_quantized_is_refused_in_words(
-    values: list[float], bits: int, axis: int | None, bounds: tuple[float, float] | None, words: str
+    values: list[float], bits: int, axis: int | None, bounds: tuple[npt.ArrayLike, npt.ArrayLike] | None, words: str
 ) -> None:
     with pytest.raises(Rejected, match=words):
-        quantize(values, bits, axis=axis, bounds=bounds)
+        quantize(values, bits, axis=axis, bounds=bounds, name="conv/weights")

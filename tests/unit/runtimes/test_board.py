@@ -81,16 +81,3 @@ def test_a_variant_for_an_accelerator_is_explained(requires: str, accelerators: 
 
     assert [result.outcome for result in absent] == [Outcome.UNAVAILABLE]
     assert words in (absent[0].reason or "")
-
-
-def test_a_runtime_that_cannot_be_used_is_explained_once_a_variant() -> None:
-    """With its own reason."""
-    candidates, absent = enumerate_candidates(
-        [Entrant("a"), Entrant("b")], {"litert": None, "tflite": "needs numpy < 2"}, BoardFacts(), (1, 2)
-    )
-
-    assert {candidate.runtime for candidate in candidates} == {"litert"}
-    assert [(result.id, result.reason) for result in absent] == [
-        ("tflite/a/none/t1", "needs numpy < 2"),
-        ("tflite/b/none/t1", "needs numpy < 2"),
-    ]

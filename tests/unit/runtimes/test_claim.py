@@ -23,7 +23,8 @@ from regatta_protocol.measurement import (
 )
 from regatta_runtimes.candidate import Candidate, parse_candidate_id
 from regatta_runtimes.claim import RATIO_FACTOR, Claim, claim_of, disagreement, untried
-from regatta_runtimes.judge import Floor, judge
+from regatta_runtimes.judge import judge
+from regatta_runtimes.yardstick import Floor
 
 KEY = digest_of_bytes(b"this board")
 DEFAULT = Policy()

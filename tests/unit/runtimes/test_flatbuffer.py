@@ -10,7 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from regatta_protocol.errors import Rejected
-from regatta_runtimes.flatbuffer import survey
+from regatta_runtimes.backends import litert
+from regatta_runtimes.candidate import Candidate
+from regatta_runtimes.errors import CreateFailed
+from regatta_runtimes.flatbuffer import read_graph, survey
 from tiny_models import dense_model, shared_data, unary_model
 
 DENSE = dense_model(np.ones((8, 4), dtype=np.float32), np.zeros(8, dtype=np.float32))
@@ -19,6 +22,8 @@ DENSE = dense_model(np.ones((8, 4), dtype=np.float32), np.zeros(8, dtype=np.floa
 def _survives(data: bytes) -> None:
     with contextlib.suppress(Rejected):
         survey(data)
+    with contextlib.suppress(Rejected):
+        read_graph(data)
 
 
 @pytest.mark.parametrize(
@@ -50,7 +55,7 @@ def test_what_is_no_model_is_rejected(data: bytes) -> None:
 
 
 def test_every_truncation_of_a_small_model_is_survived() -> None:
-    """Cut at every byte: a survey or Rejected."""
+    """Cut at every byte: an answer or Rejected."""
     for length in range(len(DENSE)):
         _survives(DENSE[:length])
 
@@ -58,7 +63,7 @@ def test_every_truncation_of_a_small_model_is_survived() -> None:
 @settings(max_examples=300, deadline=None)
 @given(st.lists(st.tuples(st.integers(0, len(DENSE) - 1), st.integers(0, 255)), min_size=1, max_size=12))
 def test_every_mutation_of_a_small_model_is_survived(changes: list[tuple[int, int]]) -> None:
-    """Bytes overwritten anywhere: a survey or Rejected."""
+    """Bytes overwritten anywhere: an answer or Rejected."""
     data = bytearray(DENSE)
     for position, value in changes:
         data[position] = value
@@ -69,7 +74,7 @@ def test_every_mutation_of_a_small_model_is_survived(changes: list[tuple[int, in
 @settings(max_examples=200, deadline=None)
 @given(st.binary(max_size=400))
 def test_noise_behind_the_identifier_is_survived(noise: bytes) -> None:
-    """Random tables: a survey or Rejected."""
+    """Random tables: an answer or Rejected."""
     _survives(b"\x10\0\0\0TFL3" + noise)
 
 
@@ -99,3 +104,29 @@ def test_precision_of_real_models(name: str, precision: str) -> None:
     if data is None:
         pytest.skip("no real models: ../shared/data is absent")
     assert survey((data / name).read_bytes()).precision == precision
+
+
+def test_inputs_and_outputs_of_real_models_are_as_an_interpreter_says() -> None:
+    """Names, types, shapes, scales and zero points, to the last digit."""
+    data = shared_data()
+    if data is None:
+        pytest.skip("no real models: ../shared/data is absent")
+    for path in sorted(data.glob("*/*.tflite")):
+        graph = read_graph(path.read_bytes())
+        try:
+            session = litert.open_session(Candidate("litert", "v", "none", 1), path)
+        except CreateFailed as err:
+            assert err.specs == (graph.inputs, graph.outputs), path
+        else:
+            assert (session.inputs, session.outputs) == (graph.inputs, graph.outputs), path
+
+
+def test_tensors_are_numbered_as_in_the_file() -> None:
+    """The input is its first tensor and the output its last."""
+    graph = read_graph(DENSE)
+
+    assert (graph.input_tensors, graph.output_tensors) == ((0,), (3,))
+    assert [(spec.name, spec.dtype, spec.shape, spec.scale) for spec in (*graph.inputs, *graph.outputs)] == [
+        ("in", "float32", (1, 4), None),
+        ("out", "float32", (1, 8), None),
+    ]

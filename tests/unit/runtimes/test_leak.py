@@ -21,6 +21,8 @@ MB = 1_000_000
         ([40, 40.05, 40.1, 40.15, 40.2], 400, False),  # an allocator's steps
         ([40, 41, 40, 42, 44], 400, False),  # it gave some back
         ([], 400, False),
+        ([40 + 0.5 * (number // 3) for number in range(21)], 400, True),  # a heap that grows every third short round
+        ([40 + min(number, 9) for number in range(21)], 400, False),  # a cache that was full half-way
         ([40, 41, 42, 43, 44], 1_000_000, False),  # under what malloc can hand out for each inference
     ],
 )
@@ -47,7 +49,7 @@ def test_what_an_inference_leaks_is_told_exactly(start: int, leak: int, inferenc
     assert found == pytest.approx(leak)
 
 
-@given(st.lists(st.integers(0, 10 * MB), min_size=5, max_size=20), st.integers(0, 18))
+@given(st.lists(st.integers(0, 10 * MB), min_size=4, max_size=7), st.integers(0, 6))
 def test_a_round_that_takes_no_memory_acquits(steps: list[int], still: int) -> None:
     """However much the other rounds take."""
     steps[still % len(steps)] = 0

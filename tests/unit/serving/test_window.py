@@ -107,11 +107,12 @@ def test_metrics_keep_counting_over_windows() -> None:
         tally.count(Outcome.SUCCESS, Timing(2_000_000, 1_000_000, 500_000))
         tally.close(15.0, None, None)
 
-    text = openmetrics(tally, pending=1, connections=2)
+    text = openmetrics(tally, pending=1, connections=2, degraded=True)
 
     labels = 'model="digits",version="2",placement="litert/int8/none/t1"'
     assert f'regatta_inference_requests_total{{{labels},outcome="success"}} 3\n' in text
     assert f"regatta_inference_request_duration_seconds_sum{{{labels}}} 0.006000000\n" in text
+    assert "regatta_serving_degraded{" + labels + "} 1\n" in text
     assert text.endswith("\n# EOF\n")
 
 

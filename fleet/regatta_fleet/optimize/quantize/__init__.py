@@ -1,1 +1,3 @@
-"""Quantization: the arithmetic as a library on arrays (`uniform`), and whole models (`static`)."""
+"""Quantization: arithmetic on arrays by minimum and maximum (`uniform`) or by mean and deviation (`gaussian`); whole
+models in one way (`engine`) or layer by layer within an accuracy budget (`search`).
+"""

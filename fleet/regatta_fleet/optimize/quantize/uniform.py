@@ -16,7 +16,15 @@ import numpy.typing as npt
 
 from regatta_protocol.errors import Rejected
 
-__all__ = ["MAX_BITS", "QuantizedArray", "dequantize", "error_bound", "quantize"]
+__all__ = [
+    "MAX_BITS",
+    "QuantizedArray",
+    "dequantize",
+    "error_bound",
+    "finite_values",
+    "other_axes",
+    "quantize",
+]
 
 MAX_BITS = 16  # above, float32's own 24 bits of mantissa begin to blur the steps
 
@@ -38,7 +46,12 @@ class QuantizedArray:
 
 
 def quantize(
-    values: npt.ArrayLike, bits: int, *, axis: int | None = None, bounds: tuple[float, float] | None = None
+    values: npt.ArrayLike,
+    bits: int,
+    *,
+    axis: int | None = None,
+    bounds: tuple[npt.ArrayLike, npt.ArrayLike] | None = None,
+    name: str = "the array",
 ) -> QuantizedArray:
     """Return the values in `bits` bits.
 
@@ -46,24 +59,21 @@ def quantize(
         values: finite numbers of any shape, not empty.
         bits: 1 to 16.
         axis: the channel axis, whose every index gets a range of its own; None takes one range for all.
-        bounds: (t_min, t_max) in place of the values' own; values outside saturate.
+        bounds: (t_min, t_max) in place of the values' own, numbers or arrays that broadcast to the values (one range
+            a channel has 1 along the other axes); values outside saturate.
+        name: what the values are called in a refusal, for example the tensor's name.
 
     Raises:
         Rejected: for NaN, infinite or no values, or bits, axis or bounds that cannot be.
     """
-    array = np.asarray(values, np.float32)
     if not 1 <= bits <= MAX_BITS:
-        raise Rejected(f"cannot quantize to {bits} bits: use 1 to {MAX_BITS}")
-    if array.size == 0 or not np.isfinite(array).all():
-        raise Rejected(f"cannot quantize an array of shape {list(array.shape)} that is empty, or holds NaN or infinity")
-    wide = array.astype(np.float64)
-    if bounds is not None:
-        if not (np.isfinite(bounds).all() and bounds[0] <= bounds[1]):
-            raise Rejected(f"the range {bounds} is none: give finite bounds, the lower first")
-        minimum, maximum = np.float64(bounds[0]).reshape(()), np.float64(bounds[1]).reshape(())
-    else:
-        others = _other_axes(array.ndim, axis)
+        raise Rejected(f"cannot quantize {name} to {bits} bits: use 1 to {MAX_BITS}")
+    wide = finite_values(values, name)
+    others = other_axes(wide.ndim, axis, name)
+    if bounds is None:
         minimum, maximum = wide.min(others, keepdims=True), wide.max(others, keepdims=True)
+    else:
+        minimum, maximum = _checked_bounds(bounds, wide.shape, name)
     step = (maximum - minimum) / (2**bits - 1)
     safe = np.where(step > 0, step, 1.0)  # a constant: all levels 0, and the minimum gives it back
     levels = np.clip(np.rint((wide - minimum) / safe), 0, 2**bits - 1)
@@ -89,9 +99,53 @@ def error_bound(quantized: QuantizedArray) -> npt.NDArray[np.float64]:
     return bound
 
 
-def _other_axes(dimensions: int, axis: int | None) -> tuple[int, ...]:
+def finite_values(values: npt.ArrayLike, name: str) -> npt.NDArray[np.float64]:
+    """Return the values, rounded to float32, in float64.
+
+    Raises:
+        Rejected: naming the array and the first place, when one is NaN or infinite in float32, or there is none.
+    """
+    with np.errstate(over="ignore"):  # what overflows float32 is infinite here, and refused
+        array = np.asarray(values, np.float32)
+    if array.size == 0:
+        raise Rejected(f"cannot quantize {name}: its shape {list(array.shape)} is empty")
+    wrong = ~np.isfinite(array)
+    if wrong.any():
+        place = np.unravel_index(int(wrong.argmax()), array.shape)
+        kind = "NaN" if np.isnan(array[place]) else "infinite"
+        raise Rejected(
+            f"cannot quantize {name}: {int(wrong.sum())} of {array.size} values are NaN or infinity, "
+            f"the first ({kind}) at {[int(index) for index in place]}"
+        )
+    return array.astype(np.float64)
+
+
+def other_axes(dimensions: int, axis: int | None, name: str) -> tuple[int, ...]:
+    """Return the axes that a range is taken over: all but the channel axis.
+
+    Raises:
+        Rejected: when there is no such axis.
+    """
     if axis is None:
         return tuple(range(dimensions))
     if not -dimensions <= axis < dimensions:
-        raise Rejected(f"channel axis {axis} is outside of an array with {dimensions} axes")
+        raise Rejected(f"cannot quantize {name}: channel axis {axis} is outside of an array with {dimensions} axes")
     return tuple(index for index in range(dimensions) if index != axis % dimensions)
+
+
+def _checked_bounds(
+    bounds: tuple[npt.ArrayLike, npt.ArrayLike], shape: tuple[int, ...], name: str
+) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+    lower, upper = (np.asarray(bound, np.float64) for bound in bounds)
+    if not (np.isfinite(lower).all() and np.isfinite(upper).all() and (lower <= upper).all()):
+        raise Rejected(f"cannot quantize {name}: the range {bounds} is none: give finite bounds, the lower first")
+    try:
+        fits = np.broadcast_shapes(lower.shape, upper.shape, shape) == shape
+    except ValueError:
+        fits = False
+    if not fits:
+        raise Rejected(
+            f"cannot quantize {name}: bounds of shapes {list(lower.shape)} and {list(upper.shape)} do not broadcast "
+            f"to its shape {list(shape)}"
+        )
+    return lower, upper
