@@ -26,6 +26,7 @@ from regatta_agent.core.installs import AgentRecord
 from regatta_agent.events import Event
 from regatta_agent.fetcher import FetchFiles, FetchManifest
 from regatta_agent.jobs import Authorize, Failed, Job, Outcome, TrustFloor
+from regatta_agent.overlays import fpga_reserved
 from regatta_agent.racing import FleetResults, Race, RaceSettings
 from regatta_agent.store import Store
 from regatta_agent.workers import WorkerDeath, WorkerPool
@@ -127,6 +128,7 @@ class Actions:
                 name, step.ref, self._store, self._launcher, self._run_dir, self._race, results, wall_s,
                 assigned=racing.policy if racing is not None else None,
                 again=racing is not None and racing.outdated and step.kind is JobKind.RERACE,
+                fpga_reserved=fpga_reserved(record, self._store, step.ref),
             )  # fmt: skip
         if step.kind is JobKind.FILES:
             return FetchFiles(step.ref, self._bus, self._identity.device, self._store, self._next_transfer)

@@ -18,6 +18,7 @@ from typing import Any
 from regatta_agent.children import Child, Launcher
 from regatta_agent.events import ChildEnded, ChildLine, Event
 from regatta_agent.jobs import Failed, Outcome, Raced, response_in
+from regatta_agent.overlays import overlay_files
 from regatta_agent.priors import MAX_PRIOR_BYTES, Priors
 from regatta_agent.quarantine_file import QuarantineFile
 from regatta_agent.store import MAX_RACE_BYTES, Store
@@ -27,7 +28,7 @@ from regatta_protocol.codec import decode, encode
 from regatta_protocol.durable import read_bounded
 from regatta_protocol.errors import RegattaError, Retryable
 from regatta_protocol.ids import DIGEST_PATTERN, DeviceId, Digest, ModelRef
-from regatta_protocol.manifest import Manifest
+from regatta_protocol.manifest import Manifest, Variant
 from regatta_protocol.measurement import PriorRace, RaceReport
 from regatta_protocol.messages import Request
 from regatta_protocol.policy import Policy
@@ -108,11 +109,13 @@ class Race:
     Args of the constructor:
         assigned: the policy instead of the bundle's, when the fleet set one.
         again: the version serves already, and its last race may answer for a changed policy (rejudge.py).
+        fpga_reserved: why it must leave its FPGA overlay out, or None.
     """
 
     def __init__(
         self, name: str, ref: ModelRef, store: Store, launcher: Launcher, folder: Path, settings: RaceSettings,
         results: FleetResults, wall_s: float, *, assigned: Policy | None = None, again: bool = False,
+        fpga_reserved: str | None = None,
     ) -> None:  # fmt: skip
         self._name = name
         self._ref = ref
@@ -124,6 +127,7 @@ class Race:
         self._settings = settings
         self._assigned = assigned
         self._again = again
+        self._fpga_reserved = fpga_reserved
         self._results = results
         self._wall_s = wall_s  # when it begins
         self._prior: PriorRace | None = None  # what it was told
@@ -140,7 +144,7 @@ class Race:
         try:
             self._clear()
             spec = race_spec(manifest, self._store, self._settings, assigned=self._assigned, again=self._again)
-            spec = {**spec, "prior_path": str(self._prior_path)}
+            spec = {**spec, "prior_path": str(self._prior_path), "fpga_reserved": self._fpga_reserved}
             self._spec_path.write_text(json.dumps(spec))
             self._child = self._launcher.launch(self._name, [*argv, "--output", str(self._report_path)], None)
         except OSError as err:
@@ -234,6 +238,7 @@ def race_spec(
                 "name": variant.name,
                 "path": str(store.blob_path(variant.file.digest)),
                 "requires": list(variant.requires),
+                "overlay": _overlay(variant, store),
                 "precision": variant.precision,
                 "accuracy": variant.accuracy.model_dump(mode="json") if variant.accuracy is not None else None,
             }
@@ -250,3 +255,8 @@ def race_spec(
         "power": settings.power.model_dump(mode="json"),
         "quarantine": settings.quarantine.load().model_dump(mode="json"),
     }
+
+
+def _overlay(variant: Variant, store: Store) -> Mapping[str, Any] | None:
+    files = overlay_files(variant, store)
+    return None if files is None else files.model_dump(mode="json")

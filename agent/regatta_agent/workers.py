@@ -17,6 +17,7 @@ from typing import NamedTuple
 from regatta_agent.children import Child, Launcher
 from regatta_agent.core.facts import StartWorker, WorkerFacts
 from regatta_agent.events import ChildEnded, ChildLine
+from regatta_agent.overlays import overlay_of
 from regatta_agent.serving.events import Degraded, Drifted, Failed, Ready, Recovered, WindowClosed, parse_event
 from regatta_agent.serving.spec import Contender, ServeSpec, check_socket_path
 from regatta_agent.store import Store
@@ -85,6 +86,7 @@ class WorkerPool:
         launcher: Launcher,
         window_s: float,
         power: PowerSettings = PowerSettings(),  # noqa: B008 - frozen
+        sysroot: Path = Path("/"),
     ) -> None:
         self._run_dir = run_dir
         self._folder = run_dir / "workers"
@@ -92,6 +94,7 @@ class WorkerPool:
         self._launcher = launcher
         self._window_s = window_s
         self._power = power
+        self._sysroot = sysroot
         self._workers: dict[str, _Worker] = {}
         self._started = 0
 
@@ -270,6 +273,8 @@ class WorkerPool:
             resting=step.resting,
             max_slowdown=policy.max_slowdown,
             retried=step.retried,
+            overlay=overlay_of(manifest, self._store),
+            sysroot=self._sysroot,
             manifest_path=self._store.manifest_path(manifest.ref),
             labels_path=self._store.blob_path(labels.digest) if labels is not None else None,
             golden_path=self._store.blob_path(manifest.golden.digest),

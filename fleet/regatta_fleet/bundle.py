@@ -26,6 +26,7 @@ from pathlib import Path
 
 from regatta_fleet.labels import labels_text, parse_labels
 from regatta_fleet.optimize.samples import check_labels, check_shape, read_samples, write_samples
+from regatta_fleet.overlay import Models, OverlaySource, overlay_of, with_overlay
 from regatta_fleet.schemas import BundleDraft
 from regatta_protocol.codec import decode, encode
 from regatta_protocol.durable import read_bounded, rename_durably, sync_folder, write_durably
@@ -107,6 +108,7 @@ class BundleSource:
     scale: float | None = None
     variants: tuple[Path, ...] = ()  # further files that compute the same model, for example an Edge TPU one
     policy: Policy = field(default_factory=Policy)
+    overlay: OverlaySource | None = None
 
 
 def file_ref(path: Path) -> FileRef:
@@ -182,12 +184,13 @@ def bundle_from_model(
     """
     check_place(output, replace)
     progress(f"inspecting {model.name}", 0.0)
-    models = _inspect((model, *source.variants))
+    models = with_overlay(_inspect((model, *source.variants)), source.overlay)
     facts = next(iter(models.values()))[1]
     classes = facts.outputs[0].shape[-1] if facts.outputs and facts.outputs[0].shape else 0
     labels = None if source.labels is None else read_labels(source.labels, classes)
     with tempfile.TemporaryDirectory(prefix="regatta-bundle-") as scratch:
         parts = _Parts(Path(scratch))
+        overlay = None if source.overlay is None else overlay_of(source.overlay, Path(scratch), parts.add)
         evaluation = None if source.evaluation is None else _evaluation(source.evaluation, facts, classes, parts)
         golden = parts.new("golden.npz")
         progress("computing golden samples with reference kernels", 0.2)
@@ -196,7 +199,10 @@ def bundle_from_model(
         variants = []
         for place, (name, (path, found)) in enumerate(models.items()):
             progress(f"measuring {name}", 0.5 + 0.4 * place / len(models))
-            variants.append(_as_given(name, path, found, evaluation, golden, parts))
+            variant = _as_given(name, path, found, evaluation, golden, parts)
+            if overlay is not None and overlay.delegate in variant.requires:
+                variant = variant.model_copy(update={"overlay": overlay})
+            variants.append(variant)
         draft = BundleDraft(
             task="classification" if labels is not None or evaluation is not None else "other",
             variants=tuple(variants),
@@ -271,7 +277,7 @@ class _Parts:
         return self.add(self.new(name))
 
 
-def _inspect(models: Sequence[Path]) -> dict[str, tuple[Path, ModelFacts]]:
+def _inspect(models: Sequence[Path]) -> Models:
     """Return path and facts by the variant's name: its delegate or precision, told apart by number."""
     found: dict[str, tuple[Path, ModelFacts]] = {}
     for path in models:
@@ -338,7 +344,7 @@ def read_labels(path: Path, classes: int) -> tuple[str, ...]:
 
 
 def _files_of(draft: BundleDraft) -> tuple[FileRef, ...]:
-    refs = [variant.file for variant in draft.variants]
+    refs = [ref for variant in draft.variants for ref in variant.files()]
     refs += [ref for ref in (draft.golden, draft.evaluation, draft.labels) if ref is not None]
     return tuple({ref.digest: ref for ref in refs}.values())
 

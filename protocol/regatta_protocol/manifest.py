@@ -27,6 +27,7 @@ __all__ = [
     "FileRef",
     "ImageInput",
     "Manifest",
+    "Overlay",
     "Policy",
     "TensorSpec",
     "Variant",
@@ -54,6 +55,16 @@ class TensorSpec(Wire):
     zero_point: int | None = None
 
 
+class Overlay(Wire):
+    """What an FPGA is loaded with before the delegate that drives it can work."""
+
+    name: str = Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$")
+    bitstream: FileRef
+    dtbo: FileRef | None = None  # a compiled device-tree overlay
+    flags: int = Field(default=0, ge=0, le=0xFFFF_FFFF)  # of the FPGA manager: 1 is a partial bitstream
+    delegate: str
+
+
 class Variant(Wire):
     """One file that computes the model, with what the fleet measured when it made it."""
 
@@ -63,10 +74,22 @@ class Variant(Wire):
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
     requires: tuple[str, ...] = ()  # delegates it cannot run without, for example edgetpu
+    overlay: Overlay | None = None  # loaded into the FPGA first; its delegate is among `requires`
     steps: tuple[str, ...] = ()  # lineage: what made it of the source
     accuracy: Accuracy | None = None
     latency: Latency | None = None  # on the machine that optimized it, with latency_setting
     latency_setting: str | None = None
+
+    @model_validator(mode="after")
+    def _overlay_has_its_delegate(self) -> Variant:
+        if self.overlay is not None and self.overlay.delegate not in self.requires:
+            raise ValueError(f"variant {self.name} must require {self.overlay.delegate}, its overlay's delegate")
+        return self
+
+    def files(self) -> tuple[FileRef, ...]:
+        """Return the variant's own files."""
+        refs = (self.file,) if self.overlay is None else (self.file, self.overlay.bitstream, self.overlay.dtbo)
+        return tuple(ref for ref in refs if ref is not None)
 
 
 class ImageInput(Wire):
@@ -104,13 +127,20 @@ class Manifest(Wire):
             raise ValueError(f"two variants have the same name: {names}")
         return self
 
+    @model_validator(mode="after")
+    def _one_overlay(self) -> Manifest:
+        overlays = {variant.overlay for variant in self.variants if variant.overlay is not None}
+        if len(overlays) > 1:  # a race compares its candidates side by side, and an FPGA holds one
+            raise ValueError(f"the variants have {len(overlays)} different overlays: a version may have one")
+        return self
+
     @property
     def ref(self) -> ModelRef:
         return ModelRef(self.name, self.version)
 
     def files(self) -> tuple[FileRef, ...]:
         """Return every file of the bundle, once each."""
-        refs = [variant.file for variant in self.variants]
+        refs = [ref for variant in self.variants for ref in variant.files()]
         refs += [ref for ref in (self.golden, self.evaluation, self.labels) if ref is not None]
         return tuple({ref.digest: ref for ref in refs}.values())
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 
 from regatta_protocol.measurement import BoardFacts, CandidateResult, Outcome, Plugin
 from regatta_runtimes.candidate import Candidate
@@ -54,6 +55,7 @@ def enumerate_candidates(
     threads: Sequence[int],
     rows: Mapping[str, DelegateFacts] = DELEGATES,
     root: Path = Path("/"),
+    refusals: Mapping[str, str] = MappingProxyType({}),
 ) -> tuple[list[Candidate], list[CandidateResult]]:
     """Return the candidates to race, and a result with its reason for each that cannot take part.
 
@@ -64,6 +66,7 @@ def enumerate_candidates(
         threads: thread counts to try; an accelerator gets one.
         rows: the delegates that are known.
         root: where the board's file system lies, for the delegates' libraries.
+        refusals: delegate -> why it cannot work now, for example that its FPGA overlay is not loaded.
     """
     candidates: list[Candidate] = []
     absent: dict[str, CandidateResult] = {}  # by runtime, or by candidate where a delegate is what is absent
@@ -84,7 +87,7 @@ def enumerate_candidates(
     for entrant in entrants:
         usable = _of_format(runtimes, entrant)
         for name in entrant.requires or _volunteers(entrant, rows, board, root):
-            plugin = find_plugin(name, board, rows, root)
+            plugin = refusals.get(name) or find_plugin(name, board, rows, root)
             drivers = rows[name].runtimes if name in rows else PLUGIN_RUNTIMES
             if isinstance(plugin, str):
                 lost = Candidate(drivers[0], entrant.name, name, 1)

@@ -36,6 +36,8 @@ from regatta_runtimes.candidate import Candidate
 from regatta_runtimes.delegates import read_delegates
 from regatta_runtimes.enumerate import Entrant, default_threads, enumerate_candidates
 from regatta_runtimes.errors import RuntimeMissing
+from regatta_runtimes.fpga.files import OverlayFiles
+from regatta_runtimes.fpga.turn import OverlayTurn
 from regatta_runtimes.heat import Heats
 from regatta_runtimes.job import Failed, Open
 from regatta_runtimes.judge import Verdict, judge
@@ -64,6 +66,7 @@ class RaceVariant(Wire):
     name: str
     path: str
     requires: tuple[str, ...] = ()
+    overlay: OverlayFiles | None = None  # the same for all variants that have one
     precision: str | None = None
     accuracy: Accuracy | None = None
 
@@ -91,6 +94,7 @@ class RaceSpec(Wire):
     earlier: str | None = None  # the report of a race of this version here, under another policy (rejudge.py)
     delegate_files: tuple[str, ...] = Field(default=(), max_length=64)
     quarantine: Quarantine = Quarantine()  # of the races and deaths before this one
+    fpga_reserved: str | None = None  # why no overlay may be loaded: the FPGA serves another model
     prior_path: str | None = None  # where the answer to the key lies once standard input has ended; None: do not ask
 
 
@@ -124,8 +128,12 @@ def run_race(
         if known is not None:
             progress("the earlier race answers for the changed policy")
             return known
+        turn = stack.enter_context(_turn(spec))
+        turn.load(board, rows, spec.fpga_reserved, progress)
         threads = spec.threads or default_threads(board.cores)
-        candidates, absent = enumerate_candidates(entrants, reasons, board, threads, rows, Path(spec.sysroot))
+        candidates, absent = enumerate_candidates(
+            entrants, reasons, board, threads, rows, Path(spec.sysroot), turn.refusals
+        )
         progress(f"{len(candidates)} candidates, {len(absent)} unavailable")
         digests = _Digests()
         reuse = Reuse()
@@ -145,7 +153,7 @@ def run_race(
             reuse = reuse_prior(course, consult(key))
             if reuse.verdict is not None:
                 judged = replace(reuse.verdict, candidates=(*reuse.verdict.candidates, *absent))
-                return _report(spec, board, judged, begun, nurseries, reuse)
+                return _after_turn(turn, _report(spec, board, judged, begun, nurseries, reuse))
         trials = _trials(spec, candidates, nurseries, digests)
         heats = Heats(
             trials,
@@ -173,7 +181,20 @@ def run_race(
     verdict = judge(results, spec.policy, yardstick.floor)
     if fault is not None:
         verdict = replace(verdict, reason=fault)
-    return _report(spec, board, verdict, begun, nurseries, reuse)
+    return _after_turn(turn, _report(spec, board, verdict, begun, nurseries, reuse))
+
+
+def _turn(spec: RaceSpec) -> OverlayTurn:
+    """Return the race's turn at the FPGA, with the overlay of its variants."""
+    overlay = next((variant.overlay for variant in spec.variants if variant.overlay is not None), None)
+    return OverlayTurn(overlay, f"{spec.model}:{spec.version}", Path(spec.sysroot))
+
+
+def _after_turn(turn: OverlayTurn, report: RaceReport) -> RaceReport:
+    """Let the FPGA go, with the overlay that the placed candidate needs; return the report with what came of it."""
+    placed = report.placed()
+    told = turn.end(None if placed is None else placed.delegate)
+    return report.model_copy(update={"conditions": {**report.conditions, **told}})
 
 
 def _report(
@@ -216,7 +237,7 @@ def _key(
     taking_part = {candidate.variant for candidate in candidates}
     return race_key(
         [
-            KeyedVariant(variant.name, digests.of(Path(variant.path)), variant.requires)
+            KeyedVariant(variant.name, digests.of(Path(variant.path)), variant.requires, _overlay_key(variant, digests))
             for variant in spec.variants
             if variant.name in taking_part
         ],
@@ -231,6 +252,15 @@ def _key(
         runtimes={name: nursery.runtime_version for name, nursery in working.items()},
         threads=threads,
     )
+
+
+def _overlay_key(variant: RaceVariant, digests: _Digests) -> tuple[str, ...]:
+    """Return what the variant's figures depend on in the FPGA."""
+    overlay = variant.overlay
+    if overlay is None:
+        return ()
+    tree = () if overlay.device_tree is None else (digests.of(Path(overlay.device_tree)),)
+    return (digests.of(Path(overlay.bitstream)), f"{overlay.flags:x}", *tree)
 
 
 def _rejudged(

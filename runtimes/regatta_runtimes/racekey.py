@@ -27,6 +27,7 @@ class KeyedVariant:
     name: str
     digest: Digest
     requires: tuple[str, ...] = ()
+    overlay: tuple[str, ...] = ()  # what the FPGA is loaded with for it: digests and flags
 
 
 def race_key(
@@ -49,7 +50,9 @@ def race_key(
     """
     facts = {
         "measuring": MEASURING,
-        "variants": sorted([variant.name, variant.digest, sorted(variant.requires)] for variant in variants),
+        "variants": sorted(
+            [variant.name, variant.digest, sorted(variant.requires), *variant.overlay] for variant in variants
+        ),
         "golden": golden,
         "evaluation": evaluation,
         "board": board.fingerprint_text(),

@@ -6,7 +6,8 @@
  *
  * modes: real, nothing, create, prepare, invoke, segfault, abort, hang, wrong, leak (64 MiB an inference), seep (8 KiB an
  * inference), slow (20 ms an inference); and *_late, which does in invoke what segfault, abort and hang do in create.
- * With the option `fault`, the path of a file, the mode in invoke is what the file holds while it is there.
+ * With the option `fault`, the path of a file, the mode in invoke is what the file holds while it is there. With the
+ * option `needs` there is no device unless the file of that name begins with "operating", as an FPGA's state does.
  */
 #include <math.h>
 #include <stdbool.h>
@@ -174,14 +175,25 @@ static int delegate_prepare(Context *context, Delegate *delegate) {
   return status;
 }
 
+static bool operates(const char *path) {
+  char state[16] = "";
+  FILE *file = fopen(path, "r");
+  if (file == NULL) return false;
+  bool yes = fgets(state, sizeof state, file) != NULL && strncmp(state, "operating", 9) == 0;
+  fclose(file);
+  return yes;
+}
+
 Delegate *tflite_plugin_create_delegate(char **keys, char **values, size_t count, void (*report)(const char *)) {
+  bool ready = true;
   for (size_t i = 0; i < count; i++) {
+    if (strcmp(keys[i], "needs") == 0) ready = operates(values[i]);
     if (strcmp(keys[i], "mode") == 0) snprintf(chosen, sizeof chosen, "%s", values[i]);
     if (strcmp(keys[i], "fault") == 0) snprintf(fault, sizeof fault, "%s", values[i]);
   }
   memcpy(mode, chosen, sizeof mode);
   misbehave("");
-  if (is("create")) {
+  if (is("create") || !ready) {
     report("test delegate: no device");
     return NULL;
   }

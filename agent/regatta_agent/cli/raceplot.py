@@ -84,7 +84,14 @@ def _draw_latency(axes: Axes, shown: list[CandidateResult], report: RaceReport) 
         label.set_fontweight("bold" if result.id == report.placement else "normal")
     axes.set_ylim(len(shown) - 0.4, -0.6)
     _scale_time(axes, shown, room_right=1.35)
-    axes.legend(handles=_legend(shown, report), fontsize=8, loc="upper right", frameon=True, framealpha=0.9)
+    axes.legend(
+        handles=_legend(shown, report),
+        fontsize=8,
+        loc="lower left",
+        bbox_to_anchor=(0.62, 1.0),
+        ncols=3,
+        frameon=False,
+    )
 
 
 def _draw_accuracy(axes: Axes, accurate: list[CandidateResult], report: RaceReport) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import median
@@ -16,6 +17,7 @@ from statistics import median
 import numpy as np
 
 from regatta_agent.serving.events import SelfTest
+from regatta_agent.serving.fpga import hold_overlay
 from regatta_agent.serving.guarded import GuardedSession
 from regatta_agent.serving.pace import Pace
 from regatta_agent.serving.spec import Contender, ServeSpec
@@ -24,6 +26,7 @@ from regatta_protocol.errors import Rejected
 from regatta_protocol.manifest import TensorSpec
 from regatta_runtimes.candidate import parse_candidate_id
 from regatta_runtimes.errors import CreateFailed
+from regatta_runtimes.fpga import Hold
 from regatta_runtimes.reference import compare
 from regatta_runtimes.runtime import is_own
 from regatta_runtimes.samples import GoldenSet, random_inputs, read_golden
@@ -56,10 +59,14 @@ def is_guarded(candidate_id: str, guarded: bool) -> bool:
 class Seat:
     """A session with what it needs to be judged. Used by one thread at a time."""
 
-    def __init__(self, contender: Contender, session: Session, signature: Signature, max_slowdown: float) -> None:
+    def __init__(
+        self, contender: Contender, session: Session, signature: Signature, max_slowdown: float,
+        hold: Hold | None = None,
+    ) -> None:  # fmt: skip
         self.contender = contender
         self.signature = signature
         self.session = session
+        self._hold = hold
         self.pace = Pace(None if contender.latency is None else contender.latency.p50_us, max_slowdown)
         self.compute_ns = 0  # of the last inference, inside the runtime
         self.running_since_ns: int | None = None  # an inference in this process; any thread may read it
@@ -131,8 +138,10 @@ class Seat:
         return _hang_s(self.contender)
 
     def close(self) -> None:
-        """Release the model. May be called twice."""
+        """Release the model, and after it the FPGA. May be called twice."""
         self.session.close()
+        if self._hold is not None:
+            self._hold.close()
 
 
 def open_seat(contender: Contender, spec: ServeSpec, signature: Signature | None) -> tuple[Seat, SelfTest]:
@@ -147,23 +156,25 @@ def open_seat(contender: Contender, spec: ServeSpec, signature: Signature | None
         Rejected: when a file is missing, the runtime or delegate refuses, the self-test fails, or its tensors cannot
             stand for the signature's.
         Retryable: when the runtime fails.
+        RegattaError: when the FPGA overlay that it needs cannot be loaded.
     """
     if not contender.variant_path.is_file():
         raise Rejected(f"{contender.variant_path} of {spec.model}:{spec.version} is not there: fetch the version again")
-    session = _open(contender, spec)
-    try:
+    with ExitStack() as stack:  # what was taken is released again, unless the seat takes it over
+        hold = hold_overlay(spec, contender)
+        if hold is not None:
+            stack.enter_context(hold)
+        session = _open(contender, spec)
+        stack.callback(session.close)
         own = Signature(session.inputs, session.outputs)
         if signature is not None and _shapes(own) != _shapes(signature):
             raise CreateFailed(f"{contender.candidate_id} has other tensors than what is served: it cannot stand in")
-        seat = Seat(contender, session, signature or own, spec.max_slowdown)
+        seat = Seat(contender, session, signature or own, spec.max_slowdown, hold)
         tested = seat.self_test(spec.golden_path)
-    except BaseException:
-        session.close()
-        raise
-    if not tested.passed:
-        seat.close()
-        name = f"{contender.candidate_id} of {spec.model}:{spec.version}"
-        raise Rejected(f"{name} fails its self-test: {tested.reason}")
+        if not tested.passed:
+            name = f"{contender.candidate_id} of {spec.model}:{spec.version}"
+            raise Rejected(f"{name} fails its self-test: {tested.reason}")
+        stack.pop_all()
     if isinstance(session, GuardedSession):
         session.patience_s = min(_hang_s(contender), spec.limits.hang_s)
     return seat, tested

@@ -11,6 +11,7 @@ from regatta_protocol.ids import ModelNameField
 from regatta_protocol.measurement import Latency, Power
 from regatta_protocol.wire import Wire
 from regatta_runtimes.candidate import Plugin
+from regatta_runtimes.fpga.files import OverlayFiles
 from regatta_runtimes.power.settings import PowerSettings
 
 __all__ = ["MAX_SOCKET_PATH_BYTES", "MAX_SPEC_BYTES", "Contender", "ServeLimits", "ServeSpec", "check_socket_path"]
@@ -65,6 +66,8 @@ class ServeSpec(Wire):
     resting: str | None = None  # why the first standby serves from the start; the candidate is retried later
     max_slowdown: float = Field(default=3.0, gt=1)
     retried: tuple[float, ...] = Field(default=(), max_length=200)  # seconds since 1970, of the last day
+    overlay: OverlayFiles | None = None  # loaded into the FPGA before a candidate with its delegate is opened
+    sysroot: Path = Path("/")  # where /sys and /lib/firmware are
     manifest_path: Path | None = None
     labels_path: Path | None = None
     golden_path: Path | None = None

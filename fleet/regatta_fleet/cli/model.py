@@ -12,6 +12,7 @@ import click
 from regatta_fleet import figures
 from regatta_fleet.cli import output, tables
 from regatta_fleet.cli.connection import connected, examples, home_option, json_option, open_client, url_option
+from regatta_fleet.cli.overlay import overlay_options
 from regatta_fleet.client import FleetClient
 from regatta_fleet.schemas import BundleDraft
 from regatta_protocol.errors import Rejected
@@ -23,6 +24,7 @@ from regatta_runtimes.policy_options import given_policy, policy_options
 
 if TYPE_CHECKING:
     from regatta_fleet.bundle import Bundle
+    from regatta_fleet.overlay import OverlaySource
 
 __all__ = ["model", "push_bundle"]
 
@@ -132,6 +134,8 @@ def optimize(
         "regatta model push int8.tflite --name cats --variant int8_edgetpu.tflite --evaluation cats.npz",
         "regatta model push float.tflite --name vww --mean 127.5 --scale 0.00784314 --objective energy",
         "regatta model push build/digits --name digits",
+        "regatta model push cats.tflite --name cats --overlay dpu --bitstream dpu.bit.bin "
+        "--device-tree-overlay dpu.dtbo --overlay-delegate mydpu",
     )
 )
 @click.argument("source", type=click.Path(exists=True, path_type=Path), metavar="MODEL|BUNDLE_DIR")
@@ -142,6 +146,7 @@ def optimize(
 @click.option("--mean", type=float, help="Of pictures: the model's input is (pixel - mean) * scale.")
 @click.option("--scale", type=float, help="See --mean.")
 @policy_options
+@overlay_options
 @json_option
 @connected
 def push(
@@ -154,6 +159,7 @@ def push(
     variants: tuple[Path, ...],
     mean: float | None,
     scale: float | None,
+    overlay: OverlaySource | None,
     as_json: bool,
     **options: Any,  # noqa: ANN401 - the policy's options
 ) -> None:
@@ -167,11 +173,13 @@ def push(
     known = parse_model_name(name)
     policy = given_policy(options).model_dump(exclude_unset=True)
     if source.is_dir():
-        if labels or evaluation or variants or mean is not None or scale is not None:
+        if labels or evaluation or variants or overlay or mean is not None or scale is not None:
             raise click.UsageError("a bundle has its labels, evaluation set and input already: give no such option")
         manifest = push_bundle(client, known, Bundle.open(source), policy)
     else:
-        given = BundleSource(labels=labels, evaluation=evaluation, variants=variants, mean=mean, scale=scale)
+        given = BundleSource(
+            labels=labels, evaluation=evaluation, variants=variants, mean=mean, scale=scale, overlay=overlay
+        )
         with tempfile.TemporaryDirectory(prefix="regatta-push-") as scratch:
             bundle = bundle_from_model(source, Path(scratch) / "bundle", given, progress=say_step())
             manifest = push_bundle(client, known, bundle, policy)
@@ -217,6 +225,7 @@ def show(client: FleetClient, name: str, as_json: bool) -> None:
         ("lineage", " → ".join(manifest.lineage) or "unknown"),
         ("task", manifest.task),
         ("input", _input_words(manifest)),
+        ("overlay", _overlay_words(manifest)),
         ("evaluation", figures.size(manifest.evaluation.size_bytes) if manifest.evaluation else "none"),
         (
             "policy",
@@ -260,6 +269,14 @@ def say_step() -> Callable[[str, float], None]:
             last = message
 
     return say
+
+
+def _overlay_words(manifest: Manifest) -> str:
+    overlay = next((variant.overlay for variant in manifest.variants if variant.overlay is not None), None)
+    if overlay is None:
+        return "none"
+    tree = "" if overlay.dtbo is None else f", device tree {figures.size(overlay.dtbo.size_bytes)}"
+    return f"{overlay.name} for {overlay.delegate}, bitstream {figures.size(overlay.bitstream.size_bytes)}{tree}"
 
 
 def _input_words(manifest: Manifest) -> str:

@@ -9,12 +9,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from emulated_fpga import device_tree
 from regatta_fleet.bundle import Bundle, BundleSource, bundle_from_model, file_ref, golden_count, write_bundle
 from regatta_fleet.examples.digits import LABELS, MODEL, data
+from regatta_fleet.overlay import OverlaySource
 from regatta_fleet.schemas import BundleDraft
 from regatta_protocol.errors import BadDigest, Rejected
 from regatta_protocol.ids import Digest, digest_of_bytes
 from regatta_protocol.manifest import FileRef, TensorSpec, Variant
+from regatta_runtimes.fpga.fdt import bitstream_name
 from shared_data import shared_file
 from small_models import write_samples_file
 from tiny_models import dense_model
@@ -259,3 +262,50 @@ def test_a_copied_bundle_is_as_good(tmp_path: Path) -> None:
     shutil.copytree(tmp_path / "bundle", tmp_path / "copy")
 
     assert Bundle.open(tmp_path / "copy").draft == draft
+
+
+def test_an_overlay_comes_along_with_a_variant_of_its_own(tmp_path: Path) -> None:
+    """The model's file races on the processor and on the FPGA; the device tree names the bitstream by its content."""
+    (tmp_path / "dpu.bit.bin").write_bytes(b"bits")
+    (tmp_path / "dpu.dtbo").write_bytes(device_tree("dpu.bit.bin"))
+    source = OverlaySource("dpu", tmp_path / "dpu.bit.bin", "mydpu", tmp_path / "dpu.dtbo", flags=1)
+
+    bundle = bundle_from_model(MODEL, tmp_path / "bundle", BundleSource(overlay=source))
+
+    plain, overlaid = bundle.draft.variants
+    assert (plain.name, plain.requires, plain.overlay) == ("float32", (), None)
+    assert (overlaid.name, overlaid.requires, overlaid.file) == ("dpu", ("mydpu",), plain.file)
+    overlay = overlaid.overlay
+    assert overlay is not None and overlay.dtbo is not None
+    assert (overlay.delegate, overlay.flags, overlay.bitstream.size_bytes) == ("mydpu", 1, 4)
+    named = bitstream_name(bundle.path_of(overlay.dtbo).read_bytes())
+    assert named == f"regatta/{overlay.bitstream.digest}.bin"
+    with np.load(bundle.path_of(bundle.draft.golden)) as golden:
+        assert {"out.float32.0", "out.dpu.0"} <= set(golden)
+
+
+@pytest.mark.parametrize(
+    ("name", "bitstream", "tree", "words"),
+    [
+        ("dpu", b"", None, "0 bytes"),
+        ("dpu", None, None, "is not a file"),
+        ("dpu", b"bits", b"/dts-v1/;", r"dpu\.dtbo: .*cut off"),
+        ("dpu", b"bits", b"/dts-v1/; /plugin/; / { a = <1>; b = <2>; };", r"dpu\.dtbo: .*dtc -@"),
+        ("dpu", b"bits", None, r"dpu\.dtbo cannot be read"),
+        ("float32", b"bits", None, "give the overlay another name"),
+    ],
+)
+def test_a_bad_overlay_is_refused(
+    tmp_path: Path, name: str, bitstream: bytes | None, tree: bytes | None, words: str
+) -> None:
+    """Empty, absent, no compiled device tree, a name that is taken: nothing is written."""
+    if bitstream is not None:
+        (tmp_path / "dpu.bit.bin").write_bytes(bitstream)
+    if tree is not None:
+        (tmp_path / "dpu.dtbo").write_bytes(tree)
+    source = OverlaySource(name, tmp_path / "dpu.bit.bin", "mydpu", tmp_path / "dpu.dtbo")
+
+    with pytest.raises(Rejected, match=words):
+        bundle_from_model(MODEL, tmp_path / "bundle", BundleSource(overlay=source))
+
+    assert not (tmp_path / "bundle").exists()

@@ -18,6 +18,7 @@ import pytest
 
 from regatta_fleet.bundle import write_bundle
 from regatta_fleet.cli import exit_codes, main, program
+from regatta_fleet.examples.digits import MODEL
 from regatta_fleet.schemas import BundleDraft, RolloutState, WaveState
 from regatta_fleet.testing import FakeFleet, serve
 from regatta_protocol.ids import Digest, digest_of_bytes
@@ -251,6 +252,32 @@ def test_push_refuses_bad_sources(
     assert main(["model", "push", str(tmp_path / "absent"), "--name", "kit"]) == exit_codes.USAGE
     assert "kit" not in fleet.versions
     assert "Traceback" not in capsys.readouterr().err
+
+
+def test_push_takes_an_overlay_whole_or_not_at_all(
+    fleet: FakeFleet, capsys: pytest.CaptureFixture[str], bundle: Path, tmp_path: Path
+) -> None:
+    """Its files are uploaded with the model's; options that belong together are asked for, and never half taken."""
+    (tmp_path / "bits.bin").write_bytes(b"bits")
+    bits, model = str(tmp_path / "bits.bin"), str(MODEL)
+    wrong = (
+        (model, "--overlay", "dpu"),
+        (model, "--bitstream", bits),
+        (model, "--overlay", "dpu", "--bitstream", bits),
+        (model, "--overlay", "dpu", "--bitstream", bits, "--overlay-delegate", "mine", "--overlay-flags", "x"),
+        (str(bundle), "--overlay", "dpu", "--bitstream", bits, "--overlay-delegate", "mine"),
+    )
+    for options in wrong:
+        assert main(["model", "push", *options, "--name", "kit"]) == exit_codes.USAGE, options
+    assert "kit" not in fleet.versions
+
+    right = ("--overlay", "dpu", "--bitstream", bits, "--overlay-delegate", "mine", "--overlay-flags", "0x21")
+    manifest = document(capsys, "model", "push", model, *right, "--name", "kit")
+
+    overlay = manifest["variants"][1]["overlay"]
+    assert (overlay["name"], overlay["delegate"], overlay["flags"]) == ("dpu", "mine", 0x21)
+    assert overlay["bitstream"]["digest"] in fleet.blobs
+    assert "dpu for mine, bitstream 4 B" in output(capsys, "model", "show", "kit")
 
 
 def test_model_show_takes_the_newest(fleet: FakeFleet, capsys: pytest.CaptureFixture[str], bundle: Path) -> None:

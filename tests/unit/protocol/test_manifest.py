@@ -8,7 +8,7 @@ from pydantic import ValidationError
 from regatta_protocol.codec import decode
 from regatta_protocol.errors import Rejected
 from regatta_protocol.ids import Digest, ModelName, ModelRef
-from regatta_protocol.manifest import FileRef, Manifest, TensorSpec, Variant, target_path
+from regatta_protocol.manifest import FileRef, Manifest, Overlay, TensorSpec, Variant, target_path
 
 
 def ref(letter: str) -> FileRef:
@@ -32,6 +32,31 @@ def test_files_are_named_once() -> None:
     whole = manifest(variant("a", ref("a")), variant("b", ref("a")))
 
     assert [file.digest[0] for file in whole.files()] == ["a", "c", "d"]
+
+
+def _overlaid(name: str, overlay: Overlay) -> Variant:
+    return variant(name, ref("a")).model_copy(update={"requires": ("dpu",), "overlay": overlay})
+
+
+def test_an_overlays_files_are_files_of_the_bundle() -> None:
+    """Bitstream and device tree are signed, stored and fetched like all others."""
+    overlay = Overlay(name="x", bitstream=ref("e"), dtbo=ref("f"), delegate="dpu")
+
+    whole = manifest(variant("a", ref("a")), _overlaid("b", overlay))
+
+    assert [file.digest[0] for file in whole.files()] == ["a", "e", "f", "c", "d"]
+    assert decode(Manifest, whole.model_dump_json(exclude_none=True).encode()) == whole
+
+
+def test_an_overlay_stands_with_its_delegate_and_alone() -> None:
+    """A variant that does not require the overlay's delegate, and a version with two overlays, are refused."""
+    first = Overlay(name="x", bitstream=ref("e"), delegate="dpu")
+    second = Overlay(name="y", bitstream=ref("f"), delegate="dpu")
+
+    with pytest.raises(ValidationError, match="must require dpu"):
+        Variant.model_validate({**variant("b", ref("a")).model_dump(), "overlay": first.model_dump()})
+    with pytest.raises(ValidationError, match="2 different overlays"):
+        manifest(_overlaid("a", first), _overlaid("b", second))
 
 
 def test_it_says_where_it_stands() -> None:
