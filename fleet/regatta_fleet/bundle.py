@@ -9,7 +9,7 @@ Invariants:
   renamed away first, so for a moment there is none, but never half of one);
 - what `Bundle.open` returns has every file, with the digest and size that the draft promises.
 
-`bundle_from_model` makes a bundle of a user's bare .tflite file, measured as it is.
+`bundle_from_model` makes a bundle of a user's bare .tflite or .onnx file, measured as it is.
 """
 
 from __future__ import annotations
@@ -172,15 +172,15 @@ def bundle_from_model(
     progress: Callable[[str, float], None] = lambda message, share: None,
     replace: bool = False,
 ) -> Bundle:
-    """Make a bundle of one .tflite file as it is, whatever its dtype, and return it.
+    """Make a bundle of one .tflite or .onnx file as it is, whatever its dtype, and return it.
 
     The file is inspected, its golden outputs computed by reference kernels, and, with an evaluation set, its accuracy
     measured; all of that in child processes, since a model is code. A warning is logged when labels and classes
     differ by one (ImageNet with and without background).
 
     Raises:
-        Rejected: when the model is no TFLite file, is cut off, or has an operator that no runtime here supports; when
-            labels do not fit its output, or the evaluation set its input.
+        Rejected: when the model is neither TFLite nor ONNX, is cut off, or has an operator that no runtime here
+            supports; when labels do not fit its output, or the evaluation set its input.
     """
     check_place(output, replace)
     progress(f"inspecting {model.name}", 0.0)
@@ -283,6 +283,8 @@ def _inspect(models: Sequence[Path]) -> Models:
     for path in models:
         facts = inspect_model(path)
         name = facts.requires[0] if facts.requires else facts.precision
+        if facts.model_format != "tflite":
+            name = f"{facts.model_format}-{name}"
         if name in found:
             name = f"{name}-{len(found) + 1}"
         found[name] = (path, facts)
@@ -306,7 +308,8 @@ def _as_given(
     """Return the variant with what it measures on one thread of this machine, where it runs here."""
     measured = None
     if not facts.requires:
-        candidate = Candidate("litert", name, "xnnpack", 1)
+        onnx = facts.model_format == "onnx"
+        candidate = Candidate("onnx", name, "cpu", 1) if onnx else Candidate("litert", name, "xnnpack", 1)
         measured = measure_file(candidate, path, evaluation=evaluation, golden=golden)
         if measured.latency is None:
             logger.warning("variant=%s measured=no outcome=%s reason=%s", name, measured.outcome, measured.reason)

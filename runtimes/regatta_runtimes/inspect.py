@@ -12,15 +12,17 @@ from regatta_protocol.measurement import Outcome
 from regatta_runtimes.errors import RuntimeMissing
 from regatta_runtimes.job import Command, Describe, Described, Failed
 from regatta_runtimes.nursery import Nursery, WorkerEnded
+from regatta_runtimes.runtime import ModelFormat, format_of
 
 __all__ = ["ModelFacts", "inspect_model"]
 
-_RUNTIMES = ("litert", "tflite")  # tried in this order; one that can run the model is enough
+# tried in this order; one that can run the model is enough
+_RUNTIMES: Mapping[ModelFormat, tuple[str, ...]] = {"tflite": ("litert", "tflite"), "onnx": ("onnx",)}
 
 
 @dataclass(frozen=True)
 class ModelFacts:
-    """What a .tflite file says of itself.
+    """What a .tflite or .onnx file says of itself.
 
     `requires` names the delegates without which it cannot run (edgetpu for a file of the Edge TPU compiler).
     """
@@ -31,31 +33,41 @@ class ModelFacts:
     precision: str  # float32, float16, int8, uint8, int16x8, int8-dynamic
     requires: tuple[str, ...]
     size_bytes: int
+    model_format: ModelFormat = "tflite"
 
 
 def inspect_model(path: Path, timeout_s: float = 20.0, *, backends: Mapping[str, str] | None = None) -> ModelFacts:
     """Return what the model is, after building it and inferring once with the first runtime that can.
 
     Raises:
-        Rejected: when it is no TFLite model, is cut off or damaged, crashes or hangs the runtimes, or holds an operator
-            that no runtime here supports (the message names it).
+        Rejected: when it is neither TFLite nor ONNX, is cut off or damaged, crashes or hangs the runtimes, or holds an
+            operator that no runtime here supports (the message names it).
         Misuse: when no runtime is installed.
     """
     if not path.is_file():
         raise Rejected(f"{path} is not a file")
     size_bytes = path.stat().st_size
     if not 8 <= size_bytes <= MAX_FILE_BYTES:
-        raise Rejected(f"{path} has {size_bytes} bytes: a TFLite model has 8 to {MAX_FILE_BYTES}. Is it the .tflite?")
+        raise Rejected(f"{path} has {size_bytes} bytes: a model has 8 to {MAX_FILE_BYTES}. Is it the .tflite or .onnx?")
     refusals: list[str] = []
     missing: list[str] = []
-    for runtime in _RUNTIMES:
+    model_format = format_of(path)
+    for runtime in _RUNTIMES[model_format]:
         try:
             found = _describe(runtime, path, timeout_s, backends)
         except RuntimeMissing as err:
             missing.append(str(err))
             continue
         if found.refusal is None or (found.requires and found.inputs):
-            return ModelFacts(found.inputs, found.outputs, found.operators, found.precision, found.requires, size_bytes)
+            return ModelFacts(
+                found.inputs,
+                found.outputs,
+                found.operators,
+                found.precision,
+                found.requires,
+                size_bytes,
+                model_format,
+            )
         refusals.append(found.refusal)
     if not refusals:
         raise Misuse(f"no runtime is installed to inspect {path.name}: {'; '.join(missing)}")

@@ -122,14 +122,14 @@ def run_race(
         sensor = open_sensor(spec.power, Path(spec.sysroot))  # now, for a smart plug tells its first figure later
         if not isinstance(sensor, UnknownPower):
             stack.callback(sensor.close)
-        nurseries, reasons = _nurseries(spec, stack)
+        entrants = [Entrant(one.name, one.requires, _format(Path(one.path)), one.precision) for one in spec.variants]
+        nurseries, reasons = _nurseries(spec, {entrant.model_format for entrant in entrants}, stack)
         known = _rejudged(spec, yardstick, board, nurseries)
         if known is not None:
             progress("the earlier race answers for the changed policy")
             return known
         turn = stack.enter_context(_turn(spec))
         turn.load(board, rows, spec.fpga_reserved, progress)
-        entrants = [Entrant(one.name, one.requires, _format(Path(one.path)), one.precision) for one in spec.variants]
         threads = spec.threads or default_threads(board.cores)
         candidates, absent = enumerate_candidates(
             entrants, reasons, board, threads, rows, Path(spec.sysroot), turn.refusals
@@ -291,11 +291,15 @@ def _yardstick(spec: RaceSpec) -> Yardstick:
     return Yardstick(accuracy_floor(known.values(), spec.policy), spec.policy, favored)
 
 
-def _nurseries(spec: RaceSpec, stack: ExitStack) -> tuple[dict[str, Nursery], dict[str, str | None]]:
-    """Return the runtimes that can build an interpreter here, and for each runtime None or why it cannot."""
+def _nurseries(
+    spec: RaceSpec, formats: set[ModelFormat], stack: ExitStack
+) -> tuple[dict[str, Nursery], dict[str, str | None]]:
+    """Return the runtimes of the formats that can be used here, and for each runtime None or why it cannot."""
     nurseries: dict[str, Nursery] = {}
     reasons: dict[str, str | None] = {}
-    for runtime in (*spec.runtimes, *(name for name in spec.backends if name not in spec.runtimes)):
+    for runtime in dict.fromkeys((*spec.runtimes, *spec.backends)):
+        if runtime_facts(runtime).model_format not in formats:
+            continue
         try:
             nursery = stack.enter_context(Nursery(runtime, spec.backends))
             reasons[runtime] = None if runtime in spec.backends else probe_runtime(nursery)

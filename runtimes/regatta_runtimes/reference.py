@@ -18,8 +18,9 @@ from regatta_protocol.durable import write_durably
 from regatta_protocol.errors import Rejected
 from regatta_protocol.manifest import TensorSpec
 from regatta_runtimes.candidate import Candidate
-from regatta_runtimes.errors import CreateFailed, InvokeFailed
+from regatta_runtimes.errors import CreateFailed, InvokeFailed, RuntimeMissing
 from regatta_runtimes.job import Reference
+from regatta_runtimes.runtime import format_of, runtime_for
 from regatta_runtimes.samples import GoldenSet, fixed_shape, random_inputs, read_npz
 from regatta_runtimes.score import snr_db
 from regatta_runtimes.session import Array, Session, dequantize, open_session, quantize
@@ -89,8 +90,9 @@ def write_reference(runtime: str, command: Reference, backends: Mapping[str, str
     reasons: list[str] = []
     for name, path in command.variants.items():
         try:
-            sessions[name] = open_session(Candidate(runtime, name, "ref", 1), Path(path), backends)
-        except CreateFailed as err:
+            fitting = runtime_for(format_of(Path(path)), runtime)
+            sessions[name] = open_session(Candidate(fitting, name, "ref", 1), Path(path), backends)
+        except (CreateFailed, RuntimeMissing) as err:
             skipped.append(name)
             reasons.append(str(err))
     if not sessions:

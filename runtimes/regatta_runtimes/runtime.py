@@ -10,7 +10,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-__all__ = ["PLUGIN_RUNTIMES", "RUNTIMES", "ModelFormat", "RuntimeFacts", "format_of", "is_own", "runtime_facts"]
+__all__ = [
+    "PLUGIN_RUNTIMES",
+    "RUNTIMES",
+    "ModelFormat",
+    "RuntimeFacts",
+    "format_of",
+    "is_own",
+    "runtime_facts",
+    "runtime_for",
+]
 
 ModelFormat = Literal["tflite", "onnx"]
 
@@ -38,12 +47,20 @@ RUNTIMES: Mapping[str, RuntimeFacts] = {
     "litert": RuntimeFacts("regatta_runtimes.backends.litert"),
     "tflite": RuntimeFacts("regatta_runtimes.backends.tflite"),
     "compiled": RuntimeFacts("regatta_runtimes.backends.compiled", cpu_delegates=("cpu",), memory_in_files=True),
+    "onnx": RuntimeFacts("regatta_runtimes.backends.onnx", "onnx", ("cpu",), "probe.onnx", memory_in_files=True),
 }
 
 
 def runtime_facts(name: str) -> RuntimeFacts:
     """Return what is known of a runtime; one that a caller added is taken for an interpreter of TFLite models."""
     return RUNTIMES.get(name) or RuntimeFacts(module="")
+
+
+def runtime_for(model_format: ModelFormat, preferred: str) -> str:
+    """Return the runtime to open a format with: the preferred one where it takes it, or the first that does."""
+    if runtime_facts(preferred).model_format == model_format:
+        return preferred
+    return next(name for name, facts in RUNTIMES.items() if facts.model_format == model_format)
 
 
 def is_own(runtime: str, delegate: str) -> bool:

@@ -39,6 +39,7 @@ from regatta_runtimes.job import (
     Time,
     Timed,
 )
+from regatta_runtimes.onnxfile import survey_onnx
 from regatta_runtimes.paired import right_answers
 from regatta_runtimes.reference import compare, write_reference
 from regatta_runtimes.runtime import runtime_facts
@@ -145,7 +146,8 @@ def _describe(runtime: str, path: Path, backends: Mapping[str, str]) -> Answer:
     """Return what the file is, and whether `runtime` can build and run it."""
     with path.open("rb") as file:
         # never closed by hand: after Rejected its traceback still holds views, and closing would raise BufferError
-        found = survey(memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)))
+        view = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+        found = survey_onnx(view) if runtime_facts(runtime).model_format == "onnx" else survey(view)
     specs = None
     refusal: str | None = None
     try:

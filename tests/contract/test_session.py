@@ -15,12 +15,13 @@ from regatta_runtimes.runtime import RUNTIMES
 from regatta_runtimes.session import Session, open_session
 from regatta_runtimes.testing import dense
 from tiny_models import dense_model
+from tiny_onnx import dense_onnx
 
 WEIGHTS = np.array([[1, 2, 3, 4], [0, -1, 0.5, 1], [2, 2, -2, 0]], dtype=np.float32)
 BIAS = np.array([0.5, 0, -1], dtype=np.float32)
 OPENERS = [
     *("fake", "litert/xnnpack", "litert/none", "litert/ref", "tflite/xnnpack", "tflite/none", "tflite/ref"),
-    "compiled/cpu",
+    *("compiled/cpu", "onnx/cpu", "onnx/ref"),
 ]
 
 
@@ -30,8 +31,8 @@ def session(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Session]
         opened: Session = dense(WEIGHTS, BIAS)
     else:
         runtime, delegate = request.param.split("/")
-        path = tmp_path / "dense.tflite"
-        path.write_bytes(dense_model(WEIGHTS, BIAS))
+        path = tmp_path / "dense"
+        path.write_bytes((dense_onnx if runtime == "onnx" else dense_model)(WEIGHTS, BIAS))
         try:
             opened = open_session(Candidate(runtime, "float32", delegate, 1), path)
         except RuntimeMissing as err:
@@ -101,8 +102,8 @@ def test_closing_twice_is_fine_and_running_after_is_not(session: Session) -> Non
 def test_an_input_of_changeable_size_takes_any(opener: str, tmp_path: Path) -> None:
     """One sample, three, and one again: each answer has the size of its question."""
     runtime, delegate = opener.split("/")
-    path = tmp_path / "dense.tflite"
-    path.write_bytes(dense_model(WEIGHTS, BIAS, any_batch=True))
+    path = tmp_path / "dense"
+    path.write_bytes((dense_onnx if runtime == "onnx" else dense_model)(WEIGHTS, BIAS, any_batch=True))
     try:
         session = open_session(Candidate(runtime, "float32", delegate, 1), path)
     except RuntimeMissing as err:

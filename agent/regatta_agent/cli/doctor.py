@@ -27,6 +27,7 @@ _LANDLOCK_CREATE_RULESET_VERSION = 1
 _RUNTIMES = {
     "litert": "pip install ai-edge-litert (wheels: 64-bit x86 and ARM, Python 3.10 to 3.14)",
     "compiled": "pip install 'ai-edge-litert>=2.1'",
+    "onnx": "pip install 'regatta-edge[onnx]', for variants in ONNX",
     "tflite": "pip install 'regatta-edge[tflite]' (wheels: Python up to 3.11, and it needs numpy before 2)",
 }
 

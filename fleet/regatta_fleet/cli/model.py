@@ -130,6 +130,7 @@ def optimize(
 @model.command(
     epilog=examples(
         "regatta model push mobilenet.tflite --name mobilenet --labels imagenet.txt",
+        "regatta model push net.tflite --name net --variant net.onnx",
         "regatta model push int8.tflite --name cats --variant int8_edgetpu.tflite --evaluation cats.npz",
         "regatta model push float.tflite --name vww --mean 127.5 --scale 0.00784314 --objective energy",
         "regatta model push build/digits --name digits",
@@ -137,11 +138,11 @@ def optimize(
         "--device-tree-overlay dpu.dtbo --overlay-delegate mydpu",
     )
 )
-@click.argument("source", type=click.Path(exists=True, path_type=Path), metavar="MODEL.tflite|BUNDLE_DIR")
+@click.argument("source", type=click.Path(exists=True, path_type=Path), metavar="MODEL|BUNDLE_DIR")
 @click.option("--name", required=True, help="The model's name; the server gives the version.")
 @click.option("--labels", type=_FILE, help="Labels, one a line, or INDEX LABEL a line.")
 @click.option("--evaluation", type=_FILE, help="Labelled samples: .npz with x and y. Devices measure accuracy on it.")
-@click.option("--variant", "variants", type=_FILE, multiple=True, help="Another .tflite of the same model; may repeat.")
+@click.option("--variant", "variants", type=_FILE, multiple=True, help="Another file of the same model; may repeat.")
 @click.option("--mean", type=float, help="Of pictures: the model's input is (pixel - mean) * scale.")
 @click.option("--scale", type=float, help="See --mean.")
 @policy_options
@@ -162,7 +163,7 @@ def push(
     as_json: bool,
     **options: Any,  # noqa: ANN401 - the policy's options
 ) -> None:
-    """Store a model file, or a bundle that `optimize` made, as the next version.
+    """Store a model file (.tflite or .onnx), or a bundle that `optimize` made, as the next version.
 
     A bare model file is inspected, run on reference kernels for its golden samples and measured, all here. Only files
     that the server lacks are uploaded: after an interruption the same command goes on with the next file.

@@ -20,6 +20,8 @@ from regatta_protocol.manifest import FileRef, TensorSpec, Variant
 from regatta_runtimes.fpga.fdt import bitstream_name
 from shared_data import shared_file
 from small_models import write_samples_file
+from tiny_models import dense_model
+from tiny_onnx import dense_onnx
 
 _SPEC = TensorSpec(name="x", dtype="float32", shape=(1, 2))
 
@@ -166,6 +168,28 @@ def test_a_bare_uint8_picture_model(tmp_path: Path) -> None:
     pixels = np.arange(256)
     native = np.rint((pixels - picture.mean) * picture.scale / spec.scale + spec.zero_point)
     assert (native == pixels).all()
+
+
+def test_an_onnx_file_beside_a_tflite_file(tmp_path: Path) -> None:
+    """Each is inspected and measured by a runtime of its format, and both have golden outputs, which agree."""
+    pytest.importorskip("onnxruntime", reason="onnxruntime is not installed: pip install 'regatta-edge[onnx]'")
+    weights = np.random.default_rng(0).normal(size=(3, 4)).astype(np.float32)
+    bias = np.zeros(3, dtype=np.float32)
+    (tmp_path / "net.tflite").write_bytes(dense_model(weights, bias))
+    (tmp_path / "net.onnx").write_bytes(dense_onnx(weights, bias))
+
+    bundle = bundle_from_model(
+        tmp_path / "net.tflite", tmp_path / "bundle", BundleSource(variants=(tmp_path / "net.onnx",))
+    )
+
+    variants = bundle.draft.variants
+    assert [(variant.name, variant.precision) for variant in variants] == [
+        ("float32", "float32"),
+        ("onnx-float32", "float32"),
+    ]
+    assert variants[1].latency_setting == "onnx/onnx-float32/cpu/t1 where it was pushed"
+    with np.load(bundle.path_of(bundle.draft.golden)) as golden:
+        np.testing.assert_allclose(golden["out.float32.0"], golden["out.onnx-float32.0"], rtol=1e-5)
 
 
 def test_a_file_that_is_no_model_is_refused(tmp_path: Path) -> None:

@@ -128,7 +128,11 @@ EXPECTED = {
             temperature_c=47.468,
         ),
         8192,
-        {"gpu": ("", "", "")},
+        {
+            "gpu": ("", "", ""),
+            "cuda": ("", "the Python package onnxruntime-gpu", "JetPack"),
+            "tensorrt": ("", "the Python package onnxruntime-gpu", "JetPack"),
+        },
     ),
     "imx8m-plus": Expected(
         _arm(
