@@ -31,7 +31,12 @@ class Courier:
         self._full = False
 
     def keep(self, item: RaceItem | ServingWindow) -> None:
-        """Store an item; a full disk costs the item, not the agent."""
+        """Store an item; a full disk costs the item, not the agent.
+
+        A race is sent without waiting for the period: the next device of its kind may be about to ask for it.
+        """
+        if isinstance(item, RaceItem):
+            self._next_s = 0.0
         try:
             self._outbox.put(item)
         except StorageFull as err:
