@@ -22,9 +22,9 @@ from pathlib import Path
 
 from regatta_protocol.errors import Rejected
 from regatta_protocol.ids import digest_of_bytes
-from regatta_runtimes.fpga import OverlayFiles
 from regatta_runtimes.fpga.fdt import bitstream_name, with_bitstream_name
 from regatta_runtimes.fpga.kernel import FileKernel
+from regatta_runtimes.fpga.overlay import OverlayFiles
 
 MANAGER = "sys/class/fpga_manager/fpga0"
 TREES = "sys/kernel/config/device-tree/overlays"

@@ -11,9 +11,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from regatta_runtimes.power import PowerSensor, UnknownPower, find_sensor
+from regatta_runtimes.power.finder import find_sensor
 from regatta_runtimes.power.level import Span
 from regatta_runtimes.power.pmic import run_vcgencmd
+from regatta_runtimes.power.sensor import PowerSensor, UnknownPower
 from regatta_runtimes.power.settings import CommandSettings
 from regatta_runtimes.power.user import command_sensor
 

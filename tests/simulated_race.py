@@ -17,7 +17,7 @@ from regatta_runtimes.heat import Heats
 from regatta_runtimes.job import Time
 from regatta_runtimes.judge import Verdict, judge
 from regatta_runtimes.nursery import Nursery
-from regatta_runtimes.power import UnknownPower
+from regatta_runtimes.power.sensor import UnknownPower
 from regatta_runtimes.thermal import Heat
 from regatta_runtimes.trial import Trial, TrialFiles, TrialLimits
 from regatta_runtimes.yardstick import Yardstick

@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 import queue
 import signal
+import subprocess
+import sys
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -32,6 +34,7 @@ from regatta_agent.versions import versions_here
 from regatta_agent.workers import WorkerPool
 from regatta_protocol import __version__, topics
 from regatta_protocol.bus import Bus, Will
+from regatta_protocol.codec import decode
 from regatta_protocol.errors import Misuse, Rejected
 from regatta_protocol.measurement import BoardFacts
 from regatta_provisioning.identity import Identity, load_identity
@@ -42,6 +45,7 @@ __all__ = ["assemble", "limits_of", "run_agent"]
 logger = logging.getLogger(__name__)
 
 _LONGEST_WINDOW_S = 3600.0
+_PROBE_S = 30.0  # Python's start from a cold SD card takes seconds; reading /sys takes some 10 ms
 
 BusMaker = Callable[["queue.Queue[Event]", Identity, Will], Bus]
 
@@ -53,7 +57,6 @@ def run_agent(config: AgentConfig) -> None:
         Misuse: when the device is not enrolled, another agent runs on its state, or a delegate file is wrong.
     """
     identity = load_identity(config.state_dir / "identity")
-    _check_delegates(config)
     config.run_dir.mkdir(parents=True, exist_ok=True, mode=0o750)
     lock = StateLock(config.state_dir)
     lock.take()
@@ -172,30 +175,27 @@ def _mqtt_bus(inbox: queue.Queue[Event], identity: Identity, will: Will) -> Bus:
     return MqttBus(settings, inbox)
 
 
-def _check_delegates(config: AgentConfig) -> None:
-    """Read the delegate files of the settings, for a wrong one would fail every race.
+def _board(config: AgentConfig) -> BoardFacts:
+    """Return what the board is, probed by a child: what that needs does not stay in this process, and cannot hang it.
+
+    A probe that fails costs its facts, not the start.
 
     Raises:
-        Misuse: when one is wrong; the text names it.
+        Misuse: when a delegate file of the settings is wrong, for that would fail every race.
     """
-    from regatta_runtimes.delegates import read_delegates
-
+    argv = [sys.executable, "-m", "regatta_runtimes.board", str(config.sysroot), *map(str, config.delegate_files)]
     try:
-        read_delegates(config.delegate_files, config.sysroot)
-    except Rejected as err:
-        raise Misuse(f"delegate_files: {err}") from err
-
-
-def _board(config: AgentConfig) -> BoardFacts:
-    """Return what the board is; a probe that fails costs its facts, not the start."""
-    from regatta_runtimes.board import probe_board
-    from regatta_runtimes.delegates import read_delegates
-
-    try:
-        return probe_board(config.sysroot, read_delegates(config.delegate_files, config.sysroot))
-    except Exception:  # the probes read whatever a board's /sys holds
-        logger.exception("event=board_unknown sysroot=%s", config.sysroot)
+        done = subprocess.run(argv, stdin=subprocess.DEVNULL, capture_output=True, timeout=_PROBE_S, check=False)
+        if done.returncode == 0:
+            return decode(BoardFacts, done.stdout)
+        reason = done.stderr.decode(errors="replace").strip()[-1000:]
+    except (OSError, subprocess.TimeoutExpired, Rejected) as err:
+        logger.error("event=board_unknown sysroot=%s error=%s", config.sysroot, err)
         return BoardFacts()
+    if done.returncode == Rejected.exit_code:
+        raise Misuse(f"delegate_files: {reason}")
+    logger.error("event=board_unknown sysroot=%s error=%s", config.sysroot, reason)
+    return BoardFacts()
 
 
 @contextmanager

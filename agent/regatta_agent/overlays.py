@@ -13,7 +13,7 @@ from regatta_protocol.ids import ModelRef
 from regatta_protocol.manifest import Manifest, Overlay, Variant
 from regatta_protocol.messages import InstallState
 from regatta_runtimes.candidate import parse_candidate_id
-from regatta_runtimes.fpga.files import OverlayFiles
+from regatta_runtimes.fpga.overlay import OverlayFiles
 
 __all__ = ["fpga_reserved", "overlay_files", "overlay_of"]
 

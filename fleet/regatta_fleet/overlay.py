@@ -14,8 +14,9 @@ from regatta_protocol.durable import read_bounded
 from regatta_protocol.errors import Rejected
 from regatta_protocol.ids import digest_of_file
 from regatta_protocol.manifest import FileRef, Overlay
-from regatta_runtimes.fpga import MAX_BITSTREAM_BYTES, MAX_TREE_BYTES, bitstream_path
 from regatta_runtimes.fpga.fdt import with_bitstream_name
+from regatta_runtimes.fpga.overlay import MAX_BITSTREAM_BYTES, MAX_TREE_BYTES
+from regatta_runtimes.fpga.plan import bitstream_path
 from regatta_runtimes.inspect import ModelFacts
 
 __all__ = ["Models", "OverlaySource", "overlay_of", "with_overlay"]

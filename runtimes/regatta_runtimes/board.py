@@ -1,5 +1,7 @@
 """What the board is: model, CPU, memory, accelerators, drivers, heat, read from /proc, /sys and /dev under a root.
 
+`python -m regatta_runtimes.board ROOT [DELEGATE_FILE…]` prints it as JSON, for a process that shall stay small.
+
 No numpy, nothing loaded. A fact that cannot be found out is None or absent, whatever lies under the root. Accelerators
 are found by their devices, not by installed libraries. The parts: cpu.py, accelerators.py, drivers.py, thermal.py.
 """
@@ -9,19 +11,23 @@ from __future__ import annotations
 import os
 import platform
 import re
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 
+from regatta_protocol.codec import encode
+from regatta_protocol.errors import RegattaError
 from regatta_protocol.measurement import BoardFacts
 from regatta_runtimes.accelerators import find_accelerators
 from regatta_runtimes.cpu import cpu_features, cpu_name, listed_cores
-from regatta_runtimes.delegates import DELEGATES, DelegateFacts, known_signs
+from regatta_runtimes.delegates import DELEGATES, DelegateFacts, known_signs, read_delegates
 from regatta_runtimes.drivers import find_drivers
-from regatta_runtimes.power import UnknownPower, find_sensor
+from regatta_runtimes.power.finder import find_sensor
+from regatta_runtimes.power.sensor import UnknownPower
 from regatta_runtimes.sysfs import read_text
 from regatta_runtimes.thermal import HeatReader
 
-__all__ = ["probe_board"]
+__all__ = ["main", "probe_board"]
 
 _MAX_NAME = 200
 
@@ -73,3 +79,19 @@ def _name(path: Path) -> str | None:
 def _memory(root: Path) -> int | None:
     match = re.search(r"^MemTotal:\s*(\d{1,18}) kB", read_text(root / "proc/meminfo") or "", re.MULTILINE | re.ASCII)
     return int(match[1]) * 1024 if match else None
+
+
+def main(arguments: list[str]) -> int:
+    """Print the facts of the board under the root that is given first; return the exit status."""
+    root, *files = (Path(argument) for argument in arguments)
+    try:
+        facts = probe_board(root, read_delegates(files, root))
+    except RegattaError as err:
+        sys.stderr.write(f"{err}\n")
+        return err.exit_code
+    sys.stdout.buffer.write(encode(facts))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -17,7 +17,7 @@ from regatta_runtimes.job import Time
 from regatta_runtimes.judge import Verdict, judge
 from regatta_runtimes.nursery import Nursery
 from regatta_runtimes.objective import figure
-from regatta_runtimes.power import PowerSensor, UnknownPower
+from regatta_runtimes.power.sensor import PowerSensor, UnknownPower
 from regatta_runtimes.trial import Trial
 from regatta_runtimes.yardstick import Yardstick
 

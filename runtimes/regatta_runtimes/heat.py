@@ -19,7 +19,7 @@ from regatta_runtimes.final import Final
 from regatta_runtimes.job import Time
 from regatta_runtimes.limits import broken_constraint
 from regatta_runtimes.nursery import Nursery
-from regatta_runtimes.power import PowerSensor, UnknownPower
+from regatta_runtimes.power.sensor import PowerSensor, UnknownPower
 from regatta_runtimes.runtime import is_own
 from regatta_runtimes.simplicity import simplicity
 from regatta_runtimes.thermal import Heat

@@ -32,7 +32,7 @@ def choose_objective(results: Iterable[CandidateResult], policy: Policy) -> tupl
     return policy.objective, None
 
 
-def cost(result: CandidateResult, objective: Objective) -> float | None:
+def cost(result: CandidateResult, objective: str) -> float | None:
     """Return the figure to minimize: microseconds, millijoules, or seconds an inference; None when it is unknown."""
     if objective == "energy":
         return result.power.energy_per_inference_mj

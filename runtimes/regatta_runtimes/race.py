@@ -36,7 +36,7 @@ from regatta_runtimes.candidate import Candidate
 from regatta_runtimes.delegates import read_delegates
 from regatta_runtimes.enumerate import Entrant, default_threads, enumerate_candidates
 from regatta_runtimes.errors import RuntimeMissing
-from regatta_runtimes.fpga.files import OverlayFiles
+from regatta_runtimes.fpga.overlay import OverlayFiles
 from regatta_runtimes.fpga.turn import OverlayTurn
 from regatta_runtimes.heat import Heats
 from regatta_runtimes.job import Failed, Open
@@ -44,7 +44,9 @@ from regatta_runtimes.judge import Verdict, judge
 from regatta_runtimes.nursery import DEFAULT_MEMORY_BYTES, Nursery, WorkerEnded
 from regatta_runtimes.parent import die_with_parent
 from regatta_runtimes.pareto import pareto_front
-from regatta_runtimes.power import PowerSettings, UnknownPower, open_sensor
+from regatta_runtimes.power.finder import open_sensor
+from regatta_runtimes.power.sensor import UnknownPower
+from regatta_runtimes.power.settings import PowerSettings
 from regatta_runtimes.quarantine import Ledger, Quarantine, pair_of
 from regatta_runtimes.racekey import KeyedVariant, race_key
 from regatta_runtimes.rejudge import rejudge

@@ -17,7 +17,7 @@ from regatta_runtimes.claim import claim_of
 from regatta_runtimes.confirm import Confirmation
 from regatta_runtimes.judge import Verdict
 from regatta_runtimes.nursery import Nursery
-from regatta_runtimes.power import PowerSensor, UnknownPower
+from regatta_runtimes.power.sensor import PowerSensor, UnknownPower
 from regatta_runtimes.trial import Trial
 from regatta_runtimes.yardstick import Yardstick
 

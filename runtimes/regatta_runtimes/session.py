@@ -21,7 +21,18 @@ from regatta_runtimes.candidate import Candidate
 from regatta_runtimes.errors import RuntimeMissing
 from regatta_runtimes.runtime import RUNTIMES
 
-__all__ = ["BACKENDS", "Array", "Backend", "Session", "dequantize", "fits", "load_backend", "open_session", "quantize"]
+__all__ = [
+    "BACKENDS",
+    "Array",
+    "Backend",
+    "Session",
+    "check_kinds",
+    "check_shapes",
+    "dequantize",
+    "load_backend",
+    "open_session",
+    "quantize",
+]
 
 Array = npt.NDArray[Any]
 
@@ -99,7 +110,36 @@ def open_session(candidate: Candidate, model_path: Path, extra: Mapping[str, str
     return load_backend(candidate.runtime, extra).open_session(candidate, model_path)
 
 
-def fits(shape: tuple[int, ...], spec: TensorSpec) -> bool:
+def check_kinds(inputs: Sequence[Array], specs: Sequence[TensorSpec], dtypes: Sequence[np.dtype[Any]]) -> None:
+    """Do nothing when the inputs are as many as the model takes, and of its dtypes.
+
+    Args:
+        inputs: what was given.
+        specs: what the model takes.
+        dtypes: of `specs`, made once: this runs with every inference.
+
+    Raises:
+        Rejected: otherwise.
+    """
+    if len(inputs) != len(specs):
+        raise Rejected(f"the model takes {len(specs)} inputs and got {len(inputs)}")
+    for array, spec, dtype in zip(inputs, specs, dtypes, strict=True):
+        if array.dtype != dtype:
+            raise Rejected(f"input {spec.name!r} is {spec.dtype} and got {array.dtype}")
+
+
+def check_shapes(inputs: Sequence[Array], specs: Sequence[TensorSpec]) -> None:
+    """Do nothing when the inputs' shapes may be given for the tensors.
+
+    Raises:
+        Rejected: otherwise.
+    """
+    for array, spec in zip(inputs, specs, strict=True):
+        if not _fits(array.shape, spec):
+            raise Rejected(f"input {spec.name!r} has shape {list(spec.shape)} and got {list(array.shape)}")
+
+
+def _fits(shape: tuple[int, ...], spec: TensorSpec) -> bool:
     """Return whether an array of this shape may be given for the tensor, whose size -1 may be any."""
     return len(shape) == len(spec.shape) and all(want in (-1, got) for got, want in zip(shape, spec.shape, strict=True))
 

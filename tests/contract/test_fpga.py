@@ -17,7 +17,8 @@ import pytest
 
 from emulated_fpga import MANAGER, OURS, TREES, EmulatedFpga, TreeKernel, build_shim, device_tree, overlay, shim
 from regatta_protocol.errors import Misuse, RegattaError, Rejected, Retryable
-from regatta_runtimes.fpga import Fpga, FpgaLimits, OverlayFiles
+from regatta_runtimes.fpga.loader import Fpga, FpgaLimits
+from regatta_runtimes.fpga.overlay import OverlayFiles
 
 FAMILIES = (Retryable, Rejected, Misuse)
 SHORT_S = 0.4  # of patience, in tests that wait it out
@@ -25,7 +26,8 @@ PROGRAM = """
 import json, sys
 from pathlib import Path
 from regatta_protocol.errors import Misuse, RegattaError, Rejected, Retryable
-from regatta_runtimes.fpga import Fpga, FpgaLimits, OverlayFiles
+from regatta_runtimes.fpga.loader import Fpga, FpgaLimits
+from regatta_runtimes.fpga.overlay import OverlayFiles
 root, files, patience_s = sys.argv[1:]
 limits = FpgaLimits(call_s=float(patience_s), operating_s=float(patience_s), lock_s=float(patience_s))
 try:

@@ -118,8 +118,9 @@ def _hardware(config: AgentConfig) -> tuple[BoardFacts, list[Finding]]:
 def _power(config: AgentConfig) -> Finding:
     """Read the sensor once: a meter of the user's may be set and say nothing."""
     from regatta_agent.cli import hardware
-    from regatta_runtimes.power import UnknownPower, open_sensor
+    from regatta_runtimes.power.finder import open_sensor
     from regatta_runtimes.power.recorder import why_silent
+    from regatta_runtimes.power.sensor import UnknownPower
 
     sensor = open_sensor(config.power, config.sysroot)
     if isinstance(sensor, UnknownPower):

@@ -17,7 +17,7 @@ from regatta_agent.cli.finding import Finding
 from regatta_protocol.measurement import BoardFacts
 from regatta_runtimes.accelerators import ACCELERATORS, Accelerator, Signs
 from regatta_runtimes.offers import Offer
-from regatta_runtimes.power import PowerSensor, UnknownPower
+from regatta_runtimes.power.sensor import PowerSensor, UnknownPower
 
 __all__ = [
     "User",

@@ -13,8 +13,9 @@ from regatta_agent.core.facts import Facts, Limits
 from regatta_agent.core.installs import AgentRecord, Install, RaceSummary
 from regatta_protocol.errors import RegattaError
 from regatta_protocol.ids import ModelRef
-from regatta_protocol.measurement import CandidateResult, Outcome, RaceReport
+from regatta_protocol.measurement import Outcome, RaceReport
 from regatta_protocol.policy import Policy
+from regatta_runtimes.objective import cost
 
 __all__ = ["drifted", "rerace_failed", "rerace_reason", "reraced", "successor_died", "why_stays"]
 
@@ -77,12 +78,12 @@ def why_stays(report: RaceReport, current: str, *, by_policy: bool = False) -> s
         return None
     if by_policy and result is not None and result.outcome in _SOUND:
         return None
-    cost = _cost(result, report.objective) if result is not None and result.outcome in _SOUND else None
-    other = _cost(winner, report.objective)
-    if result is None or cost is None or other is None:
+    ours = cost(result, report.objective) if result is not None and result.outcome in _SOUND else None
+    other = cost(winner, report.objective)
+    if result is None or ours is None or other is None:
         why = result.reason if result is not None and result.reason else "it was not measured"
         return f"{winner.id} won, but {current} could not be compared with it ({why})"
-    if other < _CLEARLY * cost:
+    if other < _CLEARLY * ours:
         return None
     return f"{winner.id} won, but by less than {1 - _CLEARLY:.0%} of what {current} cost in the same race"
 
@@ -147,14 +148,3 @@ def successor_died(record: AgentRecord, ref: ModelRef, why: str) -> AgentRecord:
     told = {"versions": install.successor.versions, "at": install.successor.at, "policy": policy, "unmet": unmet}
     race = install.race.model_copy(update=told)
     return record.changed(ref, race=race, successor=None, reason=reason)
-
-
-def _cost(result: CandidateResult, objective: str) -> float | None:
-    """Return the figure to minimize, or None when it was not measured."""
-    if objective == "energy":
-        return result.power.energy_per_inference_mj
-    if objective == "throughput":
-        return 1 / result.throughput_per_s if result.throughput_per_s else None
-    if result.latency is None:
-        return None
-    return result.latency.p99_us if objective == "latency_p99" else result.latency.p50_us

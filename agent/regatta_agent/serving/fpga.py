@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from regatta_agent.serving.spec import Contender, ServeSpec
 from regatta_runtimes.candidate import parse_candidate_id
-from regatta_runtimes.fpga import Fpga, Hold
+from regatta_runtimes.fpga.loader import Fpga, Hold
 
 __all__ = ["hold_overlay"]
 

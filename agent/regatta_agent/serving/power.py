@@ -15,11 +15,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from regatta_protocol.measurement import Power, unknown_power
-from regatta_runtimes.power import PowerSensor, UnknownPower
 from regatta_runtimes.power.energy import Idle, Run, energy_of, idle_of
 from regatta_runtimes.power.level import MIN_PERIODS, level, period_seen
 from regatta_runtimes.power.recorder import Recorder
-from regatta_runtimes.power.sensor import Clock
+from regatta_runtimes.power.sensor import Clock, PowerSensor, UnknownPower
 
 __all__ = ["PowerMeter"]
 

@@ -26,7 +26,7 @@ from regatta_protocol.errors import Rejected
 from regatta_protocol.manifest import TensorSpec
 from regatta_runtimes.candidate import parse_candidate_id
 from regatta_runtimes.errors import CreateFailed
-from regatta_runtimes.fpga import Hold
+from regatta_runtimes.fpga.loader import Hold
 from regatta_runtimes.reference import compare
 from regatta_runtimes.runtime import is_own
 from regatta_runtimes.samples import GoldenSet, random_inputs, read_golden

@@ -11,7 +11,7 @@ from regatta_protocol.ids import ModelNameField
 from regatta_protocol.measurement import Latency, Power
 from regatta_protocol.wire import Wire
 from regatta_runtimes.candidate import Plugin
-from regatta_runtimes.fpga.files import OverlayFiles
+from regatta_runtimes.fpga.overlay import OverlayFiles
 from regatta_runtimes.power.settings import PowerSettings
 
 __all__ = ["MAX_SOCKET_PATH_BYTES", "MAX_SPEC_BYTES", "Contender", "ServeLimits", "ServeSpec", "check_socket_path"]

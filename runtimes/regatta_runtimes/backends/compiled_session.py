@@ -18,7 +18,7 @@ from regatta_runtimes.candidate import Candidate
 from regatta_runtimes.errors import InvokeFailed, PrepareFailed, one_line
 from regatta_runtimes.flatbuffer import Graph, Survey
 from regatta_runtimes.samples import fixed_shape
-from regatta_runtimes.session import Array, fits
+from regatta_runtimes.session import Array, check_kinds, check_shapes
 
 __all__ = ["VENDOR_ERRORS", "CompiledModelFile", "CompiledSession"]
 
@@ -94,12 +94,7 @@ class CompiledSession:
         """Return one array per output; see Session."""
         if self._model is None:
             raise Rejected(f"{self._candidate.id} is closed: open a new session")
-        if len(inputs) != len(self._inputs):
-            raise Rejected(f"the model takes {len(self._inputs)} inputs and got {len(inputs)}")
-        for index, array in enumerate(inputs):
-            if array.dtype != self._dtypes[index]:
-                spec = self._inputs[index]
-                raise Rejected(f"input {spec.name!r} is {spec.dtype} and got {array.dtype}")
+        check_kinds(inputs, self._inputs, self._dtypes)
         if any(array.shape != shape for array, shape in zip(inputs, self._shapes, strict=True)):
             self._resize(inputs)
         try:
@@ -122,9 +117,7 @@ class CompiledSession:
 
     def _resize(self, inputs: Sequence[Array]) -> None:
         """Give inputs of changeable size their new shape."""
-        for array, spec in zip(inputs, self._inputs, strict=True):
-            if not fits(array.shape, spec):
-                raise Rejected(f"input {spec.name!r} has shape {list(spec.shape)} and got {list(array.shape)}")
+        check_shapes(inputs, self._inputs)
         try:
             for array, place in zip(inputs, self._order[0], strict=True):
                 self._model.resize_input_tensor(place, array.shape, strict=False)

@@ -17,7 +17,7 @@ from regatta_protocol.manifest import TensorSpec
 from regatta_runtimes.backends.plugin import load_plugin
 from regatta_runtimes.candidate import Candidate
 from regatta_runtimes.errors import CreateFailed, InvokeFailed, PrepareFailed, one_line
-from regatta_runtimes.session import Array, fits
+from regatta_runtimes.session import Array, check_kinds, check_shapes
 
 __all__ = ["RESOLVERS", "InterpreterSession"]
 
@@ -102,12 +102,7 @@ class InterpreterSession:
         """Return one array per output; see Session."""
         if self._interpreter is None:
             raise Rejected(f"{self._candidate.id} is closed: open a new session")
-        if len(inputs) != len(self._inputs):
-            raise Rejected(f"the model takes {len(self._inputs)} inputs and got {len(inputs)}")
-        for index, array in enumerate(inputs):
-            if array.dtype != self._dtypes[index]:
-                spec = self._inputs[index]
-                raise Rejected(f"input {spec.name!r} is {spec.dtype} and got {array.dtype}")
+        check_kinds(inputs, self._inputs, self._dtypes)
         if any(array.shape != shape for array, shape in zip(inputs, self._shapes, strict=True)):
             self._resize(inputs)
         try:
@@ -120,9 +115,7 @@ class InterpreterSession:
 
     def _resize(self, inputs: Sequence[Array]) -> None:
         """Give inputs of changeable size their new shape."""
-        for array, spec in zip(inputs, self._inputs, strict=True):
-            if not fits(array.shape, spec):
-                raise Rejected(f"input {spec.name!r} has shape {list(spec.shape)} and got {list(array.shape)}")
+        check_shapes(inputs, self._inputs)
         try:
             for array, detail in zip(inputs, self._input_details, strict=True):
                 self._interpreter.resize_tensor_input(detail["index"], list(array.shape))

@@ -27,7 +27,7 @@ from regatta_runtimes.errors import (
     RuntimeMissing,
     one_line,
 )
-from regatta_runtimes.session import Array, Session, fits
+from regatta_runtimes.session import Array, Session, check_kinds, check_shapes
 
 __all__ = ["OnnxSession", "open_session", "version"]
 
@@ -151,13 +151,8 @@ class OnnxSession:
         """Return one array per output; see Session."""
         if self._session is None:
             raise Rejected(f"{self._candidate.id} is closed: open a new session")
-        if len(inputs) != len(self._inputs):
-            raise Rejected(f"the model takes {len(self._inputs)} inputs and got {len(inputs)}")
-        for array, spec, dtype in zip(inputs, self._inputs, self._dtypes, strict=True):
-            if array.dtype != dtype:
-                raise Rejected(f"input {spec.name!r} is {spec.dtype} and got {array.dtype}")
-            if not fits(array.shape, spec):
-                raise Rejected(f"input {spec.name!r} has shape {list(spec.shape)} and got {list(array.shape)}")
+        check_kinds(inputs, self._inputs, self._dtypes)
+        check_shapes(inputs, self._inputs)
         try:
             return list(self._session.run(None, dict(zip(self._names, inputs, strict=True))))
         except self._errors as err:

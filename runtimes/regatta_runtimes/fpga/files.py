@@ -17,35 +17,21 @@ import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from pydantic import Field
-
 from regatta_protocol.codec import decode, encode
 from regatta_protocol.durable import read_bounded, write_durably
 from regatta_protocol.errors import Misuse, RegattaError, Rejected, Retryable, StorageFull
 from regatta_protocol.ids import digest_of_bytes, digest_of_file
-from regatta_protocol.wire import Wire
 from regatta_runtimes.fpga.fdt import bitstream_name
 from regatta_runtimes.fpga.kernel import PERMISSION_HELP
+from regatta_runtimes.fpga.overlay import MAX_BITSTREAM_BYTES, MAX_TREE_BYTES, OverlayFiles
 from regatta_runtimes.fpga.plan import FOLDER, Loaded, OverlayRecord
 
-__all__ = ["MAX_BITSTREAM_BYTES", "MAX_TREE_BYTES", "FirmwareFolder", "OverlayFiles"]
+__all__ = ["FirmwareFolder"]
 
 logger = logging.getLogger(__name__)
 
-MAX_BITSTREAM_BYTES = 256 * 1024 * 1024  # the largest Zynq UltraScale+ needs 45 MB, Versal images some 100 MB
-MAX_TREE_BYTES = 1024 * 1024  # what configfs takes of a blob (SZ_1M in Xilinx's drivers/of/configfs.c)
 _MAX_RECORD_BYTES = 65_536
 _LOCK_POLL_S = 0.05
-
-
-class OverlayFiles(Wire):
-    """An overlay as files on this machine."""
-
-    name: str
-    bitstream: str
-    device_tree: str | None = None
-    flags: int = Field(default=0, ge=0, le=0xFFFF_FFFF)
-    delegate: str
 
 
 class FirmwareFolder:

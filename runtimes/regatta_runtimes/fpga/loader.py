@@ -20,8 +20,9 @@ from types import TracebackType
 
 from regatta_protocol.errors import Misuse, RegattaError, Rejected, Retryable
 from regatta_runtimes.fpga.fdt import bitstream_name
-from regatta_runtimes.fpga.files import MAX_TREE_BYTES, FirmwareFolder, OverlayFiles
+from regatta_runtimes.fpga.files import FirmwareFolder
 from regatta_runtimes.fpga.kernel import FORBIDDEN, FileKernel, Kernel, StillBusy, bounded, explained
+from regatta_runtimes.fpga.overlay import MAX_TREE_BYTES, OverlayFiles
 from regatta_runtimes.fpga.plan import (
     ApplyTree,
     Await,

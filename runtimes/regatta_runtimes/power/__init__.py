@@ -5,12 +5,5 @@
 - `level`, `idle_of`, `energy_of`: energy per inference with its uncertainty; pure (level.py, energy.py)
 
 Unknown is a reason, never 0.
+Nothing is imported here: the agent's control process needs settings.py alone.
 """
-
-from __future__ import annotations
-
-from regatta_runtimes.power.finder import find_sensor, open_sensor
-from regatta_runtimes.power.sensor import PowerSensor, Reading, UnknownPower
-from regatta_runtimes.power.settings import PowerSettings
-
-__all__ = ["PowerSensor", "PowerSettings", "Reading", "UnknownPower", "find_sensor", "open_sensor"]

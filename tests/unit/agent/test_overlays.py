@@ -16,7 +16,7 @@ from regatta_protocol.codec import encode
 from regatta_protocol.ids import Digest, ModelName, ModelRef, digest_of_bytes
 from regatta_protocol.manifest import FileRef, Manifest, Overlay, TensorSpec, Variant
 from regatta_protocol.messages import InstallState
-from regatta_runtimes.fpga import OverlayFiles
+from regatta_runtimes.fpga.overlay import OverlayFiles
 from regatta_runtimes.race import RaceSpec
 
 ON_FPGA, ON_CPU = "litert/fpga/mine/t1", "litert/float32/xnnpack/t1"

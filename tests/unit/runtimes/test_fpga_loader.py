@@ -12,8 +12,9 @@ import pytest
 from emulated_fpga import OURS, EmulatedFpga, TreeKernel, device_tree, overlay
 from killing import Killed, every_kill, killed_at
 from regatta_protocol.errors import Rejected, Retryable
-from regatta_runtimes.fpga import Fpga, FpgaLimits, OverlayFiles
 from regatta_runtimes.fpga.files import FirmwareFolder
+from regatta_runtimes.fpga.loader import Fpga, FpgaLimits
+from regatta_runtimes.fpga.overlay import OverlayFiles
 
 QUICK = FpgaLimits(call_s=5.0, operating_s=0.3, lock_s=0.3)
 

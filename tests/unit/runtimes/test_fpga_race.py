@@ -18,7 +18,8 @@ from regatta_agent.serving.spec import Contender, ServeSpec
 from regatta_protocol.codec import decode, encode
 from regatta_protocol.measurement import Outcome, RaceReport
 from regatta_runtimes.candidate import Plugin
-from regatta_runtimes.fpga import Fpga, OverlayFiles
+from regatta_runtimes.fpga.loader import Fpga
+from regatta_runtimes.fpga.overlay import OverlayFiles
 from regatta_runtimes.golden import write_golden
 from regatta_runtimes.race import RaceSpec, RaceVariant
 from serving_process import ServingProcess

@@ -14,10 +14,10 @@ import pytest
 from polling import wait_until
 from power_rig import plant
 from regatta_runtimes.errors import CounterReset, SensorFault
-from regatta_runtimes.power import PowerSensor, Reading, find_sensor
 from regatta_runtimes.power.deadline import within
+from regatta_runtimes.power.finder import find_sensor
 from regatta_runtimes.power.recorder import Recorder, why_silent
-from regatta_runtimes.power.sensor import Clock, stamped
+from regatta_runtimes.power.sensor import Clock, PowerSensor, Reading, stamped
 
 DEADLINE_S = 10.0
 CHIP = "sys/class/hwmon/hwmon0"

@@ -15,10 +15,13 @@ from hypothesis import strategies as st
 
 from power_rig import plant, show
 from regatta_runtimes.errors import CounterReset, SensorFault
-from regatta_runtimes.power import PowerSensor, PowerSettings, UnknownPower, find_sensor, finder, open_sensor
+from regatta_runtimes.power import finder
+from regatta_runtimes.power.finder import find_sensor, open_sensor
 from regatta_runtimes.power.hwmon import find_other_chips
 from regatta_runtimes.power.pmic import parse_pmic
 from regatta_runtimes.power.rapl import find_rapl
+from regatta_runtimes.power.sensor import PowerSensor, UnknownPower
+from regatta_runtimes.power.settings import PowerSettings
 
 HWMON = "sys/class/hwmon"
 RAPL = "sys/class/powercap/intel-rapl:0"

@@ -21,11 +21,12 @@ from polling import wait_until
 from regatta_fleet.broker import find_mosquitto
 from regatta_protocol.bus import Connected, Disconnected, Message
 from regatta_runtimes.errors import SensorFault
-from regatta_runtimes.power import PowerSensor, PowerSettings, UnknownPower, open_sensor
 from regatta_runtimes.power.energy import Run, energy_of, idle_of
+from regatta_runtimes.power.finder import open_sensor
 from regatta_runtimes.power.level import Level, level
 from regatta_runtimes.power.recorder import Recorder
-from regatta_runtimes.power.settings import CommandSettings, MqttSettings
+from regatta_runtimes.power.sensor import PowerSensor, UnknownPower
+from regatta_runtimes.power.settings import CommandSettings, MqttSettings, PowerSettings
 from regatta_runtimes.power.user import Plug, command_sensor
 
 TOPIC = "tele/plug/SENSOR"

@@ -23,8 +23,7 @@ from regatta_protocol.policy import Policy
 from regatta_runtimes.candidate import Candidate
 from regatta_runtimes.errors import SensorFault
 from regatta_runtimes.job import Time
-from regatta_runtimes.power import PowerSensor, UnknownPower
-from regatta_runtimes.power.sensor import stamped
+from regatta_runtimes.power.sensor import PowerSensor, UnknownPower, stamped
 from regatta_runtimes.race import RaceSpec, RaceVariant, run_race
 from regatta_runtimes.trial import Trial, TrialFiles, TrialLimits
 from regatta_runtimes.weigh import Allowance, Load, Plan, make_plan, measure, weigh

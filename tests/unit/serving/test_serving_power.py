@@ -12,8 +12,7 @@ from polling import wait_until
 from regatta_agent.serving.power import PowerMeter
 from regatta_protocol.measurement import Power
 from regatta_runtimes.errors import SensorFault
-from regatta_runtimes.power import PowerSensor, Reading, UnknownPower
-from regatta_runtimes.power.sensor import Clock
+from regatta_runtimes.power.sensor import Clock, PowerSensor, Reading, UnknownPower
 
 DEADLINE_S = 20.0
 RACE = Power(method="measured", power_mw=5000, idle_power_mw=2000, energy_per_inference_mj=30)
