@@ -54,11 +54,13 @@ def test_each_device_raced_placed_and_served(document: dict[str, Any]) -> None:
 
 def test_the_second_device_rests_on_the_first_ones_race(document: dict[str, Any]) -> None:
     """It asked the fleet and confirmed, or raced in full and says what did not hold; the first had nobody to ask."""
-    first, second = document["devices"]
+    devices = {device["id"]: device for device in document["devices"]}
+    waves = document["rollouts"][0]["waves"]  # whose order is another one with each rollout's id
+    (first,), (second,) = ([devices[name] for name in wave["devices"]] for wave in waves)
 
     assert first["basis"] == "full"
     assert "raced in full" not in first["reason"]
-    assert second["basis"] == "confirmed" or "the race of harbor-1 does not hold here" in second["reason"]
+    assert second["basis"] == "confirmed" or f"the race of {first['id']} does not hold here" in second["reason"]
 
 
 def test_damaged_version_was_stopped(document: dict[str, Any]) -> None:
