@@ -41,7 +41,8 @@ _COMMANDS = {
 # The extra of the distribution that brings a package: a plain install is the agent alone.
 _EXTRAS = {
     **dict.fromkeys(("alembic", "fastapi", "flatbuffers", "jinja2", "rich", "sqlalchemy", "uvicorn"), "fleet"),
-    **dict.fromkeys(("ai_edge_quantizer", "sklearn"), "optimize"),
+    **dict.fromkeys(("ai_edge_quantizer", "sklearn", "yaml"), "optimize"),
+    "torch": "train",
 }
 
 
