@@ -29,6 +29,7 @@ from regatta_fleet.optimize.recipe.models import (
 from regatta_fleet.optimize.report import LayerReport
 from regatta_fleet.optimize.sources.resolve import resolve_source
 from regatta_fleet.optimize.steps import Made, Prune, Quantize, Search, run_step
+from regatta_protocol.codec import MAX_INFLATED_BYTES, encode
 from regatta_protocol.errors import Rejected
 from regatta_protocol.wire import Wire
 
@@ -36,6 +37,7 @@ __all__ = ["FLOAT", "STEPS", "Given", "Outcome", "Product", "StepKind"]
 
 FLOAT = "float32"  # the variant that all others are held against
 Progress = Callable[[str, float], None]
+_SEARCH_REPORT = "search.json"
 
 
 class Product(Wire):
@@ -55,6 +57,7 @@ class Outcome(Wire):
     """What a step made."""
 
     products: tuple[Product, ...] = ()
+    reports: tuple[str, ...] = ()  # files in the step's folder that go beside the bundle's report
 
 
 @dataclass(frozen=True)
@@ -121,7 +124,7 @@ def _search(step: SearchStep, given: Given) -> Outcome:
     from regatta_fleet.optimize.nas.run import search_for_recipe
 
     output = given.folder / "float32.tflite"
-    words = search_for_recipe(
+    words, result = search_for_recipe(
         step,
         samples=given.samples,
         output=output,
@@ -130,7 +133,9 @@ def _search(step: SearchStep, given: Given) -> Outcome:
         limits=given.limits,
         progress=given.progress,
     )
-    return Outcome(products=(Product(name=FLOAT, file=output.name, words=words, becomes="model"),))
+    (given.folder / _SEARCH_REPORT).write_bytes(encode(result, MAX_INFLATED_BYTES))
+    product = Product(name=FLOAT, file=output.name, words=words, becomes="model")
+    return Outcome(products=(product,), reports=(_SEARCH_REPORT,))
 
 
 def _prune(step: PruneStep, given: Given) -> Outcome:
