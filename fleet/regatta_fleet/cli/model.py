@@ -13,6 +13,7 @@ from regatta_fleet.cli import output, tables
 from regatta_fleet.cli.connection import connected, examples, json_option
 from regatta_fleet.cli.optimize import optimize, recipe
 from regatta_fleet.cli.overlay import overlay_options
+from regatta_fleet.cli.search import search
 from regatta_fleet.client import FleetClient
 from regatta_fleet.schemas import BundleDraft
 from regatta_protocol.errors import Rejected
@@ -33,11 +34,12 @@ _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 
 @click.group()
 def model() -> None:
-    """Optimize, push, list and show models."""
+    """Optimize, search, push, list and show models."""
 
 
 model.add_command(optimize)
 model.add_command(recipe)
+model.add_command(search)
 
 
 @model.command(

@@ -27,6 +27,7 @@ __all__ = [
     "Cell",
     "Column",
     "Meter",
+    "Progress",
     "Table",
     "hint",
     "line",
@@ -38,6 +39,7 @@ __all__ = [
     "steps",
 ]
 
+Progress = Callable[[str, float], None]
 Style = Literal["", "good", "bad", "dim", "warn", "heading"]
 _COLORS: dict[Style, str] = {
     "good": "green",
@@ -223,7 +225,7 @@ def meter(label: str, total: int) -> Iterator[Meter]:
 
 
 @contextmanager
-def steps() -> Iterator[Callable[[str, float], None]]:
+def steps() -> Iterator[Progress]:
     """Give a listener to a long work's steps, with their share in [0, 1]: a bar on a terminal, else a line a step."""
     if not sys.stderr.isatty():
         yield _step_lines()
@@ -244,7 +246,7 @@ def steps() -> Iterator[Callable[[str, float], None]]:
         yield show
 
 
-def _step_lines() -> Callable[[str, float], None]:
+def _step_lines() -> Progress:
     last = ""
     reached = 0.0
 

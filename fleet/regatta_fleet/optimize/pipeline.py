@@ -14,7 +14,7 @@ import dataclasses
 import platform
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from regatta_fleet.bundle import (
@@ -28,6 +28,7 @@ from regatta_fleet.bundle import (
 )
 from regatta_fleet.labels import labels_text
 from regatta_fleet.optimize.evaluate import measure_variant
+from regatta_fleet.optimize.plot import can_plot, plot_variants
 from regatta_fleet.optimize.report import OptimizeReport, VariantReport, markdown
 from regatta_fleet.optimize.samples import (
     Samples,
@@ -59,6 +60,7 @@ class Making:
     history: Callable[[], tuple[LineageStep, ...]]  # after make
     source: str  # what the float model was made of
     words: str  # what is followed
+    reports: Callable[[], Mapping[str, bytes]] = dict  # files beside the bundle's own report, after make
 
 
 _ALIKE = 1.05  # p50 of one file on a quiet machine differs by some percent from run to run
@@ -140,7 +142,12 @@ def optimize(
         kept = [
             (trial, entry) for trial in accepted for entry in reports if entry.accepted and entry.name == trial.name
         ]
-        _write(work, source, facts, kept, labels, report, output, replace)
+        beside = {} if making is None else dict(making.reports())
+        if making is not None and can_plot():
+            plots = plot_variants(report)
+            report = report.model_copy(update={"plots": tuple(sorted(plots, reverse=True)[:1])})
+            beside |= plots
+        _write(work, source, facts, kept, labels, report, output, replace, beside)
     progress(f"bundle in {output}", 1.0)
     return report
 
@@ -207,8 +214,9 @@ def _write(
     report: OptimizeReport,
     output: Path,
     replace: bool,
+    beside: Mapping[str, bytes],
 ) -> None:
-    """Write the bundle with the report beside the draft."""
+    """Write the bundle with the reports beside the draft."""
     files: dict[Digest, Path] = {}
     extra = {"golden": work.path("golden.npz")}
     if work.evaluation.y is not None:
@@ -242,7 +250,7 @@ def _write(
         history=report.history,
     )
     reports = {"report.json": report.model_dump_json(indent=2).encode(), "report.md": markdown(report).encode()}
-    write_bundle(output, draft, files, reports=reports, replace=replace)
+    write_bundle(output, draft, files, reports={**beside, **reports}, replace=replace)
 
 
 def _variant(trial: Trial, entry: VariantReport, ref: FileRef, facts: ModelFacts) -> Variant:

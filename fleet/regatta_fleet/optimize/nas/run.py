@@ -6,27 +6,44 @@ Without a target the latency that half of the space is under is taken: the media
 from __future__ import annotations
 
 import importlib.util
+import shutil
 import statistics
+import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from random import Random
 
+import numpy as np
+
+from regatta_fleet.optimize.nas.contest import compare_seeds
 from regatta_fleet.optimize.nas.latency import LatencyTable, local_table, measure_files, read_table
 from regatta_fleet.optimize.nas.layers import Layer, Shape, build_layers, every_layer
-from regatta_fleet.optimize.nas.objective import SearchResult
+from regatta_fleet.optimize.nas.objective import SearchResult, reward
+from regatta_fleet.optimize.nas.report import SearchReport, search_markdown
 from regatta_fleet.optimize.nas.request import SearchAnswer, SearchSpec
 from regatta_fleet.optimize.nas.space import SMALL, SearchSpace, read_space
+from regatta_fleet.optimize.plot import can_plot, plot_search
 from regatta_fleet.optimize.process import DEFAULT_MEMORY_BYTES, run_module
 from regatta_fleet.optimize.recipe.cache import default_folder
 from regatta_fleet.optimize.recipe.models import Limits, SearchStep, Strategy
-from regatta_fleet.optimize.samples import Samples, read_samples
+from regatta_fleet.optimize.samples import Samples, read_samples, write_samples
 from regatta_protocol.errors import Misuse, Rejected
 
-__all__ = ["Plan", "interface_of", "layers_of", "plan_search", "run_search", "search_for_recipe", "tables_folder"]
+__all__ = [
+    "Plan",
+    "interface_of",
+    "layers_of",
+    "plan_search",
+    "require_torch",
+    "run_search",
+    "search_for_recipe",
+    "tables_folder",
+]
 
 Progress = Callable[[str, float], None]
 _DRAWN = 101
+_HELD_BACK = 5  # every fifth sample
 
 
 @dataclass(frozen=True)
@@ -122,23 +139,92 @@ def search_for_recipe(
     seed: int,
     limits: Limits,
     progress: Progress,
-) -> tuple[tuple[str, ...], SearchResult]:
-    """Do a recipe's search step; returns what was done, in words, and the result."""
+) -> tuple[tuple[str, ...], dict[str, bytes]]:
+    """Do a recipe's search step; returns what was done, in words, and reports by their file names.
+
+    With several seeds every fifth sample is held back: on those the trained results are compared with random search's.
+    """
     require_torch()
     space = SMALL if step.space == "small" else read_space(beside / step.space)
     if step.latency_table is not None:
         table = read_table(beside / step.latency_table)
     else:
         table = local_table(layers_of(space, samples), tables_folder(), progress)
-    plan = replace(plan_search(step, space, samples, table), timeout_s=limits.time, memory_bytes=limits.memory)
-    result = run_search(plan, seed, output, progress)
-    measured = measure_files({"best": output})["best"] if step.latency_table is None else None
-    result = result.model_copy(update={"measured_us": measured})
+    with tempfile.TemporaryDirectory(prefix="regatta-search-") as scratch:
+        folder = Path(scratch)
+        training, test = _held_back(samples, folder) if step.seeds > 1 else (samples, None)
+        plan = replace(
+            plan_search(step, space, training, table, test), timeout_s=limits.time, memory_bytes=limits.memory
+        )
+        results = _over_seeds(plan, range(seed, seed + step.seeds), folder, progress)
+        mine = [at for at, result in enumerate(results) if result.strategy == step.strategy]
+        taken = max(mine, key=lambda at: results[at].best.reward)
+        shutil.copyfile(_place(folder, results[taken]), output)
+    if step.latency_table is None:
+        measured_us = measure_files({"best": output})["best"]
+        results[taken] = results[taken].model_copy(update={"measured_us": measured_us})
+    report = SearchReport(
+        results=tuple(results),
+        taken=taken,
+        verdict=_verdict(results, step.strategy) if step.seeds > 1 else None,
+        layers_timed=len(table.layers_us),
+        space_size=space.size(),
+    )
+    best = report.chosen
     words = (
-        f"found by {step.strategy} in {result.steps} training steps, seed {seed}: {result.best.words}",
+        f"found by {step.strategy} in {best.steps} training steps, seed {best.seed}: {best.best.words}",
         f"trained for {step.final_steps} steps",
     )
-    return words, result
+    files = {"search.json": report.model_dump_json(indent=2).encode(), "search.md": search_markdown(report).encode()}
+    if can_plot():
+        files |= plot_search(report)
+    return words, files
+
+
+def _over_seeds(plan: Plan, seeds: range, folder: Path, progress: Progress) -> list[SearchResult]:
+    """Return a search for each seed, and with several of them random search's beside."""
+    strategies: tuple[Strategy, ...] = (plan.strategy,)
+    if len(seeds) > 1 and plan.strategy != "random":
+        strategies = (plan.strategy, "random")
+    total = len(strategies) * len(seeds)
+    results: list[SearchResult] = []
+    for strategy in strategies:
+        for seed in seeds:
+            begun = len(results)
+
+            def told(message: str, share: float, begun: int = begun, seed: int = seed) -> None:
+                progress(message if total == 1 else f"seed {seed}, {message}", (begun + share) / total)
+
+            output = folder / f"{strategy}-{seed}.tflite"
+            results.append(run_search(replace(plan, strategy=strategy), seed, output, told))
+    return results
+
+
+def _place(folder: Path, result: SearchResult) -> Path:
+    return folder / f"{result.strategy}-{result.seed}.tflite"
+
+
+def _held_back(samples: Path, folder: Path) -> tuple[Path, Path]:
+    given = read_samples(samples)
+    rest = np.arange(len(given)) % _HELD_BACK == _HELD_BACK - 1
+    training, test = folder / "training.npz", folder / "test.npz"
+    write_samples(training, given.chosen(~rest))
+    write_samples(test, given.chosen(rest))
+    return training, test
+
+
+def _verdict(results: list[SearchResult], strategy: Strategy) -> str:
+    if strategy == "random":
+        return "it is random search"
+
+    def worth(name: str) -> list[float]:
+        return [
+            reward(result.trained_accuracy or 0.0, result.best.latency_us, result.target_us)
+            for result in results
+            if result.strategy == name
+        ]
+
+    return compare_seeds(worth(strategy), worth("random")).verdict
 
 
 def layers_of(space: SearchSpace, samples: Path) -> dict[str, Layer]:

@@ -50,12 +50,18 @@ class Chain:
         self._scratch = scratch
         self._history: list[LineageStep] = []
         self._source: Product | None = None
+        self._reports: dict[str, bytes] = {}
         self.reused = 0  # steps that were taken from the cache
 
     @property
     def history(self) -> tuple[LineageStep, ...]:
         """What was done, for the manifest."""
         return tuple(self._history)
+
+    @property
+    def reports(self) -> Mapping[str, bytes]:
+        """Files of the steps that go beside the bundle's report, by name."""
+        return self._reports
 
     def begin(self) -> Path:
         """Do the first step, and return the float model.
@@ -164,6 +170,7 @@ class Chain:
             outcome = self._make(
                 key, kind.keeps_refusals, lambda into: kind.run(step, replace(given, folder=into)), folder
             )
+        self._reports |= {name: (folder / name).read_bytes() for name in outcome.reports}
         self._history.append(
             LineageStep(
                 step=step.step,

@@ -86,9 +86,12 @@ class SearchStep(_Part):
     step: Literal["search"] = "search"
     space: FileName | Literal["small"] = Field(default="small", description="A search space, YAML, or `small`.")
     strategy: Strategy = "evolution"
-    budget: int = Field(default=3000, ge=10, le=100_000_000, description="Training steps that the search may take.")
-    candidate_steps: int = Field(default=60, ge=1, le=1_000_000, description="Training steps of each candidate.")
-    final_steps: int = Field(default=600, ge=1, le=100_000_000, description="Training steps of the best one.")
+    budget: int = Field(default=2000, ge=10, le=100_000_000, description="Training steps that the search may take.")
+    candidate_steps: int = Field(default=40, ge=1, le=1_000_000, description="Training steps of each candidate.")
+    final_steps: int = Field(default=400, ge=1, le=100_000_000, description="Training steps of the best one.")
+    seeds: int = Field(
+        default=1, ge=1, le=32, description="Above 1, so many searches, and random search at the same budgets beside."
+    )
     latency_target: Latency | None = Field(default=None, description="Slower architectures are marked down.")
     latency_table: FileName | None = Field(
         default=None, description="A table that `regatta model search --latency-from` wrote [default: this machine's]."

@@ -90,7 +90,13 @@ def optimize_by_recipe(
             policy = source.policy.model_copy(update={"max_accuracy_drop": recipe.max_accuracy_drop})
             source = replace(source, policy=policy)
         name = _source_name(file, run)
-        making = Making(chain.make, lambda: chain.history, name, f"recipe {file.path.name}, seed {recipe.seed}")
+        making = Making(
+            chain.make,
+            lambda: chain.history,
+            name,
+            f"recipe {file.path.name}, seed {recipe.seed}",
+            lambda: chain.reports,
+        )
         return optimize(model, data, run.output, source, making=making, progress=progress, replace=run.replace)
 
 

@@ -29,7 +29,6 @@ from regatta_fleet.optimize.recipe.models import (
 from regatta_fleet.optimize.report import LayerReport
 from regatta_fleet.optimize.sources.resolve import resolve_source
 from regatta_fleet.optimize.steps import Made, Prune, Quantize, Search, run_step
-from regatta_protocol.codec import MAX_INFLATED_BYTES, encode
 from regatta_protocol.errors import Rejected
 from regatta_protocol.wire import Wire
 
@@ -37,7 +36,6 @@ __all__ = ["FLOAT", "STEPS", "Given", "Outcome", "Product", "StepKind"]
 
 FLOAT = "float32"  # the variant that all others are held against
 Progress = Callable[[str, float], None]
-_SEARCH_REPORT = "search.json"
 
 
 class Product(Wire):
@@ -124,7 +122,7 @@ def _search(step: SearchStep, given: Given) -> Outcome:
     from regatta_fleet.optimize.nas.run import search_for_recipe
 
     output = given.folder / "float32.tflite"
-    words, result = search_for_recipe(
+    words, reports = search_for_recipe(
         step,
         samples=given.samples,
         output=output,
@@ -133,9 +131,10 @@ def _search(step: SearchStep, given: Given) -> Outcome:
         limits=given.limits,
         progress=given.progress,
     )
-    (given.folder / _SEARCH_REPORT).write_bytes(encode(result, MAX_INFLATED_BYTES))
+    for name, content in reports.items():
+        (given.folder / name).write_bytes(content)
     product = Product(name=FLOAT, file=output.name, words=words, becomes="model")
-    return Outcome(products=(product,), reports=(_SEARCH_REPORT,))
+    return Outcome(products=(product,), reports=tuple(reports))
 
 
 def _prune(step: PruneStep, given: Given) -> Outcome:
