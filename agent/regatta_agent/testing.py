@@ -91,7 +91,9 @@ class ScriptedLauncher:
     serve: Callable[[ScriptedChild, ServeSpec], None] | None = None  # None: gets ready at once
     children: list[ScriptedChild] = field(default_factory=list)
 
-    def launch(self, name: str, argv: Sequence[str], stdin: bytes | None) -> ScriptedChild:
+    def launch(
+        self, name: str, argv: Sequence[str], stdin: bytes | None, pass_fds: Sequence[int] = ()
+    ) -> ScriptedChild:
         child = ScriptedChild(name, tuple(argv), self, pid=10_000 + len(self.children))
         self.children.append(child)
         programs: Mapping[str, Callable[[ScriptedChild, bytes], None]] = {
