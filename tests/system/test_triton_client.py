@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,6 +19,7 @@ from tiny_model import write_tiny_model
 triton = pytest.importorskip("tritonclient.http", reason="tritonclient[http] of the dev extra is not installed")
 
 utilities = pytest.importorskip("tritonclient.utils")
+shared = pytest.importorskip("tritonclient.utils.shared_memory")
 
 pytestmark = pytest.mark.system
 
@@ -51,10 +55,10 @@ def _image(array: np.ndarray[Any, Any] = IMAGE, *, binary: bool = True) -> Any:
 
 def _refused(ask: Any, *arguments: Any, **named: Any) -> tuple[str, str]:
     """Return the status and the message of the client's exception."""
-    with pytest.raises(Exception) as refused:
+    with pytest.raises(utilities.InferenceServerException) as refused:
         ask(*arguments, **named)
-    assert type(refused.value).__name__ == "InferenceServerException"
-    return str(refused.value.status()), str(refused.value.message())
+    error: Any = refused.value
+    return str(error.status()), str(error.message())
 
 
 def test_health_and_metadata(client: Any) -> None:
@@ -119,3 +123,57 @@ def test_error_bodies(client: Any) -> None:
     assert (status, "'nothing'" in message) == ("400", True)
     status, message = _refused(client.infer, "tiny", [_image()], request_compression_algorithm="gzip")
     assert (status, "content-encoding" in message) == ("415", True)
+
+
+@pytest.fixture
+def region(client: Any) -> Iterator[tuple[str, Any]]:
+    """A region of 1 KiB that the client's own tool makes, registered as `r`."""
+    key = f"/regatta-test-{os.getpid()}"
+    handle = shared.create_shared_memory_region("r", key, 1024)
+    client.register_system_shared_memory("r", key, 1024)
+    yield key, handle
+    client.unregister_system_shared_memory()
+    with contextlib.suppress(shared.SharedMemoryException, FileNotFoundError):
+        shared.destroy_shared_memory_region(handle)
+
+
+def _shared_image(size: int = IMAGE.nbytes) -> Any:
+    entry = triton.InferInput("image", list(IMAGE.shape), "FP32")
+    entry.set_shared_memory("r", size)
+    return entry
+
+
+def test_tensors_go_through_shared_memory(client: Any, region: tuple[str, Any]) -> None:
+    """Input and output in one region, the output at an offset, give the numbers that the socket gives."""
+    key, handle = region
+    shared.set_shared_memory_region(handle, [IMAGE])
+    wish = triton.InferRequestedOutput("scores")
+    wish.set_shared_memory("r", 40, offset=512)
+
+    answer = client.infer("tiny", [_shared_image()], outputs=[wish])
+
+    found = shared.get_contents_as_numpy(handle, np.float32, [1, 10], offset=512)
+    np.testing.assert_array_equal(found, client.infer("tiny", [_image()]).as_numpy("scores"))
+    assert answer.get_output("scores")["parameters"]["shared_memory_region"] == "r"
+    assert client.get_system_shared_memory_status() == [{"name": "r", "key": key, "offset": 0, "byte_size": 1024}]
+    assert "system_shared_memory" in client.get_server_metadata()["extensions"]
+
+
+def test_regions_that_do_not_hold_are_errors(client: Any, region: tuple[str, Any]) -> None:
+    """Too small, unknown, shrunk and removed regions are refused, and the worker goes on."""
+    key, _ = region
+    small = triton.InferRequestedOutput("scores")
+    small.set_shared_memory("r", 39)
+    assert "shared_memory_byte_size" in _refused(client.infer, "tiny", [_image()], outputs=[small])[1]
+    assert "needs 256 bytes" in _refused(client.infer, "tiny", [_shared_image(255)])[1]
+    assert "already" in _refused(client.register_system_shared_memory, "r", key, 1024)[1]
+    assert "no shared-memory object" in _refused(client.register_system_shared_memory, "q", "/absent", 1)[1]
+    assert "not registered" in _refused(client.get_system_shared_memory_status, "q")[1]
+
+    os.truncate(f"/dev/shm{key}", 100)
+    assert "100 bytes now" in _refused(client.infer, "tiny", [_shared_image()])[1]
+    Path(f"/dev/shm{key}").unlink()
+    assert "was removed" in _refused(client.infer, "tiny", [_shared_image()])[1]
+    client.unregister_system_shared_memory("r")
+    assert "not registered" in _refused(client.infer, "tiny", [_shared_image()])[1]
+    assert client.infer("tiny", [_image()]).as_numpy("scores").shape == (1, 10)

@@ -158,8 +158,8 @@ class ModelInterface:
 
     def answer(
         self, natives: Sequence[Array], wanted: Sequence[tuple[int, WantedOutput]], *, real: bool
-    ) -> list[tuple[NamedTensor, bool]]:
-        """Return the tensors of the answer with whether each goes as binary."""
+    ) -> list[tuple[NamedTensor, WantedOutput]]:
+        """Return the tensors of the answer, each with how it is wanted."""
         tensors = []
         for index, wish in wanted:
             spec, datatype, array = self.outputs[index], self._output_types[index], natives[index]
@@ -167,7 +167,7 @@ class ModelInterface:
                 array, datatype = self._classes(dequantize(array, spec), wish.classes), "BYTES"
             elif real and spec.scale is not None:
                 array, datatype = dequantize(array, spec), "FP32"
-            tensors.append((NamedTensor(spec.name, datatype, array), wish.binary))
+            tensors.append((NamedTensor(spec.name, datatype, array), wish))
         return tensors
 
     def _classes(self, scores: Array, count: int) -> Array:

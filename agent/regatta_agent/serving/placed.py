@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from regatta_agent.serving.failover import Failover, Opened, Switch, open_failover
-from regatta_agent.serving.inference import InferRequest, NamedTensor
+from regatta_agent.serving.inference import InferRequest, NamedTensor, WantedOutput
 from regatta_agent.serving.interface import ModelInterface, image_input
 from regatta_agent.serving.spec import ServeSpec
 from regatta_protocol.codec import decode
@@ -26,9 +26,9 @@ MAX_LABELS_BYTES = 4 * 1024 * 1024
 
 @dataclass(frozen=True)
 class Answer:
-    """The tensors of an answer with whether each goes as binary, output 0's class, and the runtime's own time."""
+    """The tensors of an answer with how each is wanted, output 0's class, and the runtime's own time."""
 
-    tensors: list[tuple[NamedTensor, bool]]
+    tensors: list[tuple[NamedTensor, WantedOutput]]
     predicted: int | None
     compute_ns: int
 

@@ -6,6 +6,7 @@
     GET  /v2/models/M[/versions/V]/ready
     POST /v2/models/M[/versions/V]/infer
     POST /v2/models/M[/versions/V]/feedback        {"id": …, "label": name or index} or {"id": …, "correct": bool}
+    /v2/systemsharedmemory/…                       regions.py, where shared memory is on
     GET  /metrics                                  OpenMetrics
 
 An unready server or model answers 400, as the protocol's text asks ("a 4xx status code indicates false"). Errors are
@@ -29,6 +30,8 @@ from regatta_agent.serving.http import Request, Respond, Response, error_respons
 from regatta_agent.serving.inference import parse_infer, render_infer
 from regatta_agent.serving.metrics import CONTENT_TYPE, openmetrics
 from regatta_agent.serving.placed import PlacedModel
+from regatta_agent.serving.regions import answer_regions
+from regatta_agent.serving.shared_memory import Regions
 from regatta_agent.serving.window import Outcome, Tally, Timing
 from regatta_protocol.codec import decode
 from regatta_protocol.errors import Rejected
@@ -39,6 +42,7 @@ logger = logging.getLogger(__name__)
 
 _HEADER_LENGTH = b"inference-header-content-length"
 _EXTENSIONS = ["binary_tensor_data", "classification", "feedback"]
+_SHARED_MEMORY = "system_shared_memory"
 _RETRY = ((b"retry-after", b"1"),)
 _JSON, _BINARY = b"application/json", b"application/octet-stream"
 _MAX_FEEDBACK_BYTES = 16_384
@@ -66,11 +70,19 @@ class _Inferred:
 class Service:
     """The handler of every request. `placed` is None until the model is loaded and tested."""
 
-    def __init__(self, engine: Engine, tally: Tally, feedback: Feedback, connections: Callable[[], int]) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        tally: Tally,
+        feedback: Feedback,
+        connections: Callable[[], int],
+        regions: Regions | None = None,
+    ) -> None:
         self._engine = engine
         self._tally = tally
         self._feedback = feedback
         self._connections = connections
+        self._regions = regions
         self._model = tally.placement.model
         self._version = tally.placement.version
         self._infer_paths = {self._path("infer", versioned=False), self._path("infer", versioned=True)}
@@ -106,6 +118,8 @@ class Service:
             return self._get(request, lambda: json_response({"live": True}))
         if parts[1:] == ["health", "ready"]:
             return self._get(request, lambda: json_response({"ready": self._ready}, 200 if self._ready else 400))
+        if parts[1] == "systemsharedmemory":
+            return answer_regions(self._regions, request, parts[2:])
         if parts[1] == "models" and len(parts) >= 3:
             return self._answer_model(request, parts[2], parts[3:])
         return error_response(404, f"there is nothing at {request.path[:200]!r}")
@@ -137,7 +151,8 @@ class Service:
         return self.placed is not None and not self.draining
 
     def _server_metadata(self) -> Response:
-        return json_response({"name": "regatta", "version": regatta_protocol.__version__, "extensions": _EXTENSIONS})
+        extensions = _EXTENSIONS if self._regions is None else [*_EXTENSIONS, _SHARED_MEMORY]
+        return json_response({"name": "regatta", "version": regatta_protocol.__version__, "extensions": extensions})
 
     def _model_metadata(self) -> Response:
         if self.placed is None:
@@ -210,9 +225,10 @@ class Service:
 
     def _infer(self, placed: PlacedModel, request: Request) -> _Inferred:
         """Return the answer; on the engine's thread."""
-        infer = parse_infer(request.body, request.headers.get(_HEADER_LENGTH))
+        shared = self._regions if request.local else None
+        infer = parse_infer(request.body, request.headers.get(_HEADER_LENGTH), shared)
         answer = placed.infer(infer)
-        body, header_length = render_infer(self._model, self._version, infer.id, answer.tensors)
+        body, header_length = render_infer(self._model, self._version, infer.id, answer.tensors, shared)
         if header_length is None:
             response = Response(200, body, _JSON)
         else:

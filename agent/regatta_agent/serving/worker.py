@@ -40,6 +40,7 @@ from regatta_agent.serving.placed import PlacedModel, open_placed
 from regatta_agent.serving.power import PowerMeter
 from regatta_agent.serving.seat import is_guarded
 from regatta_agent.serving.service import Service
+from regatta_agent.serving.shared_memory import Regions
 from regatta_agent.serving.spec import MAX_SPEC_BYTES, ServeSpec
 from regatta_agent.serving.window import Placement, Tally
 from regatta_protocol.codec import decode
@@ -120,7 +121,10 @@ class Worker:
         self._feedback = Feedback()
         self._caretaker: Caretaker | None = None
         self._meter = PowerMeter(partial(open_sensor, spec.power), spec.race_power)
-        self._service = Service(self._engine, self._tally, self._feedback, lambda: len(self._server.connections))
+        self._regions = Regions() if spec.shared_memory else None
+        self._service = Service(
+            self._engine, self._tally, self._feedback, lambda: len(self._server.connections), self._regions
+        )
         self._server = HttpServer(self._service.handle, spec.limits, body_limit_bytes=MAX_SPEC_BYTES)
 
     async def run(self) -> None:
@@ -164,6 +168,8 @@ class Worker:
         placed, failover, opened = finished.value
         limit = self._spec.limits.body_bytes or body_limit_bytes(placed.interface.inputs)
         self._server.body_limit_bytes = limit
+        if self._regions is not None:
+            self._regions.limit_bytes = limit
         self._service.placed = placed
         self._meter.start()
         threading.Thread(target=self._watch_for_hang, args=(failover,), name="watch", daemon=True).start()
