@@ -91,6 +91,8 @@ def test_every_encoding_gives_the_same_numbers(client: Any) -> None:
                 request_id="r-7",
                 parameters={"trace": "x", "number": 1},
                 headers={"X-Trace": "1"},
+                priority=1,
+                timeout=60_000_000,
             )
             assert answer.get_response()["id"] == "r-7"
             assert (answer.get_response()["model_name"], answer.get_response()["model_version"]) == ("tiny", "3")

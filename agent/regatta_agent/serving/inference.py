@@ -25,6 +25,7 @@ from regatta_agent.serving.tensors import (
     encode_binary,
     encode_json,
 )
+from regatta_agent.serving.waiting import DEFAULT_PRIORITY, LOWEST_PRIORITY
 from regatta_protocol.codec import decode
 from regatta_protocol.errors import Rejected
 
@@ -32,6 +33,7 @@ __all__ = ["InferRequest", "NamedTensor", "RegionSlice", "SharedMemory", "Wanted
 
 MAX_TENSORS = 256  # TFLite models with more inputs or outputs are not known to us
 MAX_CLASSES = 1000
+_MAX_TIMEOUT_US = 3_600_000_000
 
 
 @dataclass(frozen=True)
@@ -83,6 +85,8 @@ class InferRequest:
     outputs: tuple[WantedOutput, ...]
     binary_default: bool
     raw: memoryview | None = None
+    priority: int = DEFAULT_PRIORITY  # 1 is the highest
+    timeout_us: int | None = None  # from its arrival; it is not computed after that
 
 
 class _Tensor(BaseModel):
@@ -143,7 +147,14 @@ def parse_infer(body: bytes, header_length: bytes | None, shared: SharedMemory |
         )
         for output in document.outputs
     )
-    return InferRequest(document.id, tuple(inputs), outputs, binary_default)
+    return InferRequest(
+        document.id,
+        tuple(inputs),
+        outputs,
+        binary_default,
+        priority=_whole(document.parameters, "priority", LOWEST_PRIORITY) or DEFAULT_PRIORITY,
+        timeout_us=_whole(document.parameters, "timeout", _MAX_TIMEOUT_US) or None,
+    )
 
 
 def _header_length(text: bytes | None, body_bytes: int) -> int:
@@ -192,6 +203,14 @@ def _flag(parameters: dict[str, Any], name: str, *, default: bool) -> bool:
     value = parameters.get(name, default)
     if not isinstance(value, bool):
         raise Rejected(f"parameter {name} must be true or false")
+    return value
+
+
+def _whole(parameters: dict[str, Any], name: str, greatest: int) -> int:
+    """Return a parameter that is a whole number; 0, which stands for the default, when it is absent."""
+    value = parameters.get(name, 0)
+    if type(value) is not int or not 0 <= value <= greatest:
+        raise Rejected(f"parameter {name} must be a whole number from 0 to {greatest}")
     return value
 
 

@@ -24,6 +24,7 @@ class Outcome(StrEnum):
     FAILURE = "failure"  # 5xx: the model or this program
     INVALID = "invalid"  # 4xx: the client
     REFUSED = "refused"  # 429 or 503: too much at once
+    EXPIRED = "expired"  # 504: its own timeout passed in the queue
 
 
 @dataclass(frozen=True)

@@ -34,6 +34,7 @@ from regatta_agent.serving.events import Failed, Ready, family_of
 from regatta_agent.serving.failover import Failover, Opened, Switch
 from regatta_agent.serving.feedback import Feedback
 from regatta_agent.serving.http import HttpServer
+from regatta_agent.serving.inferring import Inferences
 from regatta_agent.serving.interface import body_limit_bytes
 from regatta_agent.serving.listening import Listeners
 from regatta_agent.serving.placed import PlacedModel, open_placed
@@ -60,6 +61,7 @@ _SWEEP_S = 0.5
 _HANG_LOOK_S, _HANG_LOOKS = 0.05, 4
 _DRAIN_POLL_S = 0.02
 _BRIEF_NS = 1_000_000  # what the loop may be kept from other connections; wake-ups of a thread cost 0.03 ms
+_ENGINE_QUEUE = 16  # the lane has two pieces in hand, and the caretaker asks one thing at a time
 _EVENT_QUEUE = 64  # lines; a parent that does not read loses windows, not the serving
 _LAST_WORDS_S = 2.0
 
@@ -116,14 +118,17 @@ class Worker:
         self._stop = asyncio.Event()
         # A delegate on the processor does not mind which thread calls it; what is asked of a runner may take long.
         brief_ns = 0 if is_guarded(spec.candidate_id, spec.guarded) else _BRIEF_NS
-        self._engine = Engine(self._loop, spec.limits.queue_length, brief_ns)
+        self._engine = Engine(self._loop, _ENGINE_QUEUE, brief_ns)
         self._tally = Tally(Placement(spec.model, spec.version, spec.candidate_id), start=time.time())
         self._feedback = Feedback()
         self._caretaker: Caretaker | None = None
         self._meter = PowerMeter(partial(open_sensor, spec.power), spec.race_power)
         self._regions = Regions() if spec.shared_memory else None
+        self._inferences = Inferences(
+            self._loop, self._engine, self._tally, self._feedback, spec.limits.queue_length, self._regions
+        )
         self._service = Service(
-            self._engine, self._tally, self._feedback, lambda: len(self._server.connections), self._regions
+            self._inferences, self._tally, self._feedback, lambda: len(self._server.connections), self._regions
         )
         self._server = HttpServer(self._service.handle, spec.limits, body_limit_bytes=MAX_SPEC_BYTES)
 
@@ -170,7 +175,7 @@ class Worker:
         self._server.body_limit_bytes = limit
         if self._regions is not None:
             self._regions.limit_bytes = limit
-        self._service.placed = placed
+        self._inferences.placed = placed
         self._meter.start()
         threading.Thread(target=self._watch_for_hang, args=(failover,), name="watch", daemon=True).start()
         self._tally.start = time.time()
@@ -276,7 +281,7 @@ class Worker:
                 break
             await asyncio.sleep(_DRAIN_POLL_S)
         listeners.stop()
-        while self._engine.pending and self._loop.time() - began < limits.drain_s + 1.0:
+        while self._inferences.pending and self._loop.time() - began < limits.drain_s + 1.0:
             await asyncio.sleep(_DRAIN_POLL_S)
         self._server.close_idle()
         await asyncio.sleep(0)
@@ -284,8 +289,8 @@ class Worker:
         self._meter.stop()
         if self._caretaker is not None:
             self._caretaker.stop(timeout_s=1.0)
-        if self._engine.stop(timeout_s=1.0) and self._service.placed is not None:
-            self._service.placed.close()
+        if self._engine.stop(timeout_s=1.0) and self._inferences.placed is not None:
+            self._inferences.placed.close()
         logger.info("event=drained model=%s seconds=%.3f", self._spec.model, self._loop.time() - began)
 
 
