@@ -292,6 +292,8 @@ class WorkerPool:
             token_path=self._serving.token_file,
             shared_memory=self._serving.shared_memory,
             non_finite=self._serving.non_finite,
+            max_batch=self._serving.max_batch,
+            batch_delay_us=self._serving.batch_delay_us,
             limits=ServeLimits(queue_length=self._serving.queue_length, connections=self._serving.connections),
             window_s=self._window_s,
             power=self._power,

@@ -19,6 +19,7 @@ from regatta_agent.client import Client
 from regatta_agent.serving.spec import ServeLimits, ServeSpec
 from serving_process import ServingProcess, post, raw_exchange, receive_answer, status_of
 from tiny_model import write_tiny_model
+from tiny_models import dense_model
 
 pytestmark = pytest.mark.system
 
@@ -173,3 +174,41 @@ def test_a_slow_model_does_not_stall_another(slow: ServingProcess, tmp_path: Pat
 
             assert asked.answers == []
         assert all(status_of(answer) == 200 for answer in asked.ended().values())
+
+
+def test_a_batch_is_split_right_under_load(tmp_path: Path) -> None:
+    """Many clients of a model with a changeable batch: everybody gets the answer to its own input."""
+    weights = np.random.default_rng(0).normal(size=(256, 256)).astype(np.float32)
+    model = tmp_path / "dense.tflite"
+    model.write_bytes(dense_model(weights, np.zeros(256, np.float32), any_batch=True))
+    spec = ServeSpec(
+        model="dense",
+        version=1,
+        candidate_id="litert/float32/xnnpack/t1",
+        variant_path=model,
+        socket_path=tmp_path / "dense.sock",
+        batch_delay_us=2000,
+    )
+
+    def ask(seed: int) -> None:
+        x = np.random.default_rng(seed).normal(size=(1 + seed % 3, 256)).astype(np.float32)
+        with Client(spec.socket_path) as client:
+            for _ in range(30):
+                scores = client.infer("dense", x)["out"]
+                np.testing.assert_allclose(scores, x @ weights.T, rtol=1e-3, atol=1e-3)
+                done.append(seed)
+
+    done: list[int] = []
+    worker = ServingProcess(spec, tmp_path)
+    try:
+        worker.ready()
+        threads = [threading.Thread(target=ask, args=(seed,)) for seed in range(6)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(60)
+    finally:
+        worker.kill()
+
+    assert len(done) == 180
+    assert b"event=batches" in worker.stderr

@@ -158,20 +158,22 @@ class Inferences:
         """Return what comes of each request; on the engine's thread."""
         placed = self.placed
         assert placed is not None
-        results: list[_Inferred | Exception] = []
-        for ticket in tickets:
-            try:
-                results.append(self._render(ticket, placed.infer(ticket.infer)))
-            except Exception as err:  # noqa: BLE001 - plug-in code: a runtime may raise anything; _finish logs it
-                results.append(err)
-        return results
+        if len(tickets) == 1:
+            return [self._render(tickets[0], placed.infer(tickets[0].infer))]
+        answers = placed.infer_together([ticket.infer for ticket in tickets])
+        return [self._render(*pair) for pair in zip(tickets, answers, strict=True)]
 
-    def _render(self, ticket: _Ticket, answer: Answer) -> _Inferred:
+    def _render(self, ticket: _Ticket, answer: Answer | Exception) -> _Inferred | Exception:
+        if isinstance(answer, Exception):
+            return answer
         began_ns = time.perf_counter_ns()
         placement = self._tally.placement
-        body, header_length = render_infer(
-            placement.model, placement.version, ticket.infer.id, answer.tensors, ticket.shared
-        )
+        try:
+            body, header_length = render_infer(
+                placement.model, placement.version, ticket.infer.id, answer.tensors, ticket.shared
+            )
+        except Rejected as err:
+            return err
         response = Response(200, body, _JSON)
         if header_length is not None:
             response = replace(response, content_type=_BINARY, headers=((_HEADER_LENGTH, b"%d" % header_length),))

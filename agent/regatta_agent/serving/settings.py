@@ -40,6 +40,7 @@ class ServingSettings(BaseModel):
     non_finite: NonFinite = "reject"  # inputs that hold NaN or infinity
     queue_length: int = Field(default=32, ge=1, le=4096)  # requests of one model waiting or running
     connections: int = Field(default=256, ge=1, le=20_000)  # of one model; more are refused
+    max_batch: int = Field(default=16, ge=1, le=256)  # rows computed together where that pays; 1: never
     batch_delay_us: int = Field(default=0, ge=0, le=1_000_000)  # how long a request may wait for others to join it
 
     @property

@@ -80,6 +80,8 @@ class ServeSpec(Wire):
     token_path: Path | None = None
     shared_memory: bool = False
     non_finite: NonFinite = "reject"
+    max_batch: int = Field(default=16, ge=1, le=256)  # rows computed together, where it pays; 1: never
+    batch_delay_us: int = Field(default=0, ge=0, le=1_000_000)
     window_s: float = Field(default=5.0, gt=0, le=3600)
     power: PowerSettings = PowerSettings()
     race_power: Power | None = None  # what the race measured of this candidate

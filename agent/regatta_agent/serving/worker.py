@@ -36,6 +36,7 @@ from regatta_agent.serving.feedback import Feedback
 from regatta_agent.serving.http import HttpServer
 from regatta_agent.serving.inferring import Inferences
 from regatta_agent.serving.interface import body_limit_bytes
+from regatta_agent.serving.lane import Batches
 from regatta_agent.serving.listening import Listeners
 from regatta_agent.serving.placed import PlacedModel, open_placed
 from regatta_agent.serving.power import PowerMeter
@@ -176,6 +177,8 @@ class Worker:
         if self._regions is not None:
             self._regions.limit_bytes = limit
         self._inferences.placed = placed
+        if placed.most_rows > 1:
+            self._inferences.lane.batches = Batches(placed.most_rows, self._spec.batch_delay_us * 1000)
         self._meter.start()
         threading.Thread(target=self._watch_for_hang, args=(failover,), name="watch", daemon=True).start()
         self._tally.start = time.time()
