@@ -207,8 +207,11 @@ def test_a_batch_is_split_right_under_load(tmp_path: Path) -> None:
             thread.start()
         for thread in threads:
             thread.join(60)
+        inferences = _metric(worker, "regatta_inference_batch_size_count")
+        rows = _metric(worker, "regatta_inference_batch_size_sum")
     finally:
         worker.kill()
 
     assert len(done) == 180
-    assert b"event=batches" in worker.stderr
+    assert rows == sum(1 + seed % 3 for seed in done)
+    assert inferences < 180

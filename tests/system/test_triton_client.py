@@ -115,6 +115,18 @@ def test_classes_and_several_requests_at_once(client: Any) -> None:
     assert all(one.get_result().as_numpy("scores").shape == (1, 10) for one in pending)
 
 
+def test_statistics(client: Any) -> None:
+    """The statistics extension counts what was answered, stage by stage."""
+    before = client.get_inference_statistics("tiny")["model_stats"][0]["inference_stats"]["success"]["count"]
+    client.infer("tiny", [_image()])
+
+    (stats,) = client.get_inference_statistics("tiny", "3")["model_stats"]
+
+    assert stats["inference_stats"]["success"]["count"] == before + 1
+    assert stats["inference_stats"]["compute_infer"]["ns"] > 0
+    assert stats["batch_stats"] == [{"batch_size": 1, "execution_count": stats["execution_count"]}]
+
+
 def test_error_bodies(client: Any) -> None:
     """What is wrong comes as the protocol's error body, which the client turns into its own exception."""
     status, message = _refused(client.infer, "tiny", [_image(IMAGE[:, :4])])

@@ -196,8 +196,17 @@ class Inferences:
                 self._feedback.remember(ticket.infer.id, result.answer.predicted)
             ticket.respond(result.response)
             total_ns = time.perf_counter_ns() - ticket.received_ns
-            queue_ns = began_ns - ticket.received_ns - ticket.read_ns
-            self._tally.count(Outcome.SUCCESS, Timing(total_ns, queue_ns, result.answer.compute_ns))
+            answer = result.answer
+            if answer.first_of_batch:
+                self._tally.count_batch(answer.batch)
+            timing = Timing(
+                total_ns,
+                queue_ns=began_ns - ticket.received_ns - ticket.read_ns,
+                input_ns=ticket.read_ns + answer.prepare_ns,
+                compute_ns=answer.compute_ns,
+                output_ns=answer.conclude_ns + result.render_ns,
+            )
+            self._tally.count(Outcome.SUCCESS, timing)
 
 
 def _json_bytes(request: Request) -> int:

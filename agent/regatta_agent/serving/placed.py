@@ -40,14 +40,17 @@ class Serving(Session, Protocol):
 class Answer:
     """The tensors of an answer with how each is wanted, output 0's class, and where the time went.
 
-    `compute_ns` is the runtime's own time, of the whole batch when `batch` rows were computed together.
+    `compute_ns` is the runtime's own time, of the whole batch when `batch` rows were computed together; of such, one
+    answer is the first.
     """
 
     tensors: list[tuple[NamedTensor, WantedOutput]]
     predicted: int | None
     compute_ns: int
     batch: int = 1
+    first_of_batch: bool = True
     prepare_ns: int = 0
+    conclude_ns: int = 0
 
 
 @dataclass(frozen=True)
@@ -59,6 +62,11 @@ class _Prepared:
     real: bool
     wanted: list[tuple[int, WantedOutput]]
     prepare_ns: int
+
+    @property
+    def rows(self) -> int:
+        """Size of the first dimension, 1 without one."""
+        return self.natives[0].shape[0] if self.natives[0].ndim else 1
 
 
 class PlacedModel:
@@ -104,10 +112,10 @@ class PlacedModel:
     def _alone(self, one: _Prepared) -> Answer:
         began_ns = time.perf_counter_ns()
         outputs = self._session.run(one.natives)
-        return self._answer(one, outputs, time.perf_counter_ns() - began_ns, 1)
+        return self._answer(one, outputs, time.perf_counter_ns() - began_ns, one.rows)
 
     def _together(self, group: Sequence[_Prepared]) -> dict[int, Answer | Exception]:
-        rows = [one.natives[0].shape[0] for one in group]
+        rows = [one.rows for one in group]
         if len(group) > 1:
             try:
                 began_ns = time.perf_counter_ns()
@@ -117,8 +125,10 @@ class PlacedModel:
             except Exception as err:  # noqa: BLE001 - plug-in code: a runtime may raise anything
                 logger.warning("event=batch_failed rows=%d error=%s", sum(rows), err)
             else:
-                answers = zip(group, parts, strict=True)
-                return {one.index: self._answer(one, part, compute_ns, sum(rows)) for one, part in answers}
+                return {
+                    one.index: self._answer(one, part, compute_ns, sum(rows), first=one is group[0])
+                    for one, part in zip(group, parts, strict=True)
+                }
         return {one.index: self._alone_or_error(one) for one in group}
 
     def _alone_or_error(self, one: _Prepared) -> Answer | Exception:
@@ -127,9 +137,14 @@ class PlacedModel:
         except Exception as err:  # noqa: BLE001 - the same; who asked is told, and the log
             return err
 
-    def _answer(self, one: _Prepared, outputs: Sequence[Array], compute_ns: int, batch: int) -> Answer:
+    def _answer(
+        self, one: _Prepared, outputs: Sequence[Array], compute_ns: int, batch: int, *, first: bool = True
+    ) -> Answer:
+        began_ns = time.perf_counter_ns()
         tensors = self.interface.answer(outputs, one.wanted, real=one.real)
-        return Answer(tensors, self.interface.predicted_class(outputs), compute_ns, batch, one.prepare_ns)
+        predicted = self.interface.predicted_class(outputs)
+        conclude_ns = time.perf_counter_ns() - began_ns
+        return Answer(tensors, predicted, compute_ns, batch, first, one.prepare_ns, conclude_ns)
 
     def close(self) -> None:
         """Release the runtime."""

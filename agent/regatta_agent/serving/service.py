@@ -4,6 +4,7 @@
     GET  /v2/health/live, /v2/health/ready
     GET  /v2/models/M[/versions/V]                 model metadata
     GET  /v2/models/M[/versions/V]/ready
+    GET  /v2/models/M[/versions/V]/stats           counts and times, Triton's statistics extension
     POST /v2/models/M[/versions/V]/infer
     POST /v2/models/M[/versions/V]/feedback        {"id": …, "label": name or index} or {"id": …, "correct": bool}
     /v2/systemsharedmemory/…                       regions.py, where shared memory is on
@@ -24,7 +25,7 @@ import regatta_protocol
 from regatta_agent.serving.feedback import Feedback
 from regatta_agent.serving.http import Request, Respond, Response, error_response, json_response
 from regatta_agent.serving.inferring import Inferences, not_ready, of_a_web_page
-from regatta_agent.serving.metrics import CONTENT_TYPE, openmetrics
+from regatta_agent.serving.metrics import CONTENT_TYPE, openmetrics, statistics
 from regatta_agent.serving.regions import answer_regions
 from regatta_agent.serving.shared_memory import Regions
 from regatta_agent.serving.window import Tally
@@ -33,7 +34,7 @@ from regatta_protocol.errors import Rejected
 
 __all__ = ["Service"]
 
-_EXTENSIONS = ["binary_tensor_data", "classification", "feedback", "schedule_policy"]
+_EXTENSIONS = ["binary_tensor_data", "classification", "feedback", "schedule_policy", "statistics"]
 _SHARED_MEMORY = "system_shared_memory"
 _MAX_FEEDBACK_BYTES = 16_384
 
@@ -115,6 +116,8 @@ class Service:
         if rest == ["ready"]:
             document = {"name": self._model, "ready": self._ready}
             return self._get(request, lambda: json_response(document, 200 if self._ready else 400))
+        if rest == ["stats"]:
+            return self._get(request, lambda: json_response({"model_stats": [statistics(self._tally)]}))
         if rest == ["feedback"]:
             return self._judge(request) if request.method == b"POST" else _not_allowed(b"POST")
         if rest == ["infer"]:

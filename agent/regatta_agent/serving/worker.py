@@ -20,7 +20,6 @@ import sys
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from random import Random
@@ -227,7 +226,7 @@ class Worker:
         log("event=switched placement=%s winner=%s reason=%s", switch.placement, switch.winner, switch.reason)
         if self._tally.requests:
             self._close_window()
-        self._tally.placement = replace(self._tally.placement, candidate_id=switch.placement)
+        self._tally.place(switch.placement)
         self._service.degraded = switch.reason
         self._reporter.tell(self._caretaker.switched(switch))
 
