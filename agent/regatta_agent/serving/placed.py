@@ -61,12 +61,8 @@ class _Prepared:
     natives: list[Array]
     real: bool
     wanted: list[tuple[int, WantedOutput]]
+    rows: int  # 1 when the model has no batch dimension
     prepare_ns: int
-
-    @property
-    def rows(self) -> int:
-        """Size of the first dimension, 1 without one."""
-        return self.natives[0].shape[0] if self.natives[0].ndim else 1
 
 
 class PlacedModel:
@@ -76,6 +72,7 @@ class PlacedModel:
         self._session = session
         self.interface = interface
         self.most_rows = most_rows  # that are computed together
+        self._has_rows = is_batchable(interface.inputs, interface.outputs)
 
     def infer(self, request: InferRequest) -> Answer:
         """Return the model's answer.
@@ -107,7 +104,8 @@ class PlacedModel:
         began_ns = time.perf_counter_ns()
         wanted = self.interface.wanted(request)
         natives, real = self.interface.to_native(request)
-        return _Prepared(index, natives, real, wanted, time.perf_counter_ns() - began_ns)
+        rows = natives[0].shape[0] if self._has_rows else 1
+        return _Prepared(index, natives, real, wanted, rows, time.perf_counter_ns() - began_ns)
 
     def _alone(self, one: _Prepared) -> Answer:
         began_ns = time.perf_counter_ns()

@@ -160,7 +160,7 @@ def test_each_request_of_a_batch_gets_its_own_answer(together: bool) -> None:
     assert found == [[2], [4, 6], None, [10]]
     assert isinstance(answers[2], Rejected)
     assert session.sizes == ([4] if together else [1, 2, 1])
-    assert [one.batch for one in answers if not isinstance(one, Exception)] == ([4, 4, 4] if together else [1, 1, 1])
+    assert [one.batch for one in answers if not isinstance(one, Exception)] == ([4, 4, 4] if together else [1, 2, 1])
 
 
 def test_a_request_that_fails_fails_alone() -> None:
