@@ -106,6 +106,7 @@ def assemble(
     store = Store(config.state_dir)
     window_s = min(config.telemetry_period_s, _LONGEST_WINDOW_S)
     workers = WorkerPool(config.run_dir, store, launcher, window_s, config.power, config.sysroot)
+    quarantine = QuarantineFile(config.state_dir)
     trust_dir = config.state_dir / "trust"
     trust_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
     actions = Actions(
@@ -118,7 +119,7 @@ def assemble(
             config.sysroot,
             config.race_budget_s,
             config.race_threads,
-            QuarantineFile(config.state_dir),
+            quarantine,
             Priors(config.state_dir),
             config.delegate_files,
             config.power,
@@ -141,6 +142,7 @@ def assemble(
             desired=DesiredState(launcher, identity, rng, boot),
             courier=Courier(outbox, bus, device, config.telemetry_period_s),
             reporter=Reporter(bus, device, board, boot, __version__, config.heartbeat_period_s),
+            quarantine=quarantine,
             notifier=notifier,
             status=StatusFile(config.run_dir, boot, clock.wall()),
             versions=versions_here(board),

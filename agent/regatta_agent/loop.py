@@ -45,6 +45,7 @@ from regatta_agent.jobs import (
     Outcome,
     Raced,
 )
+from regatta_agent.quarantine_file import QuarantineFile
 from regatta_agent.record import RecordFile
 from regatta_agent.reporter import Reporter
 from regatta_agent.serving.events import Drifted, Recovered
@@ -84,6 +85,7 @@ class Parts:
     desired: DesiredState
     courier: Courier
     reporter: Reporter
+    quarantine: QuarantineFile
     notifier: Notifier
     status: StatusFile
     versions: Mapping[str, str]  # of runtimes, drivers and kernel
@@ -235,6 +237,7 @@ class Loop:
         said = news.said
         if isinstance(said, Recovered):
             logger.info("event=recovered version=%s placement=%s", news.ref, said.placement)
+            self._parts.quarantine.absolve(self._parts.store.race(news.ref), said.placement)
             self.record = outcomes.winner_back(self.record, news.ref, said.placement, said.retried)
             return
         if isinstance(said, Drifted):
@@ -245,6 +248,8 @@ class Loop:
             return
         told = Degradation(placement=said.placement, reason=said.reason, since=said.since)
         logger.warning("event=degraded version=%s placement=%s reason=%s", news.ref, said.placement, said.reason)
+        if said.crashed:
+            self._parts.quarantine.strike(self._parts.store.race(news.ref), said.winner, said.reason)
         self.record = outcomes.degraded(self.record, news.ref, told, said.retried)
 
     def _mourn(self, death: WorkerDeath) -> None:
