@@ -63,7 +63,7 @@ CASES = [
     ("the fastest wins", [entry(A, 100), entry(B, 50)], Policy(), None, B),
     ("a tie goes to fewer threads", [entry(B, 100), entry(C, 99.5)], Policy(), None, B),
     ("a tie goes to no delegate", [entry(A, 100.5), entry(B, 100)], Policy(), None, A),
-    ("a tie goes to litert", [entry(D, 99), entry(A, 100)], Policy(), None, A),
+    ("a tie goes to litert", [entry(D, 99.5), entry(A, 100)], Policy(), None, A),
     ("three percent is no tie", [entry(B, 103), entry(C, 100)], Policy(), None, C),
     ("the inaccurate is out", [entry(A, 10, correct=80), entry(B, 50, correct=91)], Policy(), FLOOR, B),
     ("unknown accuracy is no gate", [entry(A, 10), entry(B, 50)], Policy(), FLOOR, A),
