@@ -27,6 +27,7 @@ from regatta_agent.priors import Priors
 from regatta_agent.quarantine_file import QuarantineFile
 from regatta_agent.racing import RaceSettings
 from regatta_agent.record import RecordFile
+from regatta_agent.renewing import Renewing
 from regatta_agent.reporter import Reporter, presence_will
 from regatta_agent.status import StateLock, StatusFile
 from regatta_agent.store import Store
@@ -143,6 +144,7 @@ def assemble(
             courier=Courier(outbox, bus, device, config.telemetry_period_s),
             reporter=Reporter(bus, device, board, boot, __version__, config.heartbeat_period_s),
             quarantine=quarantine,
+            renewing=Renewing(launcher, identity.certificate_path.parent, rng, boot),
             notifier=notifier,
             status=StatusFile(config.run_dir, boot, clock.wall()),
             versions=versions_here(board),

@@ -47,6 +47,7 @@ from regatta_agent.jobs import (
 )
 from regatta_agent.quarantine_file import QuarantineFile
 from regatta_agent.record import RecordFile
+from regatta_agent.renewing import Renewing
 from regatta_agent.reporter import Reporter
 from regatta_agent.serving.events import Drifted, Recovered
 from regatta_agent.status import StatusFile
@@ -86,6 +87,7 @@ class Parts:
     courier: Courier
     reporter: Reporter
     quarantine: QuarantineFile
+    renewing: Renewing
     notifier: Notifier
     status: StatusFile
     versions: Mapping[str, str]  # of runtimes, drivers and kernel
@@ -148,6 +150,7 @@ class Loop:
         parts.notifier.stopping()
         parts.actions.cancel_all()
         parts.desired.cancel()
+        parts.renewing.cancel()
         parts.workers.stop_all(parts.clock.monotonic())
         while parts.workers.running():
             try:
@@ -202,6 +205,7 @@ class Loop:
             parts.desired.offer(event, self.record, now_s)
         else:
             self._hear_worker(event)
+        parts.renewing.handle(event, now_s)
         verified = parts.desired.handle(event, self.record, now_s)
         if verified is not None:
             self._take_up(verified)
@@ -326,6 +330,7 @@ class Loop:
         for ref, outcome in parts.actions.tick(now_s):
             self._conclude(ref, outcome)
         parts.desired.tick(self.record, now_s)
+        parts.renewing.tick(now_s)
         parts.workers.tick(now_s)
         parts.courier.flush(now_s, self.online)
 
