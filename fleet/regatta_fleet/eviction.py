@@ -2,7 +2,8 @@
 
 The broker takes the certificate's common name for the client id and lets nobody in twice under one id. So the server
 connects in the device's name, with a certificate that its authority gives it for that and whose key it forgets at once;
-the broker ends the older connection, and the revocation list keeps the device from coming back.
+the broker ends the older connection, and the revocation list keeps the device from coming back. The broker reads that
+list a moment after it was told to, so the place is held until it has: a device that came back meanwhile is put out.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from pathlib import Path
 
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from regatta_protocol.bus import Connected, Event
+from regatta_protocol.bus import Connected, Disconnected, Event
 from regatta_protocol.errors import Retryable
 from regatta_protocol.ids import DeviceId
 from regatta_protocol.mqtt import MqttBus, MqttConfig
@@ -27,7 +28,8 @@ __all__ = ["Evictor"]
 
 logger = logging.getLogger(__name__)
 
-_TIMEOUT_S = 5.0
+_TIMEOUT_S = 10.0
+_HOLD_S = 1.0  # undisturbed; Mosquitto looks for its SIGHUP ten times a second
 _VALID_DAYS = 1
 
 
@@ -68,17 +70,19 @@ class Evictor:
         inbox: queue.Queue[Event] = queue.Queue(16)
         bus = MqttBus(config, inbox)
         deadline_s = time.monotonic() + _TIMEOUT_S
+        held = False
         bus.start()
         try:
             while (left_s := deadline_s - time.monotonic()) > 0:
                 try:
-                    event = inbox.get(timeout=left_s)
+                    event = inbox.get(timeout=min(left_s, _HOLD_S) if held else left_s)
                 except queue.Empty:
                     break
-                if isinstance(event, Connected):
-                    return
+                held = isinstance(event, Connected) or (held and not isinstance(event, Disconnected))
         finally:
             bus.stop()
+        if held:
+            return
         raise Retryable(
             f"the broker at {config.host}:{config.port} let nobody in as {config.client_id} within {_TIMEOUT_S:g} s: "
             "the device may stay connected until it reconnects; what it says is ignored"
