@@ -185,7 +185,7 @@ def open_placed(
         image = decode(Manifest, read_bounded(spec.manifest_path, MAX_MANIFEST_BYTES), MAX_MANIFEST_BYTES).input
     failover, opened = open_failover(spec, on_switch, on_slow)
     image = image or image_input(failover.inputs)
-    interface = ModelInterface(failover.inputs, failover.outputs, labels, image)
+    interface = ModelInterface(failover.inputs, failover.outputs, labels, image, spec.non_finite)
     return PlacedModel(failover, interface, _most_rows(spec, failover)), failover, opened
 
 

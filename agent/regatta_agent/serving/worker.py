@@ -62,6 +62,7 @@ _HANG_LOOK_S, _HANG_LOOKS = 0.05, 4
 _DRAIN_POLL_S = 0.02
 _BRIEF_NS = 1_000_000  # what the loop may be kept from other connections; wake-ups of a thread cost 0.03 ms
 _ENGINE_QUEUE = 16  # the lane has two pieces in hand, and the caretaker asks one thing at a time
+_OTHER_FILES = 160  # pipes, listeners, runners, sensors, libraries, and 64 shared-memory regions
 _EVENT_QUEUE = 64  # lines; a parent that does not read loses windows, not the serving
 _LAST_WORDS_S = 2.0
 
@@ -107,6 +108,18 @@ def contain() -> None:
     die_with_parent(os.getppid())
 
 
+def _room_for(connections: int) -> int:
+    """Return how many of so many connections this process may have, after raising its limit of open files."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = connections + _OTHER_FILES
+    if hard != resource.RLIM_INFINITY and wanted > hard:
+        logger.warning("event=fewer_connections wanted=%d open_files=%d", connections, hard)
+        wanted = hard
+    if soft != resource.RLIM_INFINITY and wanted > soft:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+    return max(1, wanted - _OTHER_FILES)
+
+
 class Worker:
     """One run of the process."""
 
@@ -130,7 +143,8 @@ class Worker:
         self._service = Service(
             self._inferences, self._tally, self._feedback, lambda: len(self._server.connections), self._regions
         )
-        self._server = HttpServer(self._service.handle, spec.limits, body_limit_bytes=MAX_SPEC_BYTES)
+        limits = spec.limits.model_copy(update={"connections": _room_for(spec.limits.connections)})
+        self._server = HttpServer(self._service.handle, limits, body_limit_bytes=MAX_SPEC_BYTES)
 
     async def run(self) -> None:
         """Serve until told to stop.
