@@ -106,8 +106,8 @@ def assemble(
     bus = make_bus(inbox, identity, presence_will(device, boot, __version__))
     store = Store(config.state_dir)
     window_s = min(config.telemetry_period_s, _LONGEST_WINDOW_S)
-    workers = WorkerPool(config.run_dir, store, launcher, window_s, config.power, config.sysroot)
     quarantine = QuarantineFile(config.state_dir)
+    workers = WorkerPool(config.run_dir, store, launcher, window_s, config.power, config.sysroot, config.serving)
     trust_dir = config.state_dir / "trust"
     trust_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
     actions = Actions(

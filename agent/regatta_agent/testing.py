@@ -92,7 +92,9 @@ class ScriptedLauncher:
     renew: Callable[[ScriptedChild], None] | None = None  # None: no certificate is due
     children: list[ScriptedChild] = field(default_factory=list)
 
-    def launch(self, name: str, argv: Sequence[str], stdin: bytes | None) -> ScriptedChild:
+    def launch(
+        self, name: str, argv: Sequence[str], stdin: bytes | None, pass_fds: Sequence[int] = ()
+    ) -> ScriptedChild:
         child = ScriptedChild(name, tuple(argv), self, pid=10_000 + len(self.children))
         self.children.append(child)
         programs: Mapping[str, Callable[[ScriptedChild, bytes], None]] = {
