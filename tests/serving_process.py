@@ -19,14 +19,6 @@ from regatta_agent.serving.spec import ServeSpec
 START_TIMEOUT_S = 60.0
 
 
-def shared_data() -> Path | None:
-    """Return the folder of real models beside the checkout, or None."""
-    root = Path(__file__).resolve().parents[1]
-    named = os.environ.get("REGATTA_SHARED")
-    candidates = [Path(named)] if named else [root.parent / "shared", root.parent.parent / "shared"]
-    return next((path / "data" for path in candidates if (path / "data").is_dir()), None)
-
-
 class ServingProcess:
     """A worker process and what it says."""
 

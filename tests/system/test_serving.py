@@ -27,8 +27,9 @@ from regatta_agent.serving.spec import ServeLimits, ServeSpec
 from regatta_protocol import sketch
 from regatta_protocol.errors import Misuse, Rejected, Retryable
 from regatta_runtimes.golden import write_golden
-from serving_process import ServingProcess, post, raw_exchange, receive_answer, serving, shared_data, status_of
-from tiny_model import write_tiny_model
+from serving_process import ServingProcess, post, raw_exchange, receive_answer, serving, status_of
+from shared_data import shared_file
+from tiny_models import write_tiny_model
 
 pytestmark = pytest.mark.system
 
@@ -619,18 +620,15 @@ def test_infer_takes_a_label_for_each_sample(worker: ServingProcess, folder: Pat
 def test_a_picture_of_a_cat_is_a_cat(tmp_path: Path) -> None:
     """MobileNet v2, uint8, sees an Egyptian cat in cat.bmp."""
     pytest.importorskip("PIL", reason="pictures need the images extra")
-    data = shared_data()
-    if data is None:
-        pytest.skip("the models beside the checkout are absent")
     spec = ServeSpec(
         model="mobilenet",
         version=1,
         candidate_id="litert/uint8/xnnpack/t1",
-        variant_path=data / "coral" / "mobilenet_v2_1.0_224_quant.tflite",
-        labels_path=data / "coral" / "imagenet_labels.txt",
+        variant_path=shared_file("coral/mobilenet_v2_1.0_224_quant.tflite"),
+        labels_path=shared_file("coral/imagenet_labels.txt"),
         socket_path=tmp_path / "mobilenet.sock",
     )
-    cat = str(data / "coral" / "cat.bmp")
+    cat = str(shared_file("coral/cat.bmp"))
     with serving(spec, tmp_path):
         result = CliRunner().invoke(
             infer, ["mobilenet", cat, "--top", "1", "--label", "Egyptian cat", "--run-dir", str(tmp_path)]

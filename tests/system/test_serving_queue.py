@@ -18,8 +18,7 @@ from polling import wait_until
 from regatta_agent.client import Client
 from regatta_agent.serving.spec import ServeLimits, ServeSpec
 from serving_process import ServingProcess, post, raw_exchange, receive_answer, status_of
-from tiny_model import write_tiny_model
-from tiny_models import dense_model
+from tiny_models import dense_model, write_tiny_model
 
 pytestmark = pytest.mark.system
 

@@ -22,7 +22,7 @@ from regatta_agent.serving.spec import ServeLimits, ServeSpec
 from regatta_agent.serving.tcp import TcpListeners
 from regatta_protocol.ids import ModelName
 from serving_process import ServingProcess, serving
-from tiny_model import write_tiny_model
+from tiny_models import write_tiny_model
 
 pytestmark = pytest.mark.system
 

@@ -14,7 +14,7 @@ import pytest
 from regatta_agent.serving.spec import ServeSpec
 from regatta_protocol import __version__
 from serving_process import ServingProcess
-from tiny_model import write_tiny_model
+from tiny_models import write_tiny_model
 
 triton = pytest.importorskip("tritonclient.http", reason="tritonclient[http] of the dev extra is not installed")
 

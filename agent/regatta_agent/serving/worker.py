@@ -71,6 +71,10 @@ class Hung(Retryable):
     """An inference went on beyond its limit; only the end of the process stops it."""
 
 
+class Lost(Retryable):
+    """The runner of what serves is gone, and there is no standby."""
+
+
 class Reporter:
     """Writes events to standard output on a thread of its own, so that a full pipe never stops serving."""
 
@@ -193,7 +197,7 @@ class Worker:
         if placed.most_rows > 1:
             self._inferences.lane.batches = Batches(placed.most_rows, self._spec.batch_delay_us * 1000)
         self._meter.start()
-        threading.Thread(target=self._watch_for_hang, args=(failover,), name="watch", daemon=True).start()
+        threading.Thread(target=self._watch_for_end, args=(failover,), name="watch", daemon=True).start()
         self._tally.start = time.time()
         load_us = (finished.ended_ns - self._started_ns) / 1000
         self._reporter.tell(Ready(load_us=load_us, self_test=opened.self_test, tcp=listeners.tcp_address))
@@ -201,7 +205,8 @@ class Worker:
         rng = Random()  # noqa: S311 - jitter, not secrets
         self._caretaker = Caretaker(self._spec, failover, self._on_engine, self._reporter.tell, rng)
         if opened.degraded is not None:
-            self._switched(Switch(self._spec.candidate_id, failover.serving.id, opened.degraded, time.time()))
+            begun = Switch(self._spec.candidate_id, failover.serving.id, opened.degraded, time.time(), opened.crashed)
+            self._switched(begun)
         self._caretaker.start()
         await self._tick_until_stopped(listeners)
 
@@ -267,17 +272,22 @@ class Worker:
             raise finished.error
         return cast(T, finished.value)
 
-    def _watch_for_hang(self, failover: Failover) -> None:
-        """End the process when an inference in it hangs; on a thread of its own, for the loop's may be what hangs.
+    def _watch_for_end(self, failover: Failover) -> None:
+        """End the process when an inference in it hangs, or nothing can serve in it any more.
 
-        It must be found hanging several times in a row: a process that was stopped has not computed meanwhile.
+        On a thread of its own, for the loop's may be what hangs. It must be found hanging several times in a row: a
+        process that was stopped has not computed meanwhile.
         """
         limit_s, pause, found = self._spec.limits.hang_s, threading.Event(), 0
-        while found < _HANG_LOOKS:
+        while found < _HANG_LOOKS and failover.lost is None:
             pause.wait(min(_HANG_LOOK_S, limit_s))
             stuck = self._engine.running_s() > limit_s or failover.stuck_s(limit_s) > 0
             found = found + 1 if stuck else 0
-        error = Hung(f"an inference of {failover.serving.id} has not ended after {failover.hang_s(limit_s):g} s")
+        error: Retryable
+        if failover.lost is not None:
+            error = Lost(f"{failover.lost}, and there is no standby")
+        else:
+            error = Hung(f"an inference of {failover.serving.id} has not ended after {failover.hang_s(limit_s):g} s")
         self._spec.socket_path.unlink(missing_ok=True)
         os._exit(_fail(error, self._reporter))
 
