@@ -6,7 +6,8 @@
     ├── Rejected      this input will never work: bad signature, wrong shape, unknown key. Never retry it.
     │   ├── Untrusted     not signed by the fleet's keys, expired, rolled back, or of another fleet
     │   ├── BadDigest     the bytes are not the ones that were promised
-    │   └── TooLarge      over a stated limit
+    │   ├── TooLarge      over a stated limit
+    │   └── TooNew        of a schema that only a newer Regatta can read
     └── Misuse        our own bug or a wrong set-up: stop, and let the operator or systemd act
 
 Every message says what happened, with which values, and what to do. Command-line programs end with
@@ -15,7 +16,17 @@ Every message says what happened, with which values, and what to do. Command-lin
 
 from __future__ import annotations
 
-__all__ = ["BadDigest", "Misuse", "RegattaError", "Rejected", "Retryable", "StorageFull", "TooLarge", "Untrusted"]
+__all__ = [
+    "BadDigest",
+    "Misuse",
+    "RegattaError",
+    "Rejected",
+    "Retryable",
+    "StorageFull",
+    "TooLarge",
+    "TooNew",
+    "Untrusted",
+]
 
 
 class RegattaError(Exception):
@@ -54,6 +65,10 @@ class BadDigest(Rejected):
 
 class TooLarge(Rejected):
     """The input is over a stated limit."""
+
+
+class TooNew(Rejected):
+    """The input says that a newer schema is needed to read it: this program must be updated first."""
 
 
 class Misuse(RegattaError):

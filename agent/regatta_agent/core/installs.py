@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from regatta_agent.core.states import Event, next_state
 from regatta_protocol.ids import DigestField, ModelName, ModelNameField, ModelRef
@@ -74,6 +74,13 @@ class Install(Wire):
     successor: RaceSummary | None = None  # a new race's, whose winner takes over once its worker is ready
     retried: tuple[float, ...] = ()  # when the winner was retried within the last day, in seconds since 1970
     committed_at: float | None = None  # when it passed its trial, first or last
+
+    @field_validator("state")
+    @classmethod
+    def _known(cls, state: InstallState) -> InstallState:
+        if not state.known:  # there would be no way out of it: it is better to begin anew
+            raise ValueError(f"the state {state} is one of a newer agent")
+        return state
 
     @property
     def ref(self) -> ModelRef:
