@@ -254,7 +254,7 @@ class Controller:
         target, root_version = request.params.get("target"), request.params.get("root_version")
         if not isinstance(target, str) or not isinstance(root_version, int):
             raise Rejected("a metadata request needs params target (text) and root_version (number)")
-        return Response(id=request.id, files=self._metadata.files_for(target, root_version))
+        return Response(id=request.id, files=self._metadata.files_for(target, root_version), at=self._clock())
 
     def _race_result(self, request: Request) -> Response:
         key = request.params.get("key")

@@ -4,7 +4,8 @@
     ├── Retryable     the same call may work later: network, busy, disk full. Back off and try again.
     │   └── StorageFull
     ├── Rejected      this input will never work: bad signature, wrong shape, unknown key. Never retry it.
-    │   ├── Untrusted     not signed by the fleet's keys, expired, rolled back, or of another fleet
+    │   ├── Untrusted     not signed by the fleet's keys, rolled back, or of another fleet
+    │   │   └── Expired       was signed by them, and is not valid any more
     │   ├── BadDigest     the bytes are not the ones that were promised
     │   ├── TooLarge      over a stated limit
     │   └── TooNew        of a schema that only a newer Regatta can read
@@ -18,6 +19,7 @@ from __future__ import annotations
 
 __all__ = [
     "BadDigest",
+    "Expired",
     "Misuse",
     "RegattaError",
     "Rejected",
@@ -57,6 +59,10 @@ class Untrusted(Rejected):
     """The signature, its freshness or its fleet is not what this device pinned."""
 
     exit_code = 77  # EX_NOPERM
+
+
+class Expired(Untrusted):
+    """The fleet's keys signed it, and by this clock it is not valid any more."""
 
 
 class BadDigest(Rejected):

@@ -192,7 +192,7 @@ class Response(Wire):
 
     For `metadata`, files maps role file names (`2.root.json`, `timestamp.json`, `7.snapshot.json`, …) to their
     exact text. For `race`, a result with the key that was asked for; `error` says when the fleet knows none. An answer
-    to a failed `Get` has the id `get-{transfer}`.
+    to a failed `Get` has the id `get-{transfer}`. `at` is not signed: it explains, and decides about no trust.
     """
 
     schema_version: int = 1
@@ -201,6 +201,7 @@ class Response(Wire):
     race: PriorRace | None = None
     error: str | None = None
     retryable: bool = False
+    at: float | None = None  # seconds since 1970 by the server's clock; None from older servers
 
 
 class Get(Wire):

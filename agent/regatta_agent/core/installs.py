@@ -114,7 +114,7 @@ class AgentRecord(Wire):
     installs: dict[ModelNameField, tuple[Install, ...]] = Field(default_factory=dict)
     role_versions: dict[str, int] = Field(default_factory=dict)  # high-water mark of the signed metadata's roles
     root_version: int = Field(default=1, ge=1)  # of the metadata's root: what to ask the fleet for next
-    time_floor: float = 0.0  # the latest time ever known for sure; boards have no clock battery
+    time_floor: float = 0.0  # when the newest assignment was signed, so past for sure; boards have no clock battery
     report_sequence: int = Field(default=0, ge=0)
     bytes_received: int = Field(default=0, ge=0)
 
