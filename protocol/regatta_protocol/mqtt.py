@@ -19,6 +19,7 @@ Not here: what is said, and when. MQTT 3.1.1 and QoS 0 and 1 only, so that every
 
 from __future__ import annotations
 
+import datetime
 import logging
 import queue
 import random
@@ -51,6 +52,7 @@ _MAX_HELD = 1000  # messages between CONNACK and SUBACK; the same length as the 
 _READ_BURST = 64  # packets read before writing gets its turn
 _INBOX_POLL_S = 0.2  # how soon stop() ends a wait for room in the inbox
 _MAX_REASONS = 5  # told in one outage: its log must not grow with its length
+_NOT_VALID_NOW = (9, 10)  # OpenSSL's X509_V_ERR_CERT_NOT_YET_VALID and X509_V_ERR_CERT_HAS_EXPIRED
 _STABLE_S = 30.0  # a connection that held this long forgets earlier failures
 
 
@@ -173,12 +175,11 @@ class MqttBus:
     def _main(self) -> None:
         attempt = 0
         while not self._stopping.is_set():
-            connection = _Connection(self._config, self._outgoing, self._door, self._waker, self._stopping)
-            reason = connection.run()
+            connected_at_s, reason = self._connect_once()
             self._outgoing.close()
-            if connection.connected_at_s is not None:
+            if connected_at_s is not None:
                 self._told.clear()
-                if time.monotonic() - connection.connected_at_s >= _STABLE_S:
+                if time.monotonic() - connected_at_s >= _STABLE_S:
                     attempt = 0
             self._report_down(reason)
             self._stopping.wait(
@@ -186,6 +187,17 @@ class MqttBus:
             )
             attempt += 1
         self._waker.close()
+
+    def _connect_once(self) -> tuple[float | None, str]:
+        """Serve one connection to its end; return since when it stood, or None, and why it ended."""
+        connection: _Connection | None = None
+        try:
+            connection = _Connection(self._config, self._outgoing, self._door, self._waker, self._stopping)
+            reason = connection.run()
+        except Exception as err:  # want of memory or descriptors: a thread that ended would leave us offline for ever
+            logger.exception("event=mqtt_failed broker=%s:%s", self._config.host, self._config.port)
+            reason = f"cannot connect to {self._config.host}:{self._config.port}: {err!r}"
+        return (connection.connected_at_s if connection is not None else None), reason
 
     def _report_down(self, reason: str) -> None:
         """Say once that the connection is gone, and again only for a few other reasons."""
@@ -295,7 +307,7 @@ class _Connection:
                 self._client.tls_set_context(context)
             self._client.connect(config.host, config.port, config.keepalive_s)
         except (OSError, ValueError) as err:
-            return f"cannot connect to {config.host}:{config.port}: {err}"
+            return f"cannot connect to {config.host}:{config.port}: {err}{_clock_hint(err)}"
         try:
             return self._serve()
         except Exception as err:  # paho parses what strangers send, and raises anything
@@ -498,6 +510,14 @@ class _Connection:
     def _on_log(self, client: paho.Client, userdata: object, level: int, text: str) -> None:
         if level == LogLevel.MQTT_LOG_ERR:
             self._paho_error = text[:500]
+
+
+def _clock_hint(err: Exception) -> str:
+    """Return what the clock says when a certificate is not valid at this time, for that is the likelier fault."""
+    if not isinstance(err, ssl.SSLCertVerificationError) or err.verify_code not in _NOT_VALID_NOW:
+        return ""
+    now = datetime.datetime.now(datetime.timezone.utc)
+    return f"; this machine's clock says {now:%Y-%m-%d %H:%M} UTC: set it if that is wrong"
 
 
 def _pending(connection: socket.socket | ssl.SSLSocket) -> int:
