@@ -17,11 +17,6 @@ from regatta_protocol.durable import read_bounded
 from regatta_protocol.errors import Misuse
 from regatta_runtimes.power.settings import PowerSettings
 
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
-
 __all__ = ["DEFAULT_CONFIG_PATH", "AgentConfig", "load_config"]
 
 DEFAULT_CONFIG_PATH = Path("/etc/regatta/agent.toml")
@@ -90,6 +85,11 @@ def _fields(section: Sequence[int | str]) -> Iterable[str]:
 
 
 def _read_toml(path: Path) -> dict[str, Any]:
+    if sys.version_info >= (3, 11):  # imported here: a device without a settings file does not keep it in memory
+        import tomllib
+    else:
+        import tomli as tomllib
+
     try:
         text = read_bounded(path, _MAX_CONFIG_BYTES).decode()
         return tomllib.loads(text)
