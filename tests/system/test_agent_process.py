@@ -13,15 +13,13 @@ from pathlib import Path
 
 import pytest
 
+from enrolled import enrolled
 from mosquitto import Wire, connected, require_mosquitto, running_wire
 from polling import wait_until
 from regatta_protocol import topics
 from regatta_protocol.bus import Message
 from regatta_protocol.codec import decode
 from regatta_protocol.messages import Presence, Reported
-from regatta_provisioning.assignments import AssignmentKey
-from regatta_provisioning.identity import IdentityFile
-from regatta_provisioning.repository import MetadataRepository
 
 pytestmark = pytest.mark.system
 
@@ -63,28 +61,6 @@ def wire(tmp_path: Path) -> Iterator[Wire]:
         yield running
 
 
-def _enrolled(wire: Wire, folder: Path) -> Path:
-    """Return a state folder with an identity that this wire's authority gave."""
-    identity = folder / "state" / "identity"
-    identity.mkdir(parents=True)
-    config = wire.mqtt_config(DEVICE)
-    assert config.key_path is not None and config.cert_path is not None and config.ca_path is not None
-    (identity / "key.pem").write_bytes(config.key_path.read_bytes())
-    (identity / "cert.pem").write_bytes(config.cert_path.read_bytes())
-    (identity / "ca.pem").write_bytes(config.ca_path.read_bytes())
-    (identity / "root.json").write_text(MetadataRepository.create(folder / "metadata").root_json)
-    key = AssignmentKey.create(folder / "assignments")
-    file = IdentityFile.model_validate(
-        {
-            "fleet": "fleet", "device": DEVICE, "broker_host": config.host, "broker_port": config.port,
-            "api_url": "https://localhost", "assignment_key": key.public_key_b64, "assignment_key_id": key.key_id,
-            "key": "key.pem", "certificate": "cert.pem", "ca": "ca.pem", "root": "root.json",
-        }
-    )  # fmt: skip
-    (identity / "identity.json").write_text(file.model_dump_json())
-    return folder / "state"
-
-
 def _start(state: Path, **environment: str) -> subprocess.Popen[bytes]:
     argv = [sys.executable, "-c", _PROGRAM, "run", "--state-dir", str(state), "--run-dir", str(state.parent / "run")]
     with (state.parent / "agent.log").open("ab") as log:
@@ -93,7 +69,7 @@ def _start(state: Path, **environment: str) -> subprocess.Popen[bytes]:
 
 def test_at_rest_it_holds_nothing_that_it_does_not_use(wire: Wire, tmp_path: Path) -> None:
     """Enrolled, connected and idle, the control process has imported none of what is named above."""
-    agent = _start(_enrolled(wire, tmp_path), PYTHONPROFILEIMPORTTIME="1")
+    agent = _start(enrolled(wire, tmp_path, DEVICE), PYTHONPROFILEIMPORTTIME="1")
     shown = tmp_path / "run" / "agent.json"
     try:
         wait_until(lambda: shown.exists() and json.loads(shown.read_text())["online"], 30, "agent.json says online")
@@ -109,7 +85,7 @@ def test_at_rest_it_holds_nothing_that_it_does_not_use(wire: Wire, tmp_path: Pat
 
 def test_it_is_there_reports_and_leaves_as_it_should(wire: Wire, tmp_path: Path) -> None:
     """Up and a report after start; down after SIGTERM with status 0; down by the will after SIGKILL."""
-    state = _enrolled(wire, tmp_path)
+    state = enrolled(wire, tmp_path, DEVICE)
     server = wire.mqtt_config("regatta-server", filters=topics.SERVER_FILTERS)
     with connected(server) as (_, inbox):
 
@@ -145,7 +121,7 @@ def test_it_is_there_reports_and_leaves_as_it_should(wire: Wire, tmp_path: Path)
 
 def test_an_unreachable_broker_is_named_by_status(wire: Wire, tmp_path: Path) -> None:
     """The agent keeps running, and `status` says why it is not connected; once the broker is back, it connects."""
-    state = _enrolled(wire, tmp_path)
+    state = enrolled(wire, tmp_path, DEVICE)
     wire.broker.stop()
     status = [sys.executable, "-m", "regatta_agent", "status", "--state-dir", str(state)]
     status += ["--run-dir", str(tmp_path / "run")]

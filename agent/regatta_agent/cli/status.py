@@ -9,6 +9,7 @@ from pathlib import Path
 import click
 
 from regatta_agent.cli.options import as_json, folder_options, print_json, print_table
+from regatta_agent.cli.traffic import show_traffic
 from regatta_agent.config import load_config
 from regatta_agent.core.installs import AgentRecord, Install
 from regatta_agent.record import RecordFile
@@ -21,18 +22,25 @@ __all__ = ["install_json", "microseconds", "reason_text", "status"]
 
 @click.command()
 @folder_options
+@click.option("--bytes", "show_bytes", is_flag=True, help="Show what the network was used for, in bytes by cause.")
 @as_json
-def status(config_path: Path | None, state_dir: Path | None, run_dir: Path | None, json_output: bool) -> None:
+def status(
+    config_path: Path | None, state_dir: Path | None, run_dir: Path | None, show_bytes: bool, json_output: bool
+) -> None:
     """Show what this device is, and where every version of its models stands.
 
     \b
     Examples:
       regatta-agent status
+      regatta-agent status --bytes
       regatta-agent status --json --state-dir ./state --run-dir ./run
     """
     config = load_config(config_path, {"state_dir": state_dir, "run_dir": run_dir})
     if not config.state_dir.is_dir():
         raise Misuse(f"there is no state in {config.state_dir}: enroll this device first, or give --state-dir")
+    if show_bytes:
+        show_traffic(config, json_output)
+        return
     running = is_running(config.state_dir)
     said = read_status(config.run_dir) if running else None
     record = RecordFile(config.state_dir).load()

@@ -174,3 +174,13 @@ def test_flags_come_before_environment_before_file(tmp_path: Path, monkeypatch: 
 
     assert (str(config.state_dir), str(config.run_dir), config.max_attempts) == ("/flag", "/environment", 3)
     assert AgentConfig().max_attempts == 8
+
+
+def test_a_metered_link_brings_its_own_defaults(tmp_path: Path) -> None:
+    """One key sets the profile; a key that is given keeps its value."""
+    path = tmp_path / "agent.toml"
+    path.write_text('link = "metered"\ntelemetry_period_s = 60')
+    config = load_config(path)
+
+    assert (config.telemetry_period_s, config.heartbeat_period_s, config.keepalive_s) == (60.0, 1800.0, 2400)
+    assert AgentConfig().keepalive_s == 60
