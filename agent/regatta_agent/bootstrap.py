@@ -66,7 +66,12 @@ def run_agent(config: AgentConfig) -> None:
     lock.take()
     inbox: queue.Queue[Event] = queue.Queue(INBOX_LENGTH)
     launcher = ProcessLauncher(inbox)
-    outbox = Outbox(config.state_dir / "outbox.sqlite", identity.device, config.outbox_max_bytes)
+    outbox = Outbox(
+        config.state_dir / "outbox.sqlite",
+        identity.device,
+        config.outbox_max_bytes,
+        max_age_s=config.outbox_max_age_s,
+    )
     clock = SystemClock()
     traffic = TrafficBook(config.state_dir, config.run_dir, clock.wall())
     try:

@@ -46,6 +46,7 @@ class AgentConfig(BaseModel):
     race_threads: tuple[int, ...] | None = Field(default=None, max_length=8)  # None: 1, 2, 4 up to the cores
     disk_reserve_bytes: int = Field(default=16 * 1024 * 1024, ge=0)  # left free when models are downloaded
     outbox_max_bytes: int = Field(default=8 * 1024 * 1024, ge=65_536)  # telemetry kept while offline
+    outbox_max_age_s: float = Field(default=30 * 86_400.0, ge=60)  # and how long, in time that the agent runs
     keep_previous: int = Field(default=1, ge=0, le=16)  # versions kept beside the running one
     power: PowerSettings = PowerSettings()  # which sensor, and the user's own (docs/power.md)
 

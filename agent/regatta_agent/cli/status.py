@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import time
+from dataclasses import asdict
 from pathlib import Path
 
 import click
 
+from regatta_agent.backlog import Backlog, read_backlog
 from regatta_agent.cli.options import as_json, folder_options, print_json, print_table
 from regatta_agent.cli.traffic import show_traffic
 from regatta_agent.config import load_config
@@ -44,6 +46,7 @@ def status(
     running = is_running(config.state_dir)
     said = read_status(config.run_dir) if running else None
     record = RecordFile(config.state_dir).load()
+    backlog = read_backlog(config.state_dir / "outbox.sqlite")
     identity = None
     try:
         identity = load_identity(config.state_dir / "identity")
@@ -61,6 +64,7 @@ def status(
                 "refused": said.refused if said is not None else None,
                 "generation": record.generation,
                 "bytes_received": record.bytes_received,
+                "telemetry": asdict(backlog) if backlog is not None else None,
                 "models": [install_json(record, install, config.run_dir) for install in record.all()],
             }
         )
@@ -73,6 +77,8 @@ def status(
             click.echo(f"refused     {said.refused}")
     click.echo(f"generation  {record.generation}")
     click.echo(f"received    {record.bytes_received:,} bytes over MQTT")
+    if backlog is not None:
+        click.echo(f"telemetry   {_backlog_text(backlog)}")
     installs = list(record.all())
     if not installs:
         click.echo("\nno model is assigned yet")
@@ -125,6 +131,13 @@ def _broker_text(said: AgentStatus) -> str:
     if said.online:
         return "connected"
     return f"not connected{f' ({said.offline})' if said.offline else ''}: it serves what it has, and tries again"
+
+
+def _backlog_text(backlog: Backlog) -> str:
+    waiting = f"{backlog.items} items of {backlog.size_bytes:,} bytes wait" if backlog.items else "nothing waits"
+    merged = f"; {backlog.thinned:,} windows were merged for want of room" if backlog.thinned else ""
+    lost = f"; {backlog.dropped:,} items are lost" if backlog.dropped else ""
+    return waiting + merged + lost
 
 
 def microseconds(latency_us: float) -> str:

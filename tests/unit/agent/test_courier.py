@@ -46,3 +46,28 @@ def test_a_race_does_not_wait_for_the_period(tmp_path: Path) -> None:
 
     assert (waited, len(broker.published)) == (1, 2)
     outbox.close()
+
+
+def test_what_the_broker_has_is_not_sent_again_while_the_disk_takes_nothing(tmp_path: Path) -> None:
+    """A full or read-only disk costs no traffic: the batch is forgotten once the disk takes that."""
+    broker = _Broker()
+    outbox = Outbox(tmp_path / "outbox.sqlite", DeviceId("d"), 1_000_000)
+    outbox.open()
+    courier = Courier(outbox, broker, DeviceId("d"), 1.0)
+    window = ServingWindow(model=ModelName("m"), version=1, placement="p", start=0, stop=1, requests=1, errors=0)
+    courier.keep(window)
+    courier.flush(0.0, online=True)
+    outbox._open.execute("PRAGMA query_only = ON")
+    assert courier.acknowledged(1)
+    for second in range(1, 20):
+        courier.keep(window)
+        courier.flush(float(second), online=True)
+    meanwhile = (len(broker.published), outbox.waiting())
+    outbox._open.execute("PRAGMA query_only = OFF")
+    courier.flush(30.0, online=True)
+    courier.keep(window)
+    courier.flush(32.0, online=True)
+
+    assert meanwhile == (1, 1)
+    assert (len(broker.published), outbox.unsent()) == (2, 0)
+    outbox.close()
