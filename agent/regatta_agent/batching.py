@@ -9,7 +9,7 @@ from pydantic import RootModel, ValidationError
 
 from regatta_agent.core.thinning import merged
 from regatta_protocol.codec import MAX_INFLATED_BYTES, encode
-from regatta_protocol.messages import RaceItem, ServingWindow, TelemetryItem
+from regatta_protocol.messages import OtherItem, RaceItem, ServingWindow, TelemetryItem
 
 __all__ = [
     "MAX_BATCH_ITEMS",
@@ -47,7 +47,7 @@ def encode_item(item: RaceItem | ServingWindow) -> bytes:
     return encode(_Item(item), MAX_BATCH_RAW_BYTES)
 
 
-def read_item(body: bytes) -> RaceItem | ServingWindow | None:
+def read_item(body: bytes) -> RaceItem | ServingWindow | OtherItem | None:
     """Return a stored item; None when an agent of another version wrote it and it is not understood."""
     try:
         return _Item.model_validate_json(body).root

@@ -6,8 +6,9 @@ Invariants:
 - The items are bounded by bytes. When there is no room the oldest windows of a placement are merged, which loses no
   sum (core/thinning.py); only when nothing can be merged the oldest items go, or the new one where all are in batches.
 - They are bounded by age, counted in time that the agent ran: a clock that jumps by years ages nothing.
-- How many went is kept, and told to the server in the next batch.
-- Telemetry never stops the agent: a damaged file is put aside and begun anew, and without one a little is in memory.
+- How many were merged and how many are lost is kept, and the server is told of the lost ones in the next batch.
+- Telemetry never stops the agent. A damaged file is put aside and begun anew; one that cannot be used now (a full disk,
+  a folder that takes nothing, no descriptor left) is opened again at the next use, and what was lost is counted.
 """
 
 from __future__ import annotations
@@ -22,9 +23,9 @@ from pathlib import Path
 
 from regatta_agent.batching import MAX_BATCH_ITEMS, Chosen, choose, encode_item, merge, read_item, series_of
 from regatta_protocol.codec import encode_zlib
-from regatta_protocol.errors import RegattaError, StorageFull, TooLarge
+from regatta_protocol.errors import Retryable, StorageFull, TooLarge
 from regatta_protocol.ids import DeviceId
-from regatta_protocol.messages import RaceItem, ServingWindow, TelemetryBatch
+from regatta_protocol.messages import OtherItem, RaceItem, ServingWindow, TelemetryBatch
 
 __all__ = ["MAX_BATCH_ITEMS", "Outbox"]
 
@@ -32,7 +33,6 @@ logger = logging.getLogger(__name__)
 
 _MAX_LOOKED_AT = 600  # items, for a batch or for what can be merged
 _BUSY_TIMEOUT_S = 5.0
-_MEMORY_BYTES = 262_144  # kept without a file
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS items (
@@ -43,6 +43,8 @@ CREATE INDEX IF NOT EXISTS items_by_batch ON items (batch);
 CREATE TABLE IF NOT EXISTS batches (id TEXT PRIMARY KEY, dropped INTEGER NOT NULL);
 CREATE TABLE IF NOT EXISTS counters (name TEXT PRIMARY KEY, value INTEGER NOT NULL);
 """
+
+
 _ADDED_COLUMNS = {"series": "TEXT", "ran_s": "REAL NOT NULL DEFAULT 0"}  # to files of agents before 0.2
 _COUNT = "INSERT INTO counters VALUES (?, ?) ON CONFLICT (name) DO UPDATE SET value = value + excluded.value"
 
@@ -63,21 +65,21 @@ class Outbox:
         self._path = path
         self._device = device
         self._max_bytes = max_bytes
-        self._max_age_s = max_age_s
         self._new_id = new_id
-        self._monotonic = monotonic
         self._database: sqlite3.Connection | None = None
-        self._ran_before_s = 0.0  # what the agent had run when it last stored something, less what the clock said
-        self._unwritten = 0  # items lost to a full disk, which could not be counted there
+        self._max_age_s = max_age_s
+        self._monotonic = monotonic
+        self._ran_before_s = 0.0  # what agents had run on this file when it was opened, less what the clock said then
+        self._lost = 0  # items since one was stored last
 
     def open(self) -> None:
-        """Open the file, or begin a new one when it is damaged; where none can be written, keep a little in memory."""
+        """Open the file, or begin a new one when it is damaged; where neither can be done, the next use tries again."""
         try:
-            self._connect(str(self._path))
-        except sqlite3.OperationalError as err:  # full, read-only, locked: not the content's fault
-            self._keep_in_memory(err)
-        except sqlite3.DatabaseError as err:
-            self._begin_anew(err)
+            with self._using():
+                return
+        except Retryable as err:
+            if self._database is None:
+                logger.error("event=outbox_unusable error=%s action=telemetry_is_lost_and_counted", err)
 
     def close(self) -> None:
         """Close the file. May be called twice."""
@@ -89,64 +91,67 @@ class Outbox:
         """Store one item; when it does not fit, the oldest are merged, and at last go.
 
         Raises:
-            StorageFull: when the disk takes nothing; the item is lost, and counted once it takes something again.
+            StorageFull, Retryable: when the disk is full or the file cannot be used; the item is lost, and counted as
+                dropped with the next one stored.
             TooLarge: when it could never travel.
         """
-        self._unwritten += 1
         body = encode_item(item)
-        with self._writing() as database:
-            self._count("dropped", self._unwritten - 1)
-            self._expire(database)
-            if self._make_room(database, len(body)):
-                database.execute(
-                    "INSERT INTO items (size_bytes, body, series, ran_s) VALUES (?, ?, ?, ?)",
-                    (len(body), body, series_of(item), self._ran_s()),
-                )
-            database.execute("INSERT OR REPLACE INTO counters VALUES ('ran_s', ?)", (int(self._ran_s()),))
-        self._unwritten = 0
+        try:
+            with self._using() as database:
+                _count_dropped(database, self._lost)
+                self._expire(database)
+                if self._make_room(database, len(body)):
+                    database.execute(
+                        "INSERT INTO items (size_bytes, body, series, ran_s) VALUES (?, ?, ?, ?)",
+                        (len(body), body, series_of(item), self._ran_s()),
+                    )
+                database.execute("INSERT OR REPLACE INTO counters VALUES ('ran_s', ?)", (int(self._ran_s()),))
+        except Retryable:
+            self._lost += 1
+            raise
+        self._lost = 0
 
     def waiting(self) -> int:
         """Return how many items are not acknowledged yet."""
-        return int(self._open.execute("SELECT COUNT(*) FROM items").fetchone()[0])
+        with self._using() as database:
+            return int(database.execute("SELECT COUNT(*) FROM items").fetchone()[0])
 
     def unsent(self) -> int:
         """Return how many items are in no batch yet."""
-        return int(self._open.execute("SELECT COUNT(*) FROM items WHERE batch IS NULL").fetchone()[0])
+        with self._using() as database:
+            return int(database.execute("SELECT COUNT(*) FROM items WHERE batch IS NULL").fetchone()[0])
 
     def batches(self) -> list[str]:
         """Return the batches that were made and not acknowledged, oldest first."""
-        rows = self._open.execute("SELECT batch FROM items WHERE batch IS NOT NULL GROUP BY batch ORDER BY MIN(id)")
-        return [str(row[0]) for row in rows]
+        grouped = "SELECT batch FROM items WHERE batch IS NOT NULL GROUP BY batch ORDER BY MIN(id)"
+        with self._using() as database:
+            return [str(row[0]) for row in database.execute(grouped)]
 
     def new_batch(self) -> str | None:
         """Put the oldest free items into a new batch and return its id; None when there are none.
 
         Windows of one placement travel as one: what waited for long is not sent in as many pieces as it came in.
-
-        Raises:
-            StorageFull: when the disk takes nothing; nothing has changed.
         """
+        free = "SELECT id, series, body FROM items WHERE batch IS NULL ORDER BY id LIMIT ?"
         if self.unsent() == 0:
             return None
-        with self._writing() as database:
+        with self._using() as database:
             self._expire(database)
-            rows = database.execute(
-                "SELECT id, series, body FROM items WHERE batch IS NULL ORDER BY id LIMIT ?", (_MAX_LOOKED_AT,)
-            )
-            chosen = choose(rows.fetchall())
+            chosen = choose(database.execute(free, (_MAX_LOOKED_AT,)).fetchall())
             return self._bind(database, chosen) if chosen else None
 
     def payload(self, batch: str) -> bytes | None:
         """Return the batch as it travels; None when it is gone, or was split because it was too large to travel."""
-        rows = self._open.execute("SELECT id, body FROM items WHERE batch = ? ORDER BY id", (batch,)).fetchall()
-        items: list[RaceItem | ServingWindow] = []
+        with self._using() as database:
+            rows = database.execute("SELECT id, body FROM items WHERE batch = ? ORDER BY id", (batch,)).fetchall()
+            dropped = database.execute("SELECT dropped FROM batches WHERE id = ?", (batch,)).fetchone()
+        items: list[RaceItem | ServingWindow | OtherItem] = []
         for row_id, body in rows:
             item = read_item(body)
             if item is None:
                 logger.error("event=telemetry_unreadable item=%d", row_id)
             else:
                 items.append(item)
-        dropped = self._open.execute("SELECT dropped FROM batches WHERE id = ?", (batch,)).fetchone()
         if not items:
             self.acknowledge(batch)
             return None
@@ -160,131 +165,99 @@ class Outbox:
             return None
 
     def acknowledge(self, batch: str) -> None:
-        """Forget a batch that the broker has taken over.
-
-        Raises:
-            StorageFull: when the disk takes nothing; the batch is still there.
-        """
-        with self._writing() as database:
+        """Forget a batch that the broker has taken over."""
+        with self._using() as database:
             database.execute("DELETE FROM items WHERE batch = ?", (batch,))
             database.execute("DELETE FROM batches WHERE id = ?", (batch,))
 
-    @property
-    def _open(self) -> sqlite3.Connection:
-        if self._database is None:
-            raise RegattaError(f"the outbox {self._path} is not open")
-        return self._database
-
     @contextmanager
-    def _writing(self) -> Iterator[sqlite3.Connection]:
-        """Change the file in one transaction, or not at all."""
+    def _using(self) -> Iterator[sqlite3.Connection]:
+        """Give the database for one transaction, opened when it is not.
+
+        Raises:
+            StorageFull: when the disk is full.
+            Retryable: when the file cannot be used now, or was damaged and has been begun anew.
+        """
         try:
-            with self._open as database:
+            database = self._connection()
+            with database:
                 yield database
-        except sqlite3.OperationalError as err:
-            raise StorageFull(
-                f"telemetry cannot be kept in {self._path}: {err}; free space or make it writable"
-            ) from err
         except (sqlite3.IntegrityError, sqlite3.ProgrammingError):  # a bug of ours, and no damage
             raise
         except sqlite3.DatabaseError as err:
-            self._begin_anew(err)
-            raise StorageFull(f"telemetry in {self._path} was damaged ({err}) and is begun anew") from err
+            if _is_full(err):
+                raise StorageFull(f"no space left to keep telemetry in {self._path}: free some and it goes on") from err
+            if isinstance(err, sqlite3.OperationalError):  # locked, not to be written or opened, an error of the disk
+                self.close()
+                raise Retryable(f"{self._path} cannot be used now: {err}") from err
+            self._put_aside(err)
+            raise Retryable(f"{self._path} was damaged ({err}) and is begun anew") from err
 
-    def _begin_anew(self, reason: sqlite3.DatabaseError) -> None:
-        aside = self._path.with_suffix(".damaged")
-        logger.error("event=outbox_damaged path=%s error=%s action=put_aside_as %s", self._path, reason, aside.name)
+    def _connection(self) -> sqlite3.Connection:
+        """Return the database, opened anew where it has to be; a damaged file is put aside for a fresh one."""
+        if self._database is None:
+            try:
+                self._database = self._connect()
+            except sqlite3.DatabaseError as err:
+                if isinstance(err, sqlite3.OperationalError):
+                    raise
+                self._put_aside(err)
+                self._database = self._connect()
+        return self._database
+
+    def _connect(self) -> sqlite3.Connection:
+        database = sqlite3.connect(self._path, timeout=_BUSY_TIMEOUT_S, check_same_thread=True)
+        try:
+            database.execute("PRAGMA journal_mode = WAL")
+            database.execute("PRAGMA synchronous = FULL")
+            database.execute("PRAGMA cache_size = -256")  # KiB, of 2 MB: this process shall be small
+            database.executescript(_SCHEMA)
+            present = {row[1] for row in database.execute("PRAGMA table_info(items)")}
+            for name, kind in _ADDED_COLUMNS.items():
+                if name not in present:
+                    database.execute(f"ALTER TABLE items ADD COLUMN {name} {kind}")
+            self._ran_before_s = _counter(database, "ran_s") - self._monotonic()
+        except sqlite3.Error:
+            database.close()
+            raise
+        return database
+
+    def _put_aside(self, why: sqlite3.DatabaseError) -> None:
         self.close()
+        aside = self._path.with_suffix(".damaged")
+        logger.error("event=outbox_damaged path=%s error=%s action=put_aside_as %s", self._path, why, aside.name)
         try:
             for suffix in ("-wal", "-shm"):
                 self._path.with_name(self._path.name + suffix).unlink(missing_ok=True)
             self._path.replace(aside)
-            self._connect(str(self._path))
-        except (OSError, sqlite3.DatabaseError) as err:
-            self._keep_in_memory(err)
-
-    def _keep_in_memory(self, reason: Exception) -> None:
-        """Go on without the file, so that the agent serves; the next start tries it again."""
-        logger.error("event=outbox_in_memory path=%s error=%s", self._path, reason)
-        self.close()
-        self._max_bytes = min(self._max_bytes, _MEMORY_BYTES)
-        self._connect(":memory:")
-
-    def _connect(self, name: str) -> None:
-        self._database = sqlite3.connect(name, timeout=_BUSY_TIMEOUT_S, check_same_thread=True)
-        self._database.execute("PRAGMA journal_mode = WAL")
-        self._database.execute("PRAGMA synchronous = FULL")
-        self._database.execute("PRAGMA cache_size = -256")  # KiB, of 2 MB: this process shall be small
-        self._database.executescript(_SCHEMA)
-        present = {row[1] for row in self._database.execute("PRAGMA table_info(items)")}
-        for name, kind in _ADDED_COLUMNS.items():
-            if name not in present:
-                self._database.execute(f"ALTER TABLE items ADD COLUMN {name} {kind}")
-        self._ran_before_s = self._counter("ran_s") - self._monotonic()
+        except OSError as err:
+            raise Retryable(f"{self._path} is damaged ({why}) and cannot be put aside: {err}") from err
 
     def _ran_s(self) -> float:
         """Return how long agents have run on this file, as far as was stored."""
         return self._ran_before_s + self._monotonic()
 
-    def _measure(self) -> int:
-        return int(self._open.execute("SELECT COALESCE(SUM(size_bytes), 0) FROM items").fetchone()[0])
-
-    def _counter(self, name: str) -> int:
-        row = self._open.execute("SELECT value FROM counters WHERE name = ?", (name,)).fetchone()
-        return int(row[0]) if row is not None else 0
-
-    def _count(self, name: str, more: int) -> None:
-        """Add to a counter; what is dropped counts twice: until it is told, and for ever."""
-        if more:
-            self._open.execute(_COUNT, (name, more))
-            if name == "dropped":
-                self._open.execute(_COUNT, ("dropped_ever", more))
-
     def _expire(self, database: sqlite3.Connection) -> None:
         oldest_s = self._ran_s() - self._max_age_s
         gone = database.execute("DELETE FROM items WHERE batch IS NULL AND ran_s < ?", (oldest_s,)).rowcount
-        self._count("dropped", max(0, gone))
+        _count_dropped(database, gone)
 
     def _make_room(self, database: sqlite3.Connection, size_bytes: int) -> bool:
         """Return whether `size_bytes` more fit now; what does not is counted as dropped."""
-        while self._measure() + size_bytes > self._max_bytes:
-            rows = database.execute(
-                "SELECT id, series, size_bytes FROM items WHERE batch IS NULL ORDER BY id LIMIT ?", (_MAX_LOOKED_AT,)
-            ).fetchall()
-            if self._thin(database, rows):
+        free = "SELECT id, series, size_bytes FROM items WHERE batch IS NULL ORDER BY id LIMIT ?"
+        while _measured(database) + size_bytes > self._max_bytes:
+            rows = database.execute(free, (_MAX_LOOKED_AT,)).fetchall()
+            if _thin(database, rows):
                 continue
-            self._count("dropped", 1)
+            _count_dropped(database, 1)
             if not rows:
                 return False
             database.execute("DELETE FROM items WHERE id = ?", (rows[0][0],))
         return True
 
-    def _thin(self, database: sqlite3.Connection, rows: Iterable[tuple[int, str | None, int]]) -> bool:
-        """Merge the two oldest windows of one placement; return whether there were any."""
-        first: dict[str, tuple[int, int]] = {}
-        for row_id, series, size_bytes in rows:
-            if series is None:
-                continue
-            if series not in first:
-                first[series] = (row_id, size_bytes)
-                continue
-            earlier_id, earlier_bytes = first[series]
-            body = merge(self._body(database, earlier_id), self._body(database, row_id))
-            if body is None or len(body) >= earlier_bytes + size_bytes:
-                first[series] = (row_id, size_bytes)
-                continue
-            database.execute("DELETE FROM items WHERE id = ?", (earlier_id,))
-            database.execute("UPDATE items SET body = ?, size_bytes = ? WHERE id = ?", (body, len(body), row_id))
-            self._count("thinned", 1)
-            return True
-        return False
-
-    def _body(self, database: sqlite3.Connection, row_id: int) -> bytes:
-        return bytes(database.execute("SELECT body FROM items WHERE id = ?", (row_id,)).fetchone()[0])
-
     def _bind(self, database: sqlite3.Connection, chosen: Iterable[Chosen]) -> str:
         batch = self._new_id()
-        database.execute("INSERT INTO batches VALUES (?, ?)", (batch, self._counter("dropped")))
+        database.execute("INSERT INTO batches VALUES (?, ?)", (batch, _counter(database, "dropped")))
         database.execute("DELETE FROM counters WHERE name = 'dropped'")
         for one in chosen:
             first, *others = one.ids
@@ -297,14 +270,56 @@ class Outbox:
 
     def _split(self, batch: str, ids: list[int]) -> None:
         """Make two batches of one that is too large; a single item that is too large is dropped and counted."""
-        with self._writing() as database:
+        with self._using() as database:
             if len(ids) == 1:
                 logger.error("event=telemetry_dropped reason=too_large batch=%s", batch)
                 database.execute("DELETE FROM items WHERE id = ?", (ids[0],))
-                self._count("dropped", 1)
+                _count_dropped(database, 1)
                 database.execute("DELETE FROM batches WHERE id = ?", (batch,))
                 return
             second = self._new_id()
             database.execute("INSERT INTO batches VALUES (?, 0)", (second,))
             half = ids[len(ids) // 2 :]
             database.executemany("UPDATE items SET batch = ? WHERE id = ?", [(second, row_id) for row_id in half])
+
+
+def _thin(database: sqlite3.Connection, rows: Iterable[tuple[int, str | None, int]]) -> bool:
+    """Merge the two oldest windows of one placement; return whether there were any."""
+    first: dict[str, tuple[int, int]] = {}
+    for row_id, series, size_bytes in rows:
+        if series is None:
+            continue
+        if series in first:
+            earlier_id, earlier_bytes = first[series]
+            body = merge(_body(database, earlier_id), _body(database, row_id))
+            if body is not None and len(body) < earlier_bytes + size_bytes:
+                database.execute("DELETE FROM items WHERE id = ?", (earlier_id,))
+                database.execute("UPDATE items SET body = ?, size_bytes = ? WHERE id = ?", (body, len(body), row_id))
+                database.execute(_COUNT, ("thinned", 1))
+                return True
+        first[series] = (row_id, size_bytes)
+    return False
+
+
+def _body(database: sqlite3.Connection, row_id: int) -> bytes:
+    return bytes(database.execute("SELECT body FROM items WHERE id = ?", (row_id,)).fetchone()[0])
+
+
+def _counter(database: sqlite3.Connection, name: str) -> int:
+    row = database.execute("SELECT value FROM counters WHERE name = ?", (name,)).fetchone()
+    return int(row[0]) if row is not None else 0
+
+
+def _count_dropped(database: sqlite3.Connection, more: int) -> None:
+    """Count what is lost, twice: until the server is told, and for ever."""
+    if more > 0:
+        database.execute(_COUNT, ("dropped", more))
+        database.execute(_COUNT, ("dropped_ever", more))
+
+
+def _measured(database: sqlite3.Connection) -> int:
+    return int(database.execute("SELECT COALESCE(SUM(size_bytes), 0) FROM items").fetchone()[0])
+
+
+def _is_full(err: sqlite3.DatabaseError) -> bool:
+    return getattr(err, "sqlite_errorname", "") == "SQLITE_FULL" or "disk is full" in str(err)

@@ -19,6 +19,7 @@ Not here: what is said, and when. MQTT 3.1.1 and QoS 0 and 1 only, so that every
 
 from __future__ import annotations
 
+import datetime
 import logging
 import queue
 import random
@@ -54,6 +55,7 @@ _INBOX_POLL_S = 0.2  # how soon stop() ends a wait for room in the inbox
 _MAX_REASONS = 5  # told in one outage: its log must not grow with its length
 # A PUBLISH beside its topic and payload, a PUBACK and a PINGREQ, each in a TLS 1.3 record of its own (22 bytes more).
 _PACKET_BYTES, _ACK_BYTES, _PING_BYTES = 30, 26, 24
+_NOT_VALID_NOW = (9, 10)  # OpenSSL's X509_V_ERR_CERT_NOT_YET_VALID and X509_V_ERR_CERT_HAS_EXPIRED
 _STABLE_S = 30.0  # a connection that held this long forgets earlier failures
 
 
@@ -180,14 +182,11 @@ class MqttBus:
     def _main(self) -> None:
         attempt = 0
         while not self._stopping.is_set():
-            connection = _Connection(
-                self._config, self._outgoing, self._door, self._waker, self._stopping, Meter(self._ledger)
-            )
-            reason = connection.run()
+            connected_at_s, reason = self._connect_once()
             self._outgoing.close()
-            if connection.connected_at_s is not None:
+            if connected_at_s is not None:
                 self._told.clear()
-                if time.monotonic() - connection.connected_at_s >= _STABLE_S:
+                if time.monotonic() - connected_at_s >= _STABLE_S:
                     attempt = 0
             self._report_down(reason)
             self._stopping.wait(
@@ -195,6 +194,19 @@ class MqttBus:
             )
             attempt += 1
         self._waker.close()
+
+    def _connect_once(self) -> tuple[float | None, str]:
+        """Serve one connection to its end; return since when it stood, or None, and why it ended."""
+        connection: _Connection | None = None
+        try:
+            connection = _Connection(
+                self._config, self._outgoing, self._door, self._waker, self._stopping, Meter(self._ledger)
+            )
+            reason = connection.run()
+        except Exception as err:  # want of memory or descriptors: a thread that ended would leave us offline for ever
+            logger.exception("event=mqtt_failed broker=%s:%s", self._config.host, self._config.port)
+            reason = f"cannot connect to {self._config.host}:{self._config.port}: {err!r}"
+        return (connection.connected_at_s if connection is not None else None), reason
 
     def _report_down(self, reason: str) -> None:
         """Say once that the connection is gone, and again only for a few other reasons."""
@@ -306,7 +318,7 @@ class _Connection:
                 self._client.tls_set_context(context)
             self._client.connect(config.host, config.port, config.keepalive_s)
         except (OSError, ValueError) as err:
-            return f"cannot connect to {config.host}:{config.port}: {err}"
+            return f"cannot connect to {config.host}:{config.port}: {err}{_clock_hint(err)}"
         try:
             return self._serve()
         except Exception as err:  # paho parses what strangers send, and raises anything
@@ -534,6 +546,14 @@ class _Connection:
             self._meter.sent(Cause.KEEPALIVE, _PING_BYTES)
         elif text == "Received PINGRESP":
             self._meter.received(Cause.KEEPALIVE, _PING_BYTES)
+
+
+def _clock_hint(err: Exception) -> str:
+    """Return what the clock says when a certificate is not valid at this time, for that is the likelier fault."""
+    if not isinstance(err, ssl.SSLCertVerificationError) or err.verify_code not in _NOT_VALID_NOW:
+        return ""
+    now = datetime.datetime.now(datetime.timezone.utc)
+    return f"; this machine's clock says {now:%Y-%m-%d %H:%M} UTC: set it if that is wrong"
 
 
 def _pending(connection: socket.socket | ssl.SSLSocket) -> int:

@@ -8,14 +8,15 @@ from __future__ import annotations
 
 from regatta_protocol import sketch
 from regatta_protocol.measurement import Accuracy
-from regatta_protocol.messages import RaceItem, ServingWindow
+from regatta_protocol.messages import OtherItem, RaceItem, ServingWindow
 
 __all__ = ["MAX_BUCKETS", "merged"]
 
+_Item = RaceItem | ServingWindow | OtherItem
 MAX_BUCKETS = 4096  # of a sketch that a window can carry (messages.py)
 
 
-def merged(earlier: RaceItem | ServingWindow, later: RaceItem | ServingWindow) -> ServingWindow | None:
+def merged(earlier: _Item, later: _Item) -> ServingWindow | None:
     """Return one window that says what both say, or None: they are of different placements, or no windows.
 
     Power is a state and no sum: the later one's counts, where it has any.

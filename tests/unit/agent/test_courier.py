@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
+from unittest import mock
+
+import pytest
 
 from regatta_agent.courier import Courier
 from regatta_agent.outbox import Outbox
+from regatta_protocol.errors import StorageFull
 from regatta_protocol.ids import DeviceId, ModelName
 from regatta_protocol.measurement import BoardFacts, RaceReport
 from regatta_protocol.messages import RaceItem, ServingWindow
@@ -48,26 +52,23 @@ def test_a_race_does_not_wait_for_the_period(tmp_path: Path) -> None:
     outbox.close()
 
 
-def test_what_the_broker_has_is_not_sent_again_while_the_disk_takes_nothing(tmp_path: Path) -> None:
-    """A full or read-only disk costs no traffic: the batch is forgotten once the disk takes that."""
+def test_a_batch_that_cannot_be_forgotten_is_not_sent_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The broker has it, and the disk is full: it waits to be deleted, and goes out a second time to nobody."""
     broker = _Broker()
     outbox = Outbox(tmp_path / "outbox.sqlite", DeviceId("d"), 1_000_000)
     outbox.open()
     courier = Courier(outbox, broker, DeviceId("d"), 1.0)
     window = ServingWindow(model=ModelName("m"), version=1, placement="p", start=0, stop=1, requests=1, errors=0)
     courier.keep(window)
-    courier.flush(0.0, online=True)
-    outbox._open.execute("PRAGMA query_only = ON")
+    courier.flush(1.0, online=True)
+    acknowledge = Outbox.acknowledge
+    monkeypatch.setattr(Outbox, "acknowledge", mock.Mock(side_effect=StorageFull("no space left")))
     assert courier.acknowledged(1)
-    for second in range(1, 20):
-        courier.keep(window)
-        courier.flush(float(second), online=True)
-    meanwhile = (len(broker.published), outbox.waiting())
-    outbox._open.execute("PRAGMA query_only = OFF")
-    courier.flush(30.0, online=True)
-    courier.keep(window)
-    courier.flush(32.0, online=True)
+    for now_s in range(2, 300):
+        courier.flush(float(now_s), online=True)
 
-    assert meanwhile == (1, 1)
-    assert (len(broker.published), outbox.unsent()) == (2, 0)
+    assert len(broker.published) == 1
+    monkeypatch.setattr(Outbox, "acknowledge", acknowledge)
+    courier.flush(400.0, online=True)
+    assert (len(broker.published), outbox.waiting()) == (1, 0)
     outbox.close()

@@ -6,7 +6,9 @@ import itertools
 import sqlite3
 import tempfile
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
+from unittest import mock
 
 import pytest
 from hypothesis import given, settings
@@ -17,7 +19,7 @@ from regatta_agent.batching import MAX_BATCH_ITEMS
 from regatta_agent.outbox import Outbox
 from regatta_protocol import sketch
 from regatta_protocol.codec import decode_zlib
-from regatta_protocol.errors import StorageFull
+from regatta_protocol.errors import Retryable
 from regatta_protocol.ids import DeviceId, ModelName
 from regatta_protocol.measurement import Accuracy, BoardFacts, RaceReport
 from regatta_protocol.messages import RaceItem, ServingWindow, TelemetryBatch
@@ -237,24 +239,40 @@ def test_a_damaged_file_is_put_aside(tmp_path: Path, garbage: bytes) -> None:
     assert outbox.waiting() == 1
 
 
-def test_a_file_that_is_damaged_while_open_costs_what_it_held(tmp_path: Path) -> None:
-    """The item at hand is lost and counted; the next is stored in a new file."""
-    outbox = opened(tmp_path)
+@pytest.mark.parametrize(
+    "words", ["database or disk is full", "attempt to write a readonly database", "disk I/O error"]
+)
+def test_a_file_that_cannot_be_used_now_loses_an_item_and_counts_it(
+    outbox: Outbox, monkeypatch: pytest.MonkeyPatch, words: str
+) -> None:
+    """Whatever the disk says is told as something to try again; the next batch says how many went."""
+    connection = Outbox._connection
+    monkeypatch.setattr(Outbox, "_connection", mock.Mock(side_effect=sqlite3.OperationalError(words)))
+    for use in (lambda: outbox.put(window(1)), outbox.batches, outbox.new_batch, lambda: outbox.acknowledge("b")):
+        with pytest.raises(Retryable, match=r"outbox\.sqlite"):
+            use()
+    monkeypatch.setattr(Outbox, "_connection", connection)
+    outbox.put(window(2))
+
+    assert read(outbox, outbox.new_batch()).dropped == 1
+
+
+def test_a_file_that_is_damaged_at_work_is_put_aside(outbox: Outbox, tmp_path: Path) -> None:
+    """The item at hand is lost and counted, the one after it is kept, and the damaged file stays for who asks."""
     for number in range(40):
-        outbox.put(window(number, buckets=200))
+        outbox.put(window(number))
     outbox.close()
     path = tmp_path / "outbox.sqlite"
-    path.write_bytes(path.read_bytes()[:8192] + b"\xa5" * (path.stat().st_size - 8192))
-    outbox = Outbox(path, DeviceId("d"), 1_000_000)
-    outbox.open()
-    for number in range(40, 60):
-        try:
-            outbox.put(window(number, buckets=200))
-        except StorageFull:
-            continue
+    path.write_bytes(path.read_bytes()[:4096] + b"\x5a" * (path.stat().st_size - 4096))
+    again = opened(tmp_path)
+    with suppress(Retryable):
+        again.new_batch()
+    with suppress(Retryable):
+        again.put(window(1))
+    again.put(window(2))
 
-    assert outbox.waiting() >= 19
     assert path.with_suffix(".damaged").exists()
+    assert again.waiting() >= 1
 
 
 def test_a_file_of_an_earlier_agent_is_taken_over(tmp_path: Path) -> None:
@@ -275,14 +293,3 @@ def test_a_file_of_an_earlier_agent_is_taken_over(tmp_path: Path) -> None:
     batch = read(outbox, outbox.new_batch())
 
     assert (batch.dropped, batch.items) == (3, (window(1), window(2)))
-
-
-def test_without_a_place_for_the_file_a_little_is_kept_in_memory(tmp_path: Path) -> None:
-    """A folder that takes no file does not keep the agent from serving."""
-    (tmp_path / "outbox.sqlite").mkdir()
-    outbox = opened(tmp_path, max_bytes=10_000_000)
-    for number in range(1500):
-        outbox.put(window(number))
-
-    assert 100 < outbox.waiting() < 1400
-    assert read(outbox, outbox.new_batch()).dropped == 1500 - outbox.waiting()
