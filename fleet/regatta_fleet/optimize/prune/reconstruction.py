@@ -84,7 +84,7 @@ def removal_order(model: ModelTree, group: Group, count: int, activations: Activ
 def _layer(model: ModelTree, size: int, consumer: Consumer, activations: Activations) -> _Layer:
     graph = model.subgraphs[0]
     operator = graph.operators[consumer.operator]
-    weights = constant(model, graph.tensors[consumer.weights])
+    weights = constant(model, graph.tensors[consumer.weights.tensor])
     assert weights is not None  # coupling only names layers with constant weights
     kernel = (weights.shape[1], weights.shape[2]) if weights.ndim == 4 else (1, 1)
     seen = layer_patches(activations[int(operator.inputs[0])], operator, operator_name(model, operator), kernel)
@@ -94,5 +94,7 @@ def _layer(model: ModelTree, size: int, consumer: Consumer, activations: Activat
     gram = x.T @ x
     gram += np.eye(len(gram)) * (RIDGE * float(np.trace(gram)) / len(gram) + _TINY)
     energy = float(np.sum(flat * (gram @ flat))) + _TINY
-    features = np.arange(len(gram)).reshape(-1, size).T  # feature i is of channel i mod size, here and when flattened
+    width = weights.shape[consumer.weights.axis]
+    windows = np.arange(len(gram) // width) * width  # each place of a kernel sees all input channels
+    features = (consumer.weights.places(size)[:, None, :] + windows[None, :, None]).reshape(size, -1)
     return _Layer(np.linalg.inv(gram), flat, features, energy)
