@@ -57,7 +57,7 @@ def residual() -> ModelTree:
 
 
 def branches() -> ModelTree:
-    """[conv | conv] side by side -> depthwise -> times a constant -> conv -> pool -> flatten -> dense, on [1, 4, 4, 2]."""
+    """[conv | conv] joined -> depthwise -> times a constant -> conv -> pool -> flatten -> dense, on [1, 4, 4, 2]."""
     builder = ModelBuilder("branches")
     place = builder.input("x", (1, 4, 4, 2))
     left = builder.conv("a", place, normal(8, 3, 3, 2, seed=1), normal(8, seed=2), (1, 4, 4, 8))

@@ -224,8 +224,10 @@ class _Walk:
         layouts = [self._layouts.get(index) for index in inputs]
         if axis % rank != rank - 1:  # joined in space: the same channels come from all sides
             first = layouts[0]
-            return first is not None and all(self._merge_layouts(first, other) for other in layouts[1:]) and (
-                self._carry(inputs[0], output)
+            return (
+                first is not None
+                and all(self._merge_layouts(first, other) for other in layouts[1:])
+                and (self._carry(inputs[0], output))
             )
         runs: list[_Run] = []
         width = 0
@@ -257,9 +259,7 @@ class _Walk:
         """Make the channels of two tensors the same, place by place; False when their groups do not lie alike."""
         if other is None or (layout.width, layout.block) != (other.width, other.block):
             return False
-        if [(run.start, run.group.size) for run in layout.runs] != [
-            (run.start, run.group.size) for run in other.runs
-        ]:
+        if [(run.start, run.group.size) for run in layout.runs] != [(run.start, run.group.size) for run in other.runs]:
             return False
         for here, there in zip(layout.runs, other.runs, strict=True):
             self._merge(here.group, there.group)

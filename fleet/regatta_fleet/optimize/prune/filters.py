@@ -19,10 +19,19 @@ import numpy.typing as npt
 from regatta_fleet.optimize.model_file import ModelTree, constant, operator_name, set_constant
 from regatta_fleet.optimize.prune.coupling import Consumer, Group, Span, channel_groups
 from regatta_fleet.optimize.prune.importance import WeightCriterion, weight_importance
-from regatta_fleet.optimize.prune.reconstruction import Activations, record_inputs, removal_order
+from regatta_fleet.optimize.prune.reconstruction import Activations, Removal, record_inputs, removal_order
 from regatta_protocol.errors import Misuse, Rejected
 
-__all__ = ["Criterion", "PrunedModel", "Scores", "Slimmed", "prune_filters"]
+__all__ = [
+    "Criterion",
+    "PrunedModel",
+    "Scores",
+    "Slimmed",
+    "prunable_groups",
+    "prune_filters",
+    "removals",
+    "without_channels",
+]
 
 Criterion = Literal[WeightCriterion, "reconstruction"]
 Floats = npt.NDArray[np.float32]
@@ -55,12 +64,7 @@ class PrunedModel:
 
 
 def prune_filters(
-    model: ModelTree,
-    ratio: float,
-    criterion: Criterion | Scores = "l2",
-    samples: Floats | None = None,
-    *,
-    multiple: int = 1,
+    model: ModelTree, ratio: float, criterion: Criterion | Scores = "l2", samples: Floats | None = None
 ) -> PrunedModel:
     """Return the model without the least important `ratio` of every group's filters; `model` stays as it is.
 
@@ -68,21 +72,65 @@ def prune_filters(
         ratio: in (0, 1). At least one filter of each group is kept.
         criterion: the name of one, or scores of the caller's.
         samples: real values [n, …] for input 0, which "reconstruction" needs.
-        multiple: keep a multiple of so many filters, rounded up. XNNPACK computes float channels by 16: KWS with 48 of
-            64 filters takes 0.78 of the time, with 55 or 56 just as long as before.
 
     Raises:
         Rejected: when the ratio is out of range, or nothing can be pruned; the text says what stands in the way.
         Misuse: when "reconstruction" has no samples.
     """
-    if not 0 < ratio < 1:
-        raise Rejected(f"cannot prune a share of {ratio}: give one above 0 and below 1")
-    groups = channel_groups(model)
-    counts = [(group, _count(group.size, ratio, multiple)) for group in groups if group.fixed is None]
-    chosen = [(group, count) for group, count in counts if group.filters and count > 0]
+    groups = prunable_groups(model, ratio)
+    counts = [(group, min(group.size - 1, int(group.size * ratio))) for group in groups]
+    chosen = [(group, count) for group, count in counts if count > 0]
     if not chosen:
-        raise Rejected(f"nothing to prune at a share of {ratio}: {_obstacles(groups)}")
-    gone = _chosen_channels(model, chosen, criterion, samples)
+        raise Rejected(f"nothing to prune at a share of {ratio}: {len(groups)} groups have too few filters")
+    return without_channels(
+        model, [(group, found.channels) for group, found in removals(model, chosen, criterion, samples)]
+    )
+
+
+def prunable_groups(model: ModelTree, share: float) -> list[Group]:
+    """Return the groups that can lose channels.
+
+    Raises:
+        Rejected: when the share is not in (0, 1), or there is no such group; the text says what stands in the way.
+    """
+    if not 0 < share < 1:
+        raise Rejected(f"cannot prune a share of {share}: give one above 0 and below 1")
+    groups = channel_groups(model)
+    free = [group for group in groups if group.fixed is None and group.filters]
+    if not free:
+        raise Rejected(f"nothing to prune at a share of {share}: {_obstacles(groups)}")
+    return free
+
+
+def removals(
+    model: ModelTree, chosen: Sequence[tuple[Group, int]], criterion: Criterion | Scores, samples: Floats | None
+) -> list[tuple[Group, Removal]]:
+    """Return the channels of each group in the order in which they go, as many as are asked for."""
+    activations: Activations | None = None
+    if criterion == "reconstruction":
+        if samples is None:
+            raise Misuse("pruning by reconstruction needs samples")
+        activations = record_inputs(model, [group for group, _ in chosen], samples)
+    found = []
+    for group, count in chosen:
+        if activations is not None and group.consumers:
+            removal = removal_order(model, group, count, activations)
+        else:
+            scores = _importance(model, group, criterion)
+            order = np.argsort(scores, kind="stable")[:count]
+            removal = Removal(order, scores[order] / max(float(scores.sum()), np.finfo(np.float64).tiny))
+        found.append((group, removal))
+    return found
+
+
+def _importance(model: ModelTree, group: Group, criterion: Criterion | Scores) -> npt.NDArray[np.float64]:
+    if callable(criterion):
+        return criterion(group)
+    return weight_importance(model, group, "l2" if criterion == "reconstruction" else criterion)
+
+
+def without_channels(model: ModelTree, gone: Sequence[tuple[Group, Places]]) -> PrunedModel:
+    """Return a copy of the model without the channels of each group."""
     pruned = copy.deepcopy(model)
     _cut(pruned, gone)
     slimmed = tuple(
@@ -96,37 +144,6 @@ def prune_filters(
         for group, channels in gone
     )
     return PrunedModel(pruned, slimmed)
-
-
-def _count(size: int, ratio: float, multiple: int) -> int:
-    """Return how many of `size` filters go."""
-    kept = max(1, size - int(size * ratio))
-    return size - min(size, -(-kept // multiple) * multiple)
-
-
-def _chosen_channels(
-    model: ModelTree, chosen: Sequence[tuple[Group, int]], criterion: Criterion | Scores, samples: Floats | None
-) -> list[tuple[Group, Places]]:
-    """Return the channels of each group that go."""
-    activations: Activations | None = None
-    if criterion == "reconstruction":
-        if samples is None:
-            raise Misuse("pruning by reconstruction needs samples")
-        activations = record_inputs(model, [group for group, _ in chosen], samples)
-    found = []
-    for group, count in chosen:
-        if activations is not None and group.consumers:
-            channels = removal_order(model, group, count, activations)
-        else:
-            channels = np.argsort(_importance(model, group, criterion), kind="stable")[:count]
-        found.append((group, channels))
-    return found
-
-
-def _importance(model: ModelTree, group: Group, criterion: Criterion | Scores) -> npt.NDArray[np.float64]:
-    if callable(criterion):
-        return criterion(group)
-    return weight_importance(model, group, "l2" if criterion == "reconstruction" else criterion)
 
 
 def _cut(model: ModelTree, gone: Sequence[tuple[Group, Places]]) -> None:
@@ -176,8 +193,5 @@ def _retarget(shape: Sequence[int] | npt.NDArray[np.int32], last: int) -> list[i
 
 def _obstacles(groups: Sequence[Group]) -> str:
     reasons = sorted({group.fixed for group in groups if group.fixed and group.filters})
-    small = sum(group.fixed is None and bool(group.filters) for group in groups)
     parts = [f"layers are held since {reason}" for reason in reasons]
-    if small:
-        parts.append(f"{small} groups have too few filters")
     return "; ".join(parts) or "the model has no convolution or fully connected layer"

@@ -58,7 +58,6 @@ _BINARY: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 _RESHAPING = ("RESHAPE", "SQUEEZE", "EXPAND_DIMS")
 
 
-
 @dataclass(frozen=True)
 class _Operator:
     """An operator of the graph with what its builder asks about it."""
