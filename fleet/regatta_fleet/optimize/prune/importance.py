@@ -41,7 +41,7 @@ def over_layers(group: Group, scores: dict[int, Doubles]) -> Doubles:
     total: Doubles = np.zeros(group.size)
     for span in group.filters:
         found = scores[span.tensor]
-        total += found / max(float(found.mean()), np.finfo(np.float64).tiny)
+        total += found / max(float(found.mean()), float(np.finfo(np.float64).tiny))
     return total
 
 
@@ -51,12 +51,13 @@ def _scores(model: ModelTree, tensor: int, criterion: WeightCriterion) -> Double
         raise Rejected(f"the weights of tensor {tensor} are not constant: this layer cannot be pruned")
     flat = weights.reshape(len(weights), -1).astype(np.float64)
     if criterion == "l1":
-        norms: Doubles = np.abs(flat).sum(1)
-        return norms
+        sums: Doubles = np.abs(flat).sum(1)
+        return sums
     if criterion == "l2":
-        return np.linalg.norm(flat, axis=1)
+        lengths: Doubles = np.sqrt((flat**2).sum(1))
+        return lengths
     if len(flat) > _MAX_FILTERS:
         raise Rejected(f"the geometric median of {len(flat)} filters takes all pairs: use a norm above {_MAX_FILTERS}")
     squares = (flat**2).sum(1)
-    distances: Doubles = np.sqrt(np.maximum(squares[:, None] + squares[None, :] - 2 * flat @ flat.T, 0.0))
-    return distances.sum(1)
+    distances: Doubles = np.sqrt(np.maximum(squares[:, None] + squares[None, :] - 2 * flat @ flat.T, 0.0)).sum(1)
+    return distances

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch.nn import functional
@@ -21,7 +21,7 @@ from regatta_protocol.errors import Rejected
 
 __all__ = ["KNOWN_OPERATORS", "Tensor", "build_operator"]
 
-Tensor = torch.Tensor
+Tensor: TypeAlias = torch.Tensor
 Compute = Callable[[Sequence[Tensor]], Tensor]
 
 _ACTIVATIONS: dict[int, Callable[[Tensor], Tensor]] = {
