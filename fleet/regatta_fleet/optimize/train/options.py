@@ -16,6 +16,8 @@ _MAX_EPOCHS = 10_000
 class FitOptions:
     """Adam with the learning rate falling to 0 along a half cosine (Loshchilov & Hutter 2017).
 
+    `learning_rate` is relative: the share of a tensor's root mean square that a step moves it by at most.
+
     `mixed` trains on sums λ·x + (1 − λ)·x' of two samples, λ uniform in [0, 1], instead of the samples alone (mixup,
     Zhang et al. 2018; for distillation on few samples Beyer et al. 2022): the teacher answers what nobody labelled.
     """
