@@ -46,13 +46,14 @@ class Child(Protocol):
 class Launcher(Protocol):
     """Starts children; their output comes as events under their name."""
 
-    def launch(self, name: str, argv: Sequence[str], stdin: bytes | None) -> Child:
+    def launch(self, name: str, argv: Sequence[str], stdin: bytes | None, pass_fds: Sequence[int] = ()) -> Child:
         """Start a child.
 
         Args:
             name: unique; it marks the child's events.
             argv: program and arguments.
             stdin: written to it and closed; None keeps its standard input open until `finish`.
+            pass_fds: files that it inherits, under the same numbers.
 
         Raises:
             OSError: when it cannot be started.
@@ -70,7 +71,7 @@ class ProcessLauncher:
         self._closed = threading.Event()
         self._running: dict[str, _Process] = {}
 
-    def launch(self, name: str, argv: Sequence[str], stdin: bytes | None) -> Child:
+    def launch(self, name: str, argv: Sequence[str], stdin: bytes | None, pass_fds: Sequence[int] = ()) -> Child:
         popen = subprocess.Popen(
             list(argv),
             stdin=subprocess.PIPE,
@@ -78,6 +79,7 @@ class ProcessLauncher:
             stderr=subprocess.PIPE,
             start_new_session=True,
             close_fds=True,
+            pass_fds=pass_fds,
         )
         child = _Process(name, popen, self._inbox, self._closed)
         self._running = {key: other for key, other in self._running.items() if other.running()}

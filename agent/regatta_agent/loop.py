@@ -45,7 +45,9 @@ from regatta_agent.jobs import (
     Outcome,
     Raced,
 )
+from regatta_agent.quarantine_file import QuarantineFile
 from regatta_agent.record import RecordFile
+from regatta_agent.renewing import Renewing
 from regatta_agent.reporter import Reporter
 from regatta_agent.serving.events import Drifted, Recovered
 from regatta_agent.status import StatusFile
@@ -84,6 +86,8 @@ class Parts:
     desired: DesiredState
     courier: Courier
     reporter: Reporter
+    quarantine: QuarantineFile
+    renewing: Renewing
     notifier: Notifier
     status: StatusFile
     versions: Mapping[str, str]  # of runtimes, drivers and kernel
@@ -146,6 +150,7 @@ class Loop:
         parts.notifier.stopping()
         parts.actions.cancel_all()
         parts.desired.cancel()
+        parts.renewing.cancel()
         parts.workers.stop_all(parts.clock.monotonic())
         while parts.workers.running():
             try:
@@ -200,6 +205,7 @@ class Loop:
             parts.desired.offer(event, self.record, now_s)
         else:
             self._hear_worker(event)
+        parts.renewing.handle(event, now_s)
         verified = parts.desired.handle(event, self.record, now_s)
         if verified is not None:
             self._take_up(verified)
@@ -235,6 +241,7 @@ class Loop:
         said = news.said
         if isinstance(said, Recovered):
             logger.info("event=recovered version=%s placement=%s", news.ref, said.placement)
+            self._parts.quarantine.absolve(self._parts.store.race(news.ref), said.placement)
             self.record = outcomes.winner_back(self.record, news.ref, said.placement, said.retried)
             return
         if isinstance(said, Drifted):
@@ -245,6 +252,8 @@ class Loop:
             return
         told = Degradation(placement=said.placement, reason=said.reason, since=said.since)
         logger.warning("event=degraded version=%s placement=%s reason=%s", news.ref, said.placement, said.reason)
+        if said.crashed:
+            self._parts.quarantine.strike(self._parts.store.race(news.ref), said.winner, said.reason)
         self.record = outcomes.degraded(self.record, news.ref, told, said.retried)
 
     def _mourn(self, death: WorkerDeath) -> None:
@@ -321,6 +330,7 @@ class Loop:
         for ref, outcome in parts.actions.tick(now_s):
             self._conclude(ref, outcome)
         parts.desired.tick(self.record, now_s)
+        parts.renewing.tick(now_s)
         parts.workers.tick(now_s)
         parts.courier.flush(now_s, self.online)
 
