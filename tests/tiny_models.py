@@ -15,8 +15,8 @@ from regatta_fleet.optimize.model_builder import ModelBuilder
 from regatta_fleet.optimize.model_file import ModelTree, model_bytes, write_model
 
 __all__ = [
-    "branches",
     "Floats",
+    "branches",
     "build_tiny_model",
     "dense_model",
     "depthwise_chain",

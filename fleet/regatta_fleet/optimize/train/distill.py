@@ -40,7 +40,8 @@ class Distilled:
     without classes, minus the relative squared error. All in the order in which more is better.
     """
 
-    content: bytes  # of the .tflite
+    content: bytes  # of the .tflite, trained on all samples
+    judged: bytes  # the same trained without those held out, with the first seed
     blend: Blend | None  # None: learned by squared error
     with_teacher: Spread
     without_teacher: Spread | None  # None where there is nothing else to learn from
@@ -98,7 +99,7 @@ def distill(
             network = run(blend, seeds[0], samples, max(1, epochs // _SEARCH_SHARE), words)
             found.append((lesson.distance(network), blend))
         best = min(found, key=lambda pair: pair[0])[1] if found else blends[0]
-    taught = [lesson.score(run(best, seed, samples, epochs, f"distilling, seed {seed}")) for seed in seeds]
+    students = [run(best, seed, samples, epochs, f"distilling, seed {seed}") for seed in seeds]
     alone = [
         lesson.score(run(_ALONE, seed, samples, epochs, f"training without a teacher, seed {seed}"))
         for seed in (seeds if classes else ())
@@ -106,8 +107,9 @@ def distill(
     final = run(best, seeds[0], samples.joined(held_out), epochs, "distilling on all samples")
     return Distilled(
         model_bytes(with_weights(student, final)),
+        model_bytes(with_weights(student, students[0])),
         best,
-        Spread.of(taught),
+        Spread.of([lesson.score(network) for network in students]),
         Spread.of(alone) if alone else None,
         lesson.score(load_network(student)),
         len(held_out),

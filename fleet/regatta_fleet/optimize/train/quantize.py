@@ -19,12 +19,11 @@ from regatta_fleet.optimize.train.imitation import Imitation
 from regatta_fleet.optimize.train.options import FitOptions
 from regatta_fleet.optimize.train.teaching import Blend, teach
 
-__all__ = ["Precision", "QuantizationAware", "train_quantized"]
+__all__ = ["Precision", "QuantizationAware", "train_quantized", "training_options"]
 
 Precision = Literal["int8", "int4-weights"]
 
 _INT4_KINDS = {"CONV_2D", "FULLY_CONNECTED"}  # what ai-edge-quantizer 0.10 can give int4 weights
-_OPTIONS = FitOptions(epochs=40, learning_rate=2e-4, mixed=False)
 
 
 @dataclass(frozen=True)
@@ -52,7 +51,7 @@ def train_quantized(
     Args:
         model: float; stays as it is.
         teacher: whose answers are to be kept: the model itself, or the original of a pruned one.
-        blend: how the teacher counts beside the labels; by default alone, at T = 1.
+        blend: how the teacher counts beside the labels; by default alone, at T = 2.
 
     Raises:
         Rejected: when the model cannot be trained (see `teaching.teach`), naming operator and tensor.
@@ -75,13 +74,18 @@ def train_quantized(
         guide.logits,
         samples.x,
         samples.y,
-        blend=(blend or Blend(1.0, 1.0)) if guide.ends_in_softmax else None,
-        options=options or _OPTIONS,
+        blend=(blend or Blend(1.0, 2.0)) if guide.ends_in_softmax else None,
+        options=options or training_options(precision),
         seed=seed,
         progress=tell,
     )
     imitation.settle()
     return QuantizationAware(with_weights(model, network), losses)
+
+
+def training_options(precision: Precision) -> FitOptions:
+    """Return how long and how fast to train: int8 begins near its goal, and a higher rate leads away from it."""
+    return FitOptions(epochs=40, learning_rate=1e-3 if precision == "int4-weights" else 3e-4, mixed=False)
 
 
 def _bits(layer: Layer, precision: Precision) -> int:
