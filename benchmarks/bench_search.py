@@ -2,9 +2,9 @@
 
     ./run bench search [--seeds 5] [--strategies evolution,reinforce,darts,darts2]
 
-Every strategy and the control search the small space with the same samples, seeds, budget and latency table; the best of
-each is trained in full and counted on 540 digits that nothing was chosen by. What is compared seed by seed is the reward
-(accuracy, marked down over the latency target) of these. Needs the [train] extra. Times are the machine's.
+Every strategy and the control search the small space with the same samples, seeds, budget and latency table; the best
+of each is trained in full and counted on 540 digits that nothing was chosen by. What is compared seed by seed is the
+reward (accuracy, marked down over the latency target) of these. Needs the [train] extra. Times are the machine's.
 """
 
 from __future__ import annotations

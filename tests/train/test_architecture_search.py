@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from random import Random
 
@@ -101,12 +102,21 @@ def test_the_controller_learns_what_is_worth_more() -> None:
     assert strategy.probability(wanted) > 5 * before
 
 
+@pytest.fixture
+def double() -> Iterator[None]:
+    """Compute in float64, so that differences of a loss are the slopes and not rounding."""
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(torch.float32)
+
+
+@pytest.mark.usefixtures("double")
 def test_second_order_is_the_slope_one_step_ahead() -> None:
     """Finite differences of the unrolled loss, in float64, agree with eq. 7 and 8 for every share."""
     torch.manual_seed(1)
-    net = Supernet(_TINY, _SHAPE, 10, _table(_TINY)).double()
+    net = Supernet(_TINY, _SHAPE, 10, _table(_TINY))
     weights, shares = net.weights(), net.shares()
-    batches = [(torch.randn(32, 1, 8, 8).double(), torch.randint(0, 10, (32,))) for _ in range(2)]
+    batches = [(torch.randn(32, 1, 8, 8), torch.randint(0, 10, (32,))) for _ in range(2)]
     rate, target_us, delta = 0.05, 3.0, 1e-4
 
     def ahead() -> float:

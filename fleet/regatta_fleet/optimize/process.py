@@ -8,7 +8,6 @@ was being done. The child dies with its parent. Nothing here knows what is run.
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import json
 import os
 import resource
@@ -25,13 +24,13 @@ from regatta_protocol.codec import MAX_INFLATED_BYTES, decode, encode
 from regatta_protocol.durable import read_bounded, write_durably
 from regatta_protocol.errors import Misuse, Rejected, Retryable
 from regatta_protocol.wire import Wire
+from regatta_runtimes.parent import die_with_parent
 
 __all__ = ["DEFAULT_MEMORY_BYTES", "ChildAnswer", "Progress", "run_module", "serve", "tell_parent"]
 
 Progress = Callable[[str, float], None]
 
 _MAX_LOG_BYTES = 4096
-_PR_SET_PDEATHSIG = 1  # prctl(2)
 # The least-squares problems here are many and small: with two OpenBLAS threads, pruning digits took 2.0 s, not 1.4.
 _ONE_THREAD = {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
 _POLL_S = 0.2  # between looks at what a child tells
@@ -109,7 +108,7 @@ def serve(arguments: list[str], kind: type[S], run: Callable[[S], ChildAnswer], 
     spec, answer, parent, memory_bytes = Path(arguments[0]), Path(arguments[1]), int(arguments[2]), int(arguments[3])
     global _told_to
     _told_to = answer.with_suffix(".told")
-    _tie_to(parent)
+    die_with_parent(parent)
     resource.setrlimit(resource.RLIMIT_AS, (memory_bytes, memory_bytes))
     asked = decode(kind, read_bounded(spec, MAX_INFLATED_BYTES), MAX_INFLATED_BYTES)
     try:
@@ -181,10 +180,3 @@ def _tail(log: Path) -> str:
     data = log.read_bytes()[-_MAX_LOG_BYTES:]
     lines = [line for line in data.decode(errors="replace").splitlines() if line.strip()]
     return lines[-1][:400] if lines else "it said nothing"
-
-
-def _tie_to(parent: int) -> None:
-    """Have the kernel end this process when its parent ends."""
-    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent:  # it ended before the call
-        sys.exit(1)
