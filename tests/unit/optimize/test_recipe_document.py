@@ -65,4 +65,15 @@ def test_the_example_is_right_and_the_schema_knows_every_step(tmp_path: Path) ->
 
     assert any(isinstance(step, QuantizeStep) for step in recipe.steps)
     steps = recipe_schema()["properties"]["steps"]["items"]["discriminator"]["mapping"]
-    assert set(steps) == {"take", "search", "prune", "quantize", "mix", "compile", "evaluate"}
+    assert set(steps) == {
+        "take",
+        "search",
+        "prune",
+        "distill",
+        "sparsify",
+        "quantize",
+        "qat",
+        "mix",
+        "compile",
+        "evaluate",
+    }
