@@ -175,7 +175,7 @@ class Actions:
             shortage = shortage_of(err, "its worker") if isinstance(err, OSError) else None
             starved = isinstance(shortage or err, StorageFull | Exhausted)
             logger.error("event=worker_not_started version=%s error=%s", step.ref, shortage or err)
-            return WorkerDeath(step.ref, step.candidate, str(shortage or err), 0.0, starved)
+            return WorkerDeath(step.ref, step.candidate, str(shortage or err), 0.0, starved=starved)
         return None
 
     def _collect(self, step: Collect, record: AgentRecord) -> None:

@@ -15,6 +15,7 @@ from __future__ import annotations
 import logging
 import queue
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from random import Random
 
@@ -268,6 +269,9 @@ class Loop:
             self.record = outcomes.starved(self.record, death.ref, death.why, self.wall(), parts.rng, parts.limits)
             return
         install = self.record.find(death.ref)
+        if death.unready and install is not None and install.deaths <= 1:  # not each time: it reads every file
+            with suppress(OSError, Exhausted):
+                parts.store.drop_damaged(death.ref)
         successor = install.successor if install is not None else None
         if install is not None and successor is not None and death.candidate != install.placement:
             self.record = rerace.successor_died(self.record, death.ref, death.why)
