@@ -36,8 +36,10 @@ def _state(rig: RealRig, version: int) -> Callable[[], bool]:
     return lambda: rig.state(version) == "committed" and any(w.ready for w in rig.loop.facts().workers.values())
 
 
-def test_real_race_and_worker_then_an_upgrade_and_a_crash(rig: RealRig, tmp_path: Path) -> None:
-    """Raced, served over its socket, upgraded without a gap, and started again after a SIGKILL."""
+def test_real_race_and_worker_then_an_upgrade_a_crash_and_a_hang(
+    rig: RealRig, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Raced, served over its socket, upgraded without a gap; started again after a SIGKILL, and when it hangs."""
     push(rig, tmp_path, 1)
     push(rig, tmp_path, 2)
     rig.fleet.assign(1, trial_s=0.5)
@@ -57,6 +59,13 @@ def test_real_race_and_worker_then_an_upgrade_and_a_crash(rig: RealRig, tmp_path
     assert rig.live(lambda: rig.install(2).deaths == 1)
     assert rig.live(_state(rig, 2)), rig.install(2)
     assert rig.status_of("/v2/health/ready") == 200
+
+    hung = rig.worker_pid()
+    os.kill(hung, signal.SIGSTOP)
+    rig.clock.pass_by(70.0)  # three windows and a minute: for so long a worker may be silent
+    assert rig.live(lambda: _state(rig, 2)() and rig.worker_pid() != hung), rig.install(2)
+    assert rig.status_of("/v2/health/ready") == 200
+    assert any("event=worker_died" in line and "silent for" in line for line in caplog.messages)
     report = json.loads((rig.config.state_dir / "races" / f"{MODEL}-2.json").read_text())
     assert report["placement"]
 
