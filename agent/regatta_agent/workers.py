@@ -47,6 +47,7 @@ class WorkerDeath(NamedTuple):
     candidate: str
     why: str
     lived_s: float
+    starved: bool = False  # it could not be started for want of the board's resources: no fault of the version
 
 
 class WorkerNews(NamedTuple):
