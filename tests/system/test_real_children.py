@@ -24,7 +24,7 @@ pytestmark = pytest.mark.system
 
 @pytest.fixture
 def rig(tmp_path: Path) -> Iterator[RealRig]:
-    made = RealRig(tmp_path, race_budget_s=4.0, race_threads=[1], telemetry_period_s=1.0)
+    made = RealRig(tmp_path, race_budget_s=2.0, race_threads=[1], telemetry_period_s=1.0)
     made.start()
     yield made
     made.loop.stopping = "the test is over"
@@ -61,6 +61,7 @@ def test_real_race_and_worker_then_an_upgrade_and_a_crash(rig: RealRig, tmp_path
     assert report["placement"]
 
 
+@pytest.mark.alone
 def test_a_killed_worker_costs_clients_a_moment_and_no_request(rig: RealRig, tmp_path: Path) -> None:
     """SIGKILL under load: the agent starts it again at once, and clients ask again by themselves."""
     push(rig, tmp_path, 1)
