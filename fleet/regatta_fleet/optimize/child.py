@@ -6,11 +6,8 @@ its parent, and by the kernel's hand when it takes more address space than MEMOR
 
 from __future__ import annotations
 
-import ctypes
 import importlib.util
-import os
 import resource
-import signal
 import sys
 from collections import Counter
 from pathlib import Path
@@ -40,10 +37,10 @@ from regatta_fleet.optimize.steps import (
 from regatta_protocol.codec import MAX_INFLATED_BYTES, decode, encode
 from regatta_protocol.durable import read_bounded, write_durably
 from regatta_protocol.errors import Misuse, Rejected, Retryable
+from regatta_protocol.parent import die_with_parent
 
 __all__ = ["main"]
 
-_PR_SET_PDEATHSIG = 1  # prctl(2)
 _MAX_NAME = 128
 _MAX_TUNING_SAMPLES = 512  # bounds the time; ranges and refits settle long before
 
@@ -51,7 +48,7 @@ _MAX_TUNING_SAMPLES = 512  # bounds the time; ranges and refits settle long befo
 def main(arguments: list[str]) -> int:
     """Run the step; 0 when an answer was written."""
     spec, answer, parent, memory_bytes = Path(arguments[0]), Path(arguments[1]), int(arguments[2]), int(arguments[3])
-    _tie_to(parent)
+    die_with_parent(parent)
     resource.setrlimit(resource.RLIMIT_AS, (memory_bytes, memory_bytes))
     step = decode(Spec, read_bounded(spec, MAX_INFLATED_BYTES), MAX_INFLATED_BYTES).step
     try:
@@ -187,13 +184,6 @@ def _answers(step: Answers) -> StepResult:
 
 def _cost(model: ModelTree) -> ModelCost:
     return ModelCost(macs=count_macs(model), weights=count_weights(model))
-
-
-def _tie_to(parent: int) -> None:
-    """Have the kernel end this process when its parent ends."""
-    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent:  # it ended before the call
-        sys.exit(1)
 
 
 if __name__ == "__main__":
