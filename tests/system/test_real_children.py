@@ -30,7 +30,7 @@ def rig(tmp_path: Path) -> Iterator[RealRig]:
     with socket.create_server(("127.0.0.1", 0)) as probe:
         address = "{}:{}".format(*probe.getsockname())
     made = RealRig(
-        tmp_path, race_budget_s=4.0, race_threads=[1], telemetry_period_s=1.0, serving={"tcp": {MODEL: address}}
+        tmp_path, race_budget_s=2.0, race_threads=[1], telemetry_period_s=1.0, serving={"tcp": {MODEL: address}}
     )
     made.start()
     yield made
@@ -89,6 +89,7 @@ def test_real_race_and_worker_then_an_upgrade_a_crash_and_a_hang(
     assert report["placement"]
 
 
+@pytest.mark.alone
 def test_a_killed_worker_costs_clients_a_moment_and_no_request(rig: RealRig, tmp_path: Path) -> None:
     """SIGKILL under load: the agent starts it again at once, and clients ask again by themselves."""
     push(rig, tmp_path, 1)
