@@ -56,7 +56,7 @@ def _status_over_tcp(rig: RealRig) -> int:
 def test_real_race_and_worker_then_an_upgrade_a_crash_and_a_hang(
     rig: RealRig, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Raced, served over its socket and TCP, upgraded without a gap; started again after a SIGKILL, and when it hangs."""
+    """Raced, served over socket and TCP, upgraded without a gap; started again after a SIGKILL, and when it hangs."""
     push(rig, tmp_path, 1)
     push(rig, tmp_path, 2)
     rig.fleet.assign(1, trial_s=0.5)
