@@ -14,6 +14,7 @@ kernel may drop and read again.
 from __future__ import annotations
 
 import argparse
+import ast
 import json
 import os
 import platform
@@ -42,6 +43,14 @@ _PEERS = {
         "import ssl, sys, paho.mqtt.client as m; c = m.Client(m.CallbackAPIVersion.VERSION2); "
         "c.tls_set_context(ssl.create_default_context()); print(flush=True); sys.stdin.read()"
     ),
+}
+_STEPS = {
+    "its standard library": ("logging", "json", "pathlib", "subprocess", "sqlite3", "queue", "signal", "uuid"),
+    "TLS": ("ssl",),
+    "paho-mqtt": ("paho.mqtt.client",),
+    "pydantic": ("pydantic", "pydantic.main", "pydantic.root_model"),
+    "messages and settings": ("regatta_protocol.messages", "regatta_protocol.manifest", "regatta_agent.config"),
+    "the agent": ("regatta_agent.bootstrap", "regatta_protocol.mqtt"),
 }
 _GOALS = {"regatta-agent": "at most 25 MB, 0.3 %"}
 _PUBLISHED = "published: Greengrass nucleus 96 MB, nucleus lite 12-16 MB (AWS's own figures)"
@@ -112,6 +121,29 @@ def sample(processes: dict[str, psutil.Process], window_s: float) -> dict[str, t
     }
 
 
+def composition() -> list[tuple[str, float]]:
+    """Return what a fresh process has in anonymous memory, in MB, as it imports what the agent needs, step by step."""
+    code = f"""
+import importlib
+def anonymous():
+    lines = open('/proc/self/smaps_rollup').read().splitlines()[1:]
+    return next(int(line.split()[1]) for line in lines if line.startswith('Pss_Anon')) / 1024
+found = [('Python', anonymous())]
+from regatta_agent.daemon import LEFT_OUT
+from regatta_agent.unloaded import leave_out
+leave_out(LEFT_OUT)
+for what, names in {_STEPS!r}.items():
+    for name in names:
+        importlib.import_module(name)
+    found.append((what, anonymous()))
+print(found)
+"""
+    environment = {**os.environ, **unit_environment(), "PYDANTIC_DISABLE_PLUGINS": "__all__"}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    found: list[tuple[str, float]] = ast.literal_eval(done.stdout)
+    return found
+
+
 def serve_digits(programs: Programs, folder: Path, home: Path) -> None:
     """Quantize the shipped model to int8, push that alone, and roll it out to the device."""
     bundle, model = folder / "bundle", folder / "digits_int8.tflite"
@@ -177,9 +209,7 @@ def main() -> None:
         peer.kill()
         peer.wait()
     print(f"{platform.machine()}, Python {platform.python_version()}, {time.strftime('%Y-%m-%d')}")
-    print(
-        f"start to ready: {ready_s:.2f} s (goal 1.0), with {ready_cpu_s:.2f} s of processor; to online: {online_s:.2f} s"
-    )
+    print(f"start to ready: {ready_s:.2f} s (goal 1.0), {ready_cpu_s:.2f} s of processor; to online: {online_s:.2f} s")
     print(f"{'PROCESS':20} {'PSS MB':>8} {'anonymous':>10} {'alone':>8} {'CPU %':>8}  GOAL")
     for name, (memory, share) in rows.items():
         goal = _GOALS.get(name, "")
@@ -188,6 +218,14 @@ def main() -> None:
         ours = [memory.pss for name, (memory, _) in rows.items() if name not in _PEERS]
         print(f"{'agent and worker':20} {sum(ours):8.1f} {'':28}  at most 60 MB")
     print(_PUBLISHED)
+    parts = composition()
+    print(
+        "\nanonymous memory of a fresh process as it imports, MB: "
+        + ", ".join(
+            f"{what} {mb - before:+.1f}" for (what, mb), (_, before) in zip(parts, [("", 0.0), *parts], strict=False)
+        )
+        + f"; in all {parts[-1][1]:.1f}, the rest is the agent's work"
+    )
 
 
 if __name__ == "__main__":
