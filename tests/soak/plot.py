@@ -11,7 +11,7 @@ from soak.sampling import ALLOWED, Samples
 
 __all__ = ["draw"]
 
-_TITLES = {"pss_mb": "PSS, MB", "descriptors": "descriptors", "threads": "threads", "disk_mb": "disk, MB"}
+_TITLES = {"pss_mb": "PSS, MB", "anonymous_mb": "anonymous, MB", "disk_mb": "disk, MB"}
 _INK, _MUTED, _DRIFT = "#1f4e79", "#8a8f98", "#b3261e"
 
 
@@ -20,7 +20,7 @@ def draw(samples: Samples, faults: Sequence[tuple[float, str]], path: Path) -> N
     trends = samples.trends()
     programs = list(dict.fromkeys(program for program, _ in samples.values))
     begin_s = min(times[0] for times in samples.times_s.values())
-    figure = Figure(figsize=(4 * len(ALLOWED), 2.4 * len(programs)), layout="constrained")
+    figure = Figure(figsize=(3.4 * len(ALLOWED), 2.4 * len(programs)), layout="constrained")
     axes = figure.subplots(len(programs), len(ALLOWED), squeeze=False, sharex=True)
     for row, program in enumerate(programs):
         for column, name in enumerate(ALLOWED):
@@ -39,7 +39,7 @@ def draw(samples: Samples, faults: Sequence[tuple[float, str]], path: Path) -> N
                 ends = [minutes[-1] * 0.25, minutes[-1]]
                 line = [trend.median + trend.slope_per_h * (end - middle) / 60 for end in ends]
                 place.plot(ends, line, color=_MUTED, linestyle="--", linewidth=1)
-            place.set_title(f"{program}: {_TITLES[name]}", fontsize=9, loc="left")
+            place.set_title(f"{program}: {_TITLES.get(name, name)}", fontsize=9, loc="left")
             place.set_ylim(bottom=0, top=max(values) * 1.15 or 1)
             place.spines[["top", "right"]].set_visible(False)
             if row == len(programs) - 1:
