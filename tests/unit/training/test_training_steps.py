@@ -1,0 +1,89 @@
+"""Training runs in a child, writes its file or nothing, and says clearly why not."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+pytest.importorskip("torch", reason="training needs PyTorch: pip install 'regatta-edge[train]'")
+
+from regatta_fleet.optimize.pipeline import optimize
+from regatta_fleet.optimize.train.steps import Distill, Sparsify, TrainQuantized, run_training
+from regatta_protocol.errors import Rejected
+from tiny_models import plain_chain, write_samples_file, write_tree
+
+
+def _distill(folder: Path, **changes: object) -> Distill:
+    given = {
+        "model": str(write_tree(folder / "m.tflite", plain_chain())),
+        "samples": str(write_samples_file(folder / "s.npz", 40, 8, 8, 1)),
+        "held_back": str(write_samples_file(folder / "h.npz", 20, 8, 8, 1, seed=10)),
+        "output": str(folder / "out.tflite"),
+        "shares": (0.9, 0.25),
+        "max_drop": 0.02,
+    }
+    return Distill.model_validate({**given, **changes})
+
+
+def test_a_trained_bundle_tells_how_each_variant_was_made(tmp_path: Path) -> None:
+    """Every trained variant is made or refused with a reason; the distilled one says how it does without a teacher."""
+    model = write_tree(tmp_path / "m.tflite", plain_chain())
+    data = write_samples_file(tmp_path / "s.npz", 60, 8, 8, 1)
+
+    report = optimize(
+        model, data, tmp_path / "bundle", variants=("int8-distilled", "int8-trained", "int4-trained", "sparse")
+    )
+
+    made = {variant.name: variant for variant in report.variants if variant.accepted}
+    assert {"float32", "int8-distilled", "int8-trained"} <= set(made)
+    assert any("with the teacher" in step and "without" in step for step in made["int8-distilled"].steps)
+    assert made["int8-distilled"].macs is not None and made["float32"].macs is not None
+    assert made["int8-distilled"].macs < made["float32"].macs
+    assert all(variant.accepted or variant.reason for variant in report.variants)
+    assert {variant.name for variant in report.variants} >= {"int4-trained", "sparse"}
+
+
+def test_memory_without_end_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(Rejected, match=r"step distill of .*m\.tflite"):
+        run_training(_distill(tmp_path), memory_bytes=1 << 28)
+
+    assert not (tmp_path / "out.tflite").exists()
+
+
+def test_an_operator_that_cannot_be_trained_is_named(tmp_path: Path) -> None:
+    from regatta_fleet.optimize.model_builder import ModelBuilder
+    from tiny_models import normal
+
+    builder = ModelBuilder("floor")
+    place = builder.input("x", (1, 4))
+    place = builder.operator("FLOOR", [builder.dense("d", place, normal(3, 4), normal(3), (1, 3))], "y", (1, 3), None)
+    step = TrainQuantized(
+        model=str(write_tree(tmp_path / "m.tflite", builder.finish([place]))),
+        samples=str(write_samples_file(tmp_path / "s.npz", 40, 4)),
+        output=str(tmp_path / "out.tflite"),
+        precision="int8",
+    )
+
+    with pytest.raises(Rejected, match="operator FLOOR, which makes 'y'"):
+        run_training(step)
+
+    assert not (tmp_path / "out.tflite").exists()
+
+
+def test_labels_that_the_model_has_no_class_for_are_refused(tmp_path: Path) -> None:
+    samples = tmp_path / "l.npz"
+    np.savez(samples, x=np.zeros((20, 8, 8, 1), np.float32), y=np.full(20, 7))
+
+    with pytest.raises(Rejected, match="labels are 7 to 7"):
+        run_training(_distill(tmp_path, samples=str(samples)))
+
+
+def test_zeros_that_save_too_little_are_refused(tmp_path: Path) -> None:
+    given = _distill(tmp_path).model_dump(exclude={"kind"})
+
+    attempts = run_training(Sparsify.model_validate({**given, "shares": (0.02,), "max_drop": 1.0})).attempts
+
+    assert attempts[0].reason is not None and "bytes compressed" in attempts[0].reason
+    assert not (tmp_path / "out.tflite").exists()
