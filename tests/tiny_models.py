@@ -24,6 +24,7 @@ __all__ = [
     "plain_chain",
     "residual",
     "unary_model",
+    "write_abs_golden",
     "write_samples_file",
     "write_tiny_model",
     "write_tree",
@@ -54,6 +55,13 @@ def unary_model(builtin: int = 101, custom: str | None = None, width: int = 4) -
     code.deprecatedBuiltinCode = min(code.builtinCode, _PLACEHOLDER)
     code.customCode = None if custom is None else custom.encode()
     return _bare_bytes(model)
+
+
+def write_abs_golden(path: Path, *variants: str) -> Path:
+    """Write the golden samples of ABS for these variants, which need no runtime to be known, and return the path."""
+    x = normal(8, 4, scale=1.0)
+    np.savez(path, **{"in.0": x, **{f"out.{name}.0": np.abs(x) for name in variants}})
+    return path
 
 
 def dense_model(weights: npt.NDArray[Any], bias: npt.NDArray[Any], *, any_batch: bool = False) -> bytes:

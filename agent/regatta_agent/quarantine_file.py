@@ -9,7 +9,7 @@ import logging
 from pathlib import Path
 
 from regatta_protocol.codec import decode, encode
-from regatta_protocol.durable import read_bounded, remove_durably, write_durably
+from regatta_protocol.durable import put_aside, read_bounded, remove_durably, write_durably
 from regatta_protocol.errors import RegattaError
 from regatta_protocol.measurement import RaceReport
 from regatta_runtimes.quarantine import Quarantine
@@ -33,8 +33,12 @@ class QuarantineFile:
             return decode(Quarantine, read_bounded(self._path, _MAX_BYTES), _MAX_BYTES)
         except FileNotFoundError:
             return Quarantine()
-        except (RegattaError, OSError) as err:
-            logger.error("event=quarantine_unreadable path=%s error=%s", self._path, err)
+        except OSError as err:
+            logger.error("event=quarantine_unreadable path=%s error=%s action=none", self._path, err)
+            return Quarantine()
+        except RegattaError as err:
+            aside = put_aside(self._path)
+            logger.error("event=quarantine_damaged path=%s error=%s action=put_aside_as %s", self._path, err, aside)
             return Quarantine()
 
     def save(self, quarantine: Quarantine) -> None:
