@@ -8,7 +8,7 @@ import pytest
 
 from regatta_fleet.optimize.recipe.hooks import Hooks
 from regatta_protocol.errors import Rejected
-from small_models import write_samples_file
+from tiny_models import write_samples_file
 
 
 def _hooks(folder: Path, text: str, time_s: float = 30.0, memory_bytes: int = 1 << 31) -> Hooks:

@@ -29,7 +29,7 @@ from pathlib import Path
 sys.path.insert(0, {str(REPOSITORY / "tests")!r})
 import numpy as np
 from regatta_fleet.optimize.model_file import model_bytes
-from small_models import plain_chain
+from tiny_models import plain_chain
 
 def make_model(seed):
     return 8

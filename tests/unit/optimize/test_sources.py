@@ -11,7 +11,7 @@ from regatta_fleet.cli import main
 from regatta_fleet.optimize.sources.kinds import name_source
 from regatta_fleet.optimize.sources.resolve import resolve_source
 from regatta_protocol.errors import Misuse, Rejected
-from small_models import plain_chain, write_samples_file, write_tree
+from tiny_models import plain_chain, write_samples_file, write_tree
 
 
 def test_sources_are_known_by_what_they_are(tmp_path: Path) -> None:
