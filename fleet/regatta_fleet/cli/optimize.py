@@ -169,7 +169,8 @@ def _by_names(
 @click.option("--schema", "what", flag_value="schema", help="Print the JSON schema of recipes.")
 @click.option("--example", "what", flag_value="example", help="Print a recipe that can be run.")
 @click.option("--check", "file", type=_FILE, metavar="RECIPE", help="Check a recipe, with its hooks.")
-def recipe(what: str | None, file: Path | None) -> None:
+@json_option
+def recipe(what: str | None, file: Path | None, as_json: bool) -> None:
     """Show what recipes look like, or check one."""
     if (what is None) == (file is None):
         raise click.UsageError("give one of --schema, --example and --check RECIPE")
@@ -190,5 +191,8 @@ def recipe(what: str | None, file: Path | None) -> None:
         if found.hooks is not None:
             limits = found.recipe.limits
             hooks = Hooks(found.hooks, limits.time, limits.memory).defined()
+        if as_json:
+            output.print_json({"recipe": output.plain(found.recipe), "hooks": list(hooks)})
+            return
         output.line(f"{file.name} is right: {' → '.join(step.step for step in found.recipe.steps)}", "good")
         output.line(f"  hooks: {', '.join(hooks) or 'none'}")
