@@ -17,7 +17,7 @@ from pathlib import Path
 
 from regatta_agent.core.facts import StoredVersion
 from regatta_protocol.codec import decode, encode
-from regatta_protocol.durable import read_bounded, remove_durably, write_durably
+from regatta_protocol.durable import make_folder_durably, read_bounded, remove_durably, write_durably
 from regatta_protocol.errors import BadDigest, RegattaError, Rejected
 from regatta_protocol.ids import Digest, ModelRef, digest_of_bytes, parse_model_ref
 from regatta_protocol.manifest import MAX_MANIFEST_BYTES, FileRef, Manifest
@@ -43,14 +43,16 @@ class Store:
     def prepare(self) -> None:
         """Make the folders and clear what a cut left half-written."""
         for folder in (self.blobs, self.partial, self._models, self._races):
-            folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+            make_folder_durably(folder, mode=0o700)
             for leftover in folder.rglob(".*.tmp"):
                 leftover.unlink(missing_ok=True)
         for leftover in self._state_dir.glob(".*.tmp"):  # of the record; each bears the id of the process that wrote it
             leftover.unlink(missing_ok=True)
-        for bits in self.partial.glob("*.bits"):
-            if not bits.with_suffix("").exists():  # cut after the file moved to its place
-                bits.unlink(missing_ok=True)
+        for path in list(self.partial.iterdir()):
+            digest = path.name.removesuffix(".bits")
+            # Cut after the file had moved to its place; its old name may come back with a power cut.
+            if self.blob_path(Digest(digest)).exists() or not (self.partial / digest).exists():
+                path.unlink(missing_ok=True)
 
     def blob_path(self, digest: Digest) -> Path:
         return self.blobs / digest
@@ -82,7 +84,7 @@ class Store:
         if manifest.ref != ref:
             raise Rejected(f"the manifest signed for {ref} is of {manifest.ref}: push the version again")
         path = self.manifest_path(ref)
-        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        make_folder_durably(path.parent, mode=0o700)
         write_durably(path, data)
         return manifest
 
