@@ -72,6 +72,7 @@ class Fleet:
     tamper: Callable[[Get, bytes], bytes] = lambda get, data: data
     mute: bool = False
     expired: bool = False
+    clock_s: float | None = None  # what its answers say of the time
     gets: int = 0
     sent_bytes: int = 0
     reports: list[Reported] = field(default_factory=list)
@@ -162,7 +163,7 @@ class Fleet:
                 return
             try:
                 files = self.metadata(str(request.params["target"]), int(request.params["root_version"]))
-                response = Response(id=request.id, files=files)
+                response = Response(id=request.id, files=files, at=self.clock_s)
             except Rejected as err:
                 response = Response(id=request.id, error=str(err))
             self.say(topics.response(self.device), encode_zlib(response))

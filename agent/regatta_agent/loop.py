@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from random import Random
 
 from regatta_agent.actions import Actions
-from regatta_agent.clock import Clock
+from regatta_agent.clock import Clock, FlooredClock
 from regatta_agent.core import outcomes, rerace
 from regatta_agent.core.facts import (
     Advance,
@@ -94,6 +94,7 @@ class Loop:
 
     def __init__(self, parts: Parts) -> None:
         self._parts = parts
+        self._time = FlooredClock(parts.clock)
         self.record = AgentRecord()
         self.online = False
         self._offline: str | None = None  # why, as the bus last said
@@ -162,7 +163,7 @@ class Loop:
 
     def wall(self) -> float:
         """Return seconds since 1970, never below what is known for sure to be past."""
-        return max(self._parts.clock.wall(), self.record.time_floor)
+        return self._time.wall(self.record.time_floor)
 
     def facts(self) -> Facts:
         """Return the world as it is now."""
@@ -174,6 +175,7 @@ class Loop:
         return Facts(
             now_s=self.wall(),
             online=self.online,
+            clock_unset=self._time.is_unset(self.record.time_floor),
             free_bytes=parts.store.free_bytes(),
             stored={ref: stored for ref, stored in self._stored.items() if stored is not None},
             jobs=parts.actions.kinds(),

@@ -21,7 +21,7 @@ from pydantic import RootModel
 from regatta_protocol.codec import MAX_INFLATED_BYTES, encode, encode_zlib
 from regatta_protocol.errors import RegattaError, StorageFull, TooLarge
 from regatta_protocol.ids import DeviceId
-from regatta_protocol.messages import RaceItem, ServingWindow, TelemetryBatch, TelemetryItem
+from regatta_protocol.messages import OtherItem, RaceItem, ServingWindow, TelemetryBatch, TelemetryItem
 
 __all__ = ["MAX_BATCH_ITEMS", "Outbox"]
 
@@ -132,7 +132,7 @@ class Outbox:
     def payload(self, batch: str) -> bytes | None:
         """Return the batch as it travels; None when it is gone, or was split because it was too large to travel."""
         rows = self._open.execute("SELECT id, body FROM items WHERE batch = ? ORDER BY id", (batch,)).fetchall()
-        items: list[RaceItem | ServingWindow] = []
+        items: list[RaceItem | ServingWindow | OtherItem] = []
         for row_id, body in rows:
             try:
                 items.append(_Item.model_validate_json(body).root)

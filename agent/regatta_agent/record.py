@@ -15,14 +15,13 @@ from pathlib import Path
 from regatta_agent.core.installs import AgentRecord
 from regatta_protocol.codec import decode, encode
 from regatta_protocol.durable import read_bounded, write_durably
-from regatta_protocol.errors import Misuse, RegattaError
+from regatta_protocol.errors import Misuse, RegattaError, TooNew
 
-__all__ = ["MAX_RECORD_BYTES", "SCHEMA_VERSION", "RecordFile"]
+__all__ = ["MAX_RECORD_BYTES", "RecordFile"]
 
 logger = logging.getLogger(__name__)
 
 MAX_RECORD_BYTES = 4 * 1024 * 1024  # 64 models of 16 versions at about 2 KB
-SCHEMA_VERSION = 1
 
 
 class RecordFile:
@@ -43,18 +42,15 @@ class RecordFile:
                 record = decode(AgentRecord, read_bounded(path, MAX_RECORD_BYTES), MAX_RECORD_BYTES)
             except FileNotFoundError:
                 continue
+            except TooNew as err:
+                raise Misuse(f"{path} was written by a newer agent ({err}): install that agent again") from err
             except (RegattaError, OSError) as err:
                 logger.error("event=record_unreadable path=%s error=%s action=try_the_copy_before", path, err)
                 continue
-            if record.schema_version > SCHEMA_VERSION:
-                raise Misuse(
-                    f"{path} was written by a newer agent (record version {record.schema_version}; this one knows "
-                    f"{SCHEMA_VERSION}): install that agent again"
-                )
             return record
         if self._path.exists():
             logger.error("event=record_rebuilt path=%s action=waiting_for_the_assignment", self._path)
-        return AgentRecord(schema_version=SCHEMA_VERSION)
+        return AgentRecord()
 
     def save(self, record: AgentRecord) -> None:
         """Persist the record; the one before stays beside it.

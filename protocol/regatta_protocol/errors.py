@@ -4,9 +4,11 @@
     ├── Retryable     the same call may work later: network, busy, disk full. Back off and try again.
     │   └── StorageFull
     ├── Rejected      this input will never work: bad signature, wrong shape, unknown key. Never retry it.
-    │   ├── Untrusted     not signed by the fleet's keys, expired, rolled back, or of another fleet
+    │   ├── Untrusted     not signed by the fleet's keys, rolled back, or of another fleet
+    │   │   └── Expired       was signed by them, and is not valid any more
     │   ├── BadDigest     the bytes are not the ones that were promised
-    │   └── TooLarge      over a stated limit
+    │   ├── TooLarge      over a stated limit
+    │   └── TooNew        of a schema that only a newer Regatta can read
     └── Misuse        our own bug or a wrong set-up: stop, and let the operator or systemd act
 
 Every message says what happened, with which values, and what to do. Command-line programs end with
@@ -15,7 +17,18 @@ Every message says what happened, with which values, and what to do. Command-lin
 
 from __future__ import annotations
 
-__all__ = ["BadDigest", "Misuse", "RegattaError", "Rejected", "Retryable", "StorageFull", "TooLarge", "Untrusted"]
+__all__ = [
+    "BadDigest",
+    "Expired",
+    "Misuse",
+    "RegattaError",
+    "Rejected",
+    "Retryable",
+    "StorageFull",
+    "TooLarge",
+    "TooNew",
+    "Untrusted",
+]
 
 
 class RegattaError(Exception):
@@ -48,12 +61,20 @@ class Untrusted(Rejected):
     exit_code = 77  # EX_NOPERM
 
 
+class Expired(Untrusted):
+    """The fleet's keys signed it, and by this clock it is not valid any more."""
+
+
 class BadDigest(Rejected):
     """The bytes do not have the digest or length that was promised."""
 
 
 class TooLarge(Rejected):
     """The input is over a stated limit."""
+
+
+class TooNew(Rejected):
+    """The input says that a newer schema is needed to read it: this program must be updated first."""
 
 
 class Misuse(RegattaError):

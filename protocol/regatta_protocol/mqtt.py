@@ -19,6 +19,7 @@ Not here: what is said, and when. MQTT 3.1.1 and QoS 0 and 1 only, so that every
 
 from __future__ import annotations
 
+import datetime
 import logging
 import queue
 import random
@@ -51,6 +52,7 @@ _MAX_HELD = 1000  # messages between CONNACK and SUBACK; the same length as the 
 _READ_BURST = 64  # packets read before writing gets its turn
 _INBOX_POLL_S = 0.2  # how soon stop() ends a wait for room in the inbox
 _MAX_REASONS = 5  # told in one outage: its log must not grow with its length
+_NOT_VALID_NOW = (9, 10)  # OpenSSL's X509_V_ERR_CERT_NOT_YET_VALID and X509_V_ERR_CERT_HAS_EXPIRED
 _STABLE_S = 30.0  # a connection that held this long forgets earlier failures
 
 
@@ -295,7 +297,7 @@ class _Connection:
                 self._client.tls_set_context(context)
             self._client.connect(config.host, config.port, config.keepalive_s)
         except (OSError, ValueError) as err:
-            return f"cannot connect to {config.host}:{config.port}: {err}"
+            return f"cannot connect to {config.host}:{config.port}: {err}{_clock_hint(err)}"
         try:
             return self._serve()
         except Exception as err:  # paho parses what strangers send, and raises anything
@@ -498,6 +500,14 @@ class _Connection:
     def _on_log(self, client: paho.Client, userdata: object, level: int, text: str) -> None:
         if level == LogLevel.MQTT_LOG_ERR:
             self._paho_error = text[:500]
+
+
+def _clock_hint(err: Exception) -> str:
+    """Return what the clock says when a certificate is not valid at this time, for that is the likelier fault."""
+    if not isinstance(err, ssl.SSLCertVerificationError) or err.verify_code not in _NOT_VALID_NOW:
+        return ""
+    now = datetime.datetime.now(datetime.timezone.utc)
+    return f"; this machine's clock says {now:%Y-%m-%d %H:%M} UTC: set it if that is wrong"
 
 
 def _pending(connection: socket.socket | ssl.SSLSocket) -> int:

@@ -29,7 +29,7 @@ from tuf.ngclient import Updater
 from tuf.ngclient.fetcher import FetcherInterface
 
 from regatta_protocol.durable import read_bounded, write_durably
-from regatta_protocol.errors import Misuse, RegattaError, Retryable, Untrusted
+from regatta_protocol.errors import Expired, Misuse, RegattaError, Retryable, Untrusted
 from regatta_provisioning.keys import make_private_folder
 from regatta_provisioning.verifying import MetadataJob, VerifiedTarget, VerifyResult, refusal
 
@@ -99,7 +99,7 @@ def _refresh(updater: _DurableUpdater, job: MetadataJob) -> dict[str, VerifiedTa
         if updater.root_version < job.floor.get(Root.type, 0):
             raise _lost_roots(updater.root_version, job.floor[Root.type]) from err
         if isinstance(err, ExpiredMetadataError):
-            raise Untrusted(
+            raise Expired(
                 f"the signed metadata are not valid any more ({err}) at {_moment(job.now):%Y-%m-%d %H:%M} UTC: "
                 "the fleet has stopped signing, someone holds back what it signs, or this clock is wrong"
             ) from err

@@ -13,7 +13,7 @@ from regatta_protocol.policy import Objective, Policy
 from regatta_runtimes.judge import TIE, tied
 from regatta_runtimes.limits import broken_constraint, limits_in_words, unchecked_limits
 from regatta_runtimes.objective import FALLBACK, OBJECTIVES, better, cost, figure
-from regatta_runtimes.report import OUTCOME_WORDS, ranked
+from regatta_runtimes.report import ranked, words_of
 from regatta_runtimes.simplicity import simpler_because
 
 __all__ = ["explain", "naive_default"]
@@ -159,7 +159,7 @@ def _excluded(report: RaceReport) -> Iterable[str]:
         if result.id == report.placement:
             continue
         if result.outcome != Outcome.MEASURED:
-            groups.setdefault(OUTCOME_WORDS[result.outcome], []).append(result)
+            groups.setdefault(words_of(result.outcome), []).append(result)
         elif broken_constraint(result, policy) is not None:
             groups.setdefault("over a limit of the policy", []).append(result)
         elif report.placement is not None:

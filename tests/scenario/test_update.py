@@ -17,7 +17,7 @@ from regatta_protocol import topics
 from regatta_protocol.codec import encode, encode_zlib
 from regatta_protocol.errors import StorageFull
 from regatta_protocol.ids import ModelName
-from regatta_protocol.messages import RaceItem, Response, SignedAssignment
+from regatta_protocol.messages import RaceItem, Response, ServingWindow, SignedAssignment
 from regatta_protocol.testing import Faults
 
 
@@ -484,7 +484,7 @@ def test_telemetry_survives_a_restart_and_is_told_once(tmp_path: Path) -> None:
     rig.broker.start()
     rig.run(15)
 
-    windows = [item for batch in rig.fleet.batches[before:] for item in batch.items if item.kind == "serving"]
+    windows = [item for batch in rig.fleet.batches[before:] for item in batch.items if isinstance(item, ServingWindow)]
     assert [window.requests for window in windows] == [5]
     assert rig.outbox.waiting() == 0
 

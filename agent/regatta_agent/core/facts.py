@@ -87,6 +87,7 @@ class Facts:
     now_s: float  # seconds since 1970, never below the record's floor
     online: bool
     free_bytes: int
+    clock_unset: bool = False  # the board's own clock says a time that is past for sure
     stored: Mapping[ModelRef, StoredVersion] = field(default_factory=lambda: MappingProxyType({}))
     jobs: Mapping[ModelRef, JobKind] = field(default_factory=lambda: MappingProxyType({}))
     workers: Mapping[ModelRef, WorkerFacts] = field(default_factory=lambda: MappingProxyType({}))

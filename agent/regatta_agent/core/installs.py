@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from regatta_agent.core.states import Event, next_state
 from regatta_protocol.ids import DigestField, ModelName, ModelNameField, ModelRef
@@ -75,6 +75,13 @@ class Install(Wire):
     retried: tuple[float, ...] = ()  # when the winner was retried within the last day, in seconds since 1970
     committed_at: float | None = None  # when it passed its trial, first or last
 
+    @field_validator("state")
+    @classmethod
+    def _known(cls, state: InstallState) -> InstallState:
+        if not state.known:  # there would be no way out of it: it is better to begin anew
+            raise ValueError(f"the state {state} is one of a newer agent")
+        return state
+
     @property
     def ref(self) -> ModelRef:
         return ModelRef(self.name, self.version)
@@ -107,7 +114,7 @@ class AgentRecord(Wire):
     installs: dict[ModelNameField, tuple[Install, ...]] = Field(default_factory=dict)
     role_versions: dict[str, int] = Field(default_factory=dict)  # high-water mark of the signed metadata's roles
     root_version: int = Field(default=1, ge=1)  # of the metadata's root: what to ask the fleet for next
-    time_floor: float = 0.0  # the latest time ever known for sure; boards have no clock battery
+    time_floor: float = 0.0  # when the newest assignment was signed, so past for sure; boards have no clock battery
     report_sequence: int = Field(default=0, ge=0)
     bytes_received: int = Field(default=0, ge=0)
 

@@ -13,7 +13,7 @@ from regatta_agent.core.facts import Limits
 from regatta_agent.core.installs import AgentRecord, Degradation, Install, RaceSummary
 from regatta_agent.core.standbys import next_candidate
 from regatta_agent.core.states import Event
-from regatta_agent.errors import Unanswered, WrongBlob
+from regatta_agent.errors import Unanswered, WrongBlob, WrongClock
 from regatta_protocol.errors import RegattaError, Rejected, StorageFull, Untrusted
 from regatta_protocol.ids import Digest, ModelRef
 from regatta_protocol.manifest import Policy
@@ -39,7 +39,11 @@ _LONG_LIFE_S = 300.0  # a worker that lived that long died for the first time
 
 
 def take_up(record: AgentRecord, signed: SignedAssignment, assignment: Assignment) -> AgentRecord:
-    """Return the record with a newer assignment; an older or equal generation changes nothing."""
+    """Return the record with a newer assignment; an older or equal generation changes nothing.
+
+    The floor of time is the newest word of the fleet's key, and not the highest: a server whose clock was years ahead
+    for an hour must not let all metadata be expired here for years.
+    """
     if record.assignment is not None and assignment.generation <= record.generation:
         return record
     return record.model_copy(
@@ -47,7 +51,7 @@ def take_up(record: AgentRecord, signed: SignedAssignment, assignment: Assignmen
             "generation": assignment.generation,
             "signed": signed,
             "assignment": assignment,
-            "time_floor": max(record.time_floor, assignment.issued_at),
+            "time_floor": assignment.issued_at,
         }
     )
 
@@ -125,7 +129,8 @@ def failed(
 ) -> AgentRecord:
     """Return the record after the job of `ref` failed: a later try, or the end.
 
-    - StorageFull waits for space and Unanswered for the fleet: no fault of the version, so it costs no attempt.
+    - StorageFull waits for space, Unanswered for the fleet and WrongClock for the right time: no fault of the version,
+      so it costs no attempt.
     - A file with a wrong digest is fetched once more, then the version fails.
     - Untrusted metadata may be stale, so it is asked for again, within the attempts.
     - Anything else that is Rejected fails the version at once.
@@ -134,7 +139,7 @@ def failed(
     if install is None:
         return record
     again = Event.INTERRUPTED if install.state is _S.RACING else None
-    if isinstance(error, StorageFull | Unanswered):
+    if isinstance(error, StorageFull | Unanswered | WrongClock):
         cap_s = limits.space_backoff_cap_s if isinstance(error, StorageFull) else limits.backoff_cap_s
         wait_s = _jittered(rng, limits.backoff_base_s, cap_s, install.waits)
         return _later(record, install, again, str(error), now_s + wait_s, waits=install.waits + 1)

@@ -158,6 +158,10 @@ def _obstacle(facts: Facts, limits: Limits, install: Install, kind: JobKind) -> 
         return f"waiting: {running} is first ({kind})"
     if kind is JobKind.RACE:
         return None
+    if not facts.online and facts.clock_unset:
+        return (
+            "offline: this board's clock is not set, so no certificate is valid yet: it goes on when the clock is set"
+        )
     if not facts.online:
         return "offline: it goes on when the broker can be reached"
     stored = facts.stored.get(install.ref)
