@@ -285,6 +285,7 @@ class Rig:
                 id=f"litert/int8/{delegate}/t1", runtime="litert", variant="int8", delegate=delegate, threads=1,
                 outcome=Outcome.MEASURED, latency=Latency(samples=9, p50_us=p50, p90_us=p50, p99_us=p50),
                 accuracy=Accuracy(correct=round(accuracy * 100), total=100) if accuracy is not None else None,
+                pair=f"the pair of {delegate}",
             )
             for delegate, p50 in (("xnnpack", 50.0), ("none", 80.0))
         )  # fmt: skip

@@ -27,6 +27,7 @@ from regatta_agent.priors import Priors
 from regatta_agent.quarantine_file import QuarantineFile
 from regatta_agent.racing import RaceSettings
 from regatta_agent.record import RecordFile
+from regatta_agent.renewing import Renewing
 from regatta_agent.reporter import Reporter, presence_will
 from regatta_agent.status import StateLock, StatusFile
 from regatta_agent.store import Store
@@ -105,7 +106,8 @@ def assemble(
     bus = make_bus(inbox, identity, presence_will(device, boot, __version__))
     store = Store(config.state_dir)
     window_s = min(config.telemetry_period_s, _LONGEST_WINDOW_S)
-    workers = WorkerPool(config.run_dir, store, launcher, window_s, config.power, config.sysroot)
+    quarantine = QuarantineFile(config.state_dir)
+    workers = WorkerPool(config.run_dir, store, launcher, window_s, config.power, config.sysroot, config.serving)
     trust_dir = config.state_dir / "trust"
     trust_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
     actions = Actions(
@@ -118,7 +120,7 @@ def assemble(
             config.sysroot,
             config.race_budget_s,
             config.race_threads,
-            QuarantineFile(config.state_dir),
+            quarantine,
             Priors(config.state_dir),
             config.delegate_files,
             config.power,
@@ -141,6 +143,8 @@ def assemble(
             desired=DesiredState(launcher, identity, rng, boot),
             courier=Courier(outbox, bus, device, config.telemetry_period_s),
             reporter=Reporter(bus, device, board, boot, __version__, config.heartbeat_period_s),
+            quarantine=quarantine,
+            renewing=Renewing(launcher, identity.certificate_path.parent, rng, boot),
             notifier=notifier,
             status=StatusFile(config.run_dir, boot, clock.wall()),
             versions=versions_here(board),

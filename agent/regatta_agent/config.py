@@ -13,6 +13,7 @@ from typing import Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from regatta_agent.serving.settings import ServingSettings
 from regatta_protocol.durable import read_bounded
 from regatta_protocol.errors import Misuse
 from regatta_runtimes.power.settings import PowerSettings
@@ -48,6 +49,7 @@ class AgentConfig(BaseModel):
     disk_reserve_bytes: int = Field(default=16 * 1024 * 1024, ge=0)  # left free when models are downloaded
     outbox_max_bytes: int = Field(default=8 * 1024 * 1024, ge=65_536)  # telemetry kept while offline
     keep_previous: int = Field(default=1, ge=0, le=16)  # versions kept beside the running one
+    serving: ServingSettings = ServingSettings()  # TCP, shared memory, queues and batches (docs/serving.md)
     power: PowerSettings = PowerSettings()  # which sensor, and the user's own (docs/power.md)
 
 

@@ -18,6 +18,7 @@ from regatta_agent.events import ChildEnded, ChildLine, Event
 from regatta_protocol import topics
 from regatta_protocol.bus import Bus, Message
 from regatta_protocol.codec import decode, decode_zlib, encode
+from regatta_protocol.durable import shortage_of
 from regatta_protocol.errors import Expired, RegattaError, Rejected, Retryable
 from regatta_protocol.ids import DeviceId, Digest, ModelRef
 from regatta_protocol.manifest import MAX_MANIFEST_BYTES, target_path
@@ -130,7 +131,7 @@ class Verification:
         try:
             self._child = self._launcher.launch(self._name, verifier_command(), encode(self._job, MAX_JOB_BYTES))
         except OSError as err:
-            raise Retryable(f"the verifier cannot be started: {err}") from err
+            raise shortage_of(err, "the verifier") or Retryable(f"the verifier cannot be started: {err}") from err
 
     def handle(self, event: Event) -> VerifyResult | None:
         """Return the result when it is there.

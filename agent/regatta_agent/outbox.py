@@ -5,7 +5,8 @@ Invariants:
   so the server can count a repeated one once.
 - The file is bounded by bytes: the oldest items that are in no batch go first, and how many went is told to the
   server in the next batch.
-- A damaged file is put aside and begun anew: telemetry never stops the agent.
+- Telemetry never stops the agent. A damaged file is put aside and begun anew; one that cannot be used now (a full disk,
+  a folder that takes nothing, no descriptor left) is opened again at the next use, and what was lost is counted.
 """
 
 from __future__ import annotations
@@ -13,13 +14,14 @@ from __future__ import annotations
 import logging
 import sqlite3
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from pydantic import RootModel
 
 from regatta_protocol.codec import MAX_INFLATED_BYTES, encode, encode_zlib
-from regatta_protocol.errors import RegattaError, StorageFull, TooLarge
+from regatta_protocol.errors import Retryable, StorageFull, TooLarge
 from regatta_protocol.ids import DeviceId
 from regatta_protocol.messages import OtherItem, RaceItem, ServingWindow, TelemetryBatch, TelemetryItem
 
@@ -57,25 +59,16 @@ class Outbox:
         self._new_id = new_id
         self._database: sqlite3.Connection | None = None
         self._size_bytes = 0
+        self._lost = 0  # items since one was stored last
 
     def open(self) -> None:
-        """Open the file, or begin a new one when it is damaged.
-
-        Raises:
-            StorageFull: when there is no space for it.
-        """
+        """Open the file, or begin a new one when it is damaged; where neither can be done, the next use tries again."""
         try:
-            self._connect()
-        except sqlite3.DatabaseError as err:
-            if _is_full(err):
-                raise StorageFull(f"no space left for {self._path}: free some and start again") from err
-            aside = self._path.with_suffix(".damaged")
-            logger.error("event=outbox_damaged path=%s error=%s action=put_aside_as %s", self._path, err, aside.name)
-            self.close()
-            for suffix in ("-wal", "-shm"):
-                self._path.with_name(self._path.name + suffix).unlink(missing_ok=True)
-            self._path.replace(aside)
-            self._connect()
+            with self._using():
+                return
+        except Retryable as err:
+            if self._database is None:
+                logger.error("event=outbox_unusable error=%s action=telemetry_is_lost_and_counted", err)
 
     def close(self) -> None:
         """Close the file. May be called twice."""
@@ -87,58 +80,62 @@ class Outbox:
         """Store one item; when it does not fit, the oldest go.
 
         Raises:
-            StorageFull: when the disk is full; the item is lost and counted as dropped with the next one stored.
+            StorageFull, Retryable: when the disk is full or the file cannot be used; the item is lost, and counted as
+                dropped with the next one stored.
         """
         body = encode(_Item(item), MAX_INFLATED_BYTES)
         if len(body) > _MAX_BATCH_RAW_BYTES:
             raise TooLarge(f"a telemetry item of {len(body)} bytes is over the limit of {_MAX_BATCH_RAW_BYTES}")
         try:
-            with self._open as database:
+            with self._using() as database:
                 self._make_room(database, len(body))
                 database.execute("INSERT INTO items (size_bytes, body) VALUES (?, ?)", (len(body), body))
-        except sqlite3.OperationalError as err:
-            if _is_full(err):
-                raise StorageFull(f"no space left to keep telemetry in {self._path}") from err
+        except Retryable:
+            self._lost += 1
             raise
+        self._lost = 0
         self._size_bytes += len(body)
 
     def waiting(self) -> int:
         """Return how many items are not acknowledged yet."""
-        return int(self._open.execute("SELECT COUNT(*) FROM items").fetchone()[0])
+        with self._using() as database:
+            return int(database.execute("SELECT COUNT(*) FROM items").fetchone()[0])
 
     def unsent(self) -> int:
         """Return how many items are in no batch yet."""
-        return int(self._open.execute("SELECT COUNT(*) FROM items WHERE batch IS NULL").fetchone()[0])
+        with self._using() as database:
+            return int(database.execute("SELECT COUNT(*) FROM items WHERE batch IS NULL").fetchone()[0])
 
     def batches(self) -> list[str]:
         """Return the batches that were made and not acknowledged, oldest first."""
-        rows = self._open.execute("SELECT batch FROM items WHERE batch IS NOT NULL GROUP BY batch ORDER BY MIN(id)")
-        return [str(row[0]) for row in rows]
+        grouped = "SELECT batch FROM items WHERE batch IS NOT NULL GROUP BY batch ORDER BY MIN(id)"
+        with self._using() as database:
+            return [str(row[0]) for row in database.execute(grouped)]
 
     def new_batch(self) -> str | None:
         """Put the oldest free items into a new batch and return its id; None when there are none."""
         chosen: list[int] = []
         size = 0
-        rows = self._open.execute(
-            "SELECT id, size_bytes FROM items WHERE batch IS NULL ORDER BY id LIMIT ?", (MAX_BATCH_ITEMS,)
-        )
-        for row_id, size_bytes in rows:
-            if chosen and size + size_bytes > _MAX_BATCH_RAW_BYTES:
-                break
-            chosen.append(row_id)
-            size += size_bytes
+        free = "SELECT id, size_bytes FROM items WHERE batch IS NULL ORDER BY id LIMIT ?"
+        with self._using() as database:
+            for row_id, size_bytes in database.execute(free, (MAX_BATCH_ITEMS,)).fetchall():
+                if chosen and size + size_bytes > _MAX_BATCH_RAW_BYTES:
+                    break
+                chosen.append(row_id)
+                size += size_bytes
         return self._bind(chosen) if chosen else None
 
     def payload(self, batch: str) -> bytes | None:
         """Return the batch as it travels; None when it is gone, or was split because it was too large to travel."""
-        rows = self._open.execute("SELECT id, body FROM items WHERE batch = ? ORDER BY id", (batch,)).fetchall()
+        with self._using() as database:
+            rows = database.execute("SELECT id, body FROM items WHERE batch = ? ORDER BY id", (batch,)).fetchall()
+            dropped = database.execute("SELECT dropped FROM batches WHERE id = ?", (batch,)).fetchone()
         items: list[RaceItem | ServingWindow | OtherItem] = []
         for row_id, body in rows:
             try:
                 items.append(_Item.model_validate_json(body).root)
             except ValueError as err:  # pydantic's ValidationError: an item of another version of the agent
                 logger.error("event=telemetry_unreadable item=%d error=%s", row_id, err)
-        dropped = self._open.execute("SELECT dropped FROM batches WHERE id = ?", (batch,)).fetchone()
         if not items:
             self.acknowledge(batch)
             return None
@@ -153,29 +150,69 @@ class Outbox:
 
     def acknowledge(self, batch: str) -> None:
         """Forget a batch that the broker has taken over."""
-        with self._open as database:
+        with self._using() as database:
             database.execute("DELETE FROM items WHERE batch = ?", (batch,))
             database.execute("DELETE FROM batches WHERE id = ?", (batch,))
-        self._size_bytes = self._measure()
+            self._size_bytes = _measured(database)
 
-    @property
-    def _open(self) -> sqlite3.Connection:
+    @contextmanager
+    def _using(self) -> Iterator[sqlite3.Connection]:
+        """Give the database for one transaction, opened when it is not.
+
+        Raises:
+            StorageFull: when the disk is full.
+            Retryable: when the file cannot be used now, or was damaged and has been begun anew.
+        """
+        try:
+            database = self._connection()
+            with database:
+                yield database
+        except sqlite3.DatabaseError as err:
+            if _is_full(err):
+                raise StorageFull(f"no space left to keep telemetry in {self._path}: free some and it goes on") from err
+            if isinstance(err, sqlite3.OperationalError):  # locked, not to be written or opened, an error of the disk
+                self.close()
+                raise Retryable(f"{self._path} cannot be used now: {err}") from err
+            self._put_aside(err)
+            raise Retryable(f"{self._path} was damaged ({err}) and is begun anew") from err
+
+    def _connection(self) -> sqlite3.Connection:
+        """Return the database, opened anew where it has to be; a damaged file is put aside for a fresh one."""
         if self._database is None:
-            raise RegattaError(f"the outbox {self._path} is not open")
+            try:
+                self._database = self._connect()
+            except sqlite3.DatabaseError as err:
+                if isinstance(err, sqlite3.OperationalError):
+                    raise
+                self._put_aside(err)
+                self._database = self._connect()
         return self._database
 
-    def _connect(self) -> None:
-        self._database = sqlite3.connect(self._path, timeout=_BUSY_TIMEOUT_S, check_same_thread=True)
-        self._database.execute("PRAGMA journal_mode = WAL")
-        self._database.execute("PRAGMA synchronous = FULL")
-        self._database.executescript(_SCHEMA)
-        self._size_bytes = self._measure()
+    def _connect(self) -> sqlite3.Connection:
+        database = sqlite3.connect(self._path, timeout=_BUSY_TIMEOUT_S, check_same_thread=True)
+        try:
+            database.execute("PRAGMA journal_mode = WAL")
+            database.execute("PRAGMA synchronous = FULL")
+            database.executescript(_SCHEMA)
+            self._size_bytes = _measured(database)
+        except sqlite3.Error:
+            database.close()
+            raise
+        return database
 
-    def _measure(self) -> int:
-        return int(self._open.execute("SELECT COALESCE(SUM(size_bytes), 0) FROM items").fetchone()[0])
+    def _put_aside(self, why: sqlite3.DatabaseError) -> None:
+        self.close()
+        aside = self._path.with_suffix(".damaged")
+        logger.error("event=outbox_damaged path=%s error=%s action=put_aside_as %s", self._path, why, aside.name)
+        try:
+            for suffix in ("-wal", "-shm"):
+                self._path.with_name(self._path.name + suffix).unlink(missing_ok=True)
+            self._path.replace(aside)
+        except OSError as err:
+            raise Retryable(f"{self._path} is damaged ({why}) and cannot be put aside: {err}") from err
 
     def _make_room(self, database: sqlite3.Connection, size_bytes: int) -> None:
-        dropped = 0
+        dropped = self._lost
         while self._size_bytes + size_bytes > self._max_bytes:
             oldest = database.execute(
                 "SELECT id, size_bytes FROM items WHERE batch IS NULL ORDER BY id LIMIT 1"
@@ -193,7 +230,7 @@ class Outbox:
 
     def _bind(self, chosen: list[int]) -> str:
         batch = self._new_id()
-        with self._open as database:
+        with self._using() as database:
             row = database.execute("SELECT value FROM counters WHERE name = 'dropped'").fetchone()
             database.execute("INSERT INTO batches VALUES (?, ?)", (batch, int(row[0]) if row else 0))
             database.execute("DELETE FROM counters WHERE name = 'dropped'")
@@ -202,7 +239,7 @@ class Outbox:
 
     def _split(self, batch: str, ids: list[int]) -> None:
         """Make two batches of one that is too large; a single item that is too large is dropped and counted."""
-        with self._open as database:
+        with self._using() as database:
             if len(ids) == 1:
                 logger.error("event=telemetry_dropped reason=too_large batch=%s", batch)
                 database.execute("DELETE FROM items WHERE id = ?", (ids[0],))
@@ -215,6 +252,10 @@ class Outbox:
             database.execute("INSERT INTO batches VALUES (?, 0)", (second,))
             half = ids[len(ids) // 2 :]
             database.executemany("UPDATE items SET batch = ? WHERE id = ?", [(second, row_id) for row_id in half])
+
+
+def _measured(database: sqlite3.Connection) -> int:
+    return int(database.execute("SELECT COALESCE(SUM(size_bytes), 0) FROM items").fetchone()[0])
 
 
 def _is_full(err: sqlite3.DatabaseError) -> bool:

@@ -2,7 +2,8 @@
 
     RegattaError
     ├── Retryable     the same call may work later: network, busy, disk full. Back off and try again.
-    │   └── StorageFull
+    │   ├── StorageFull
+    │   └── Exhausted     out of file descriptors, memory or processes: nothing is wrong with the input or the file
     ├── Rejected      this input will never work: bad signature, wrong shape, unknown key. Never retry it.
     │   ├── Untrusted     not signed by the fleet's keys, rolled back, or of another fleet
     │   │   └── Expired       was signed by them, and is not valid any more
@@ -19,6 +20,7 @@ from __future__ import annotations
 
 __all__ = [
     "BadDigest",
+    "Exhausted",
     "Expired",
     "Misuse",
     "RegattaError",
@@ -47,6 +49,10 @@ class StorageFull(Retryable):
     """No space left (or none within the budget) to store what was asked for."""
 
     exit_code = 74  # EX_IOERR
+
+
+class Exhausted(Retryable):
+    """This process or machine has no file descriptor, memory or process left for now."""
 
 
 class Rejected(RegattaError):

@@ -175,12 +175,11 @@ class MqttBus:
     def _main(self) -> None:
         attempt = 0
         while not self._stopping.is_set():
-            connection = _Connection(self._config, self._outgoing, self._door, self._waker, self._stopping)
-            reason = connection.run()
+            connected_at_s, reason = self._connect_once()
             self._outgoing.close()
-            if connection.connected_at_s is not None:
+            if connected_at_s is not None:
                 self._told.clear()
-                if time.monotonic() - connection.connected_at_s >= _STABLE_S:
+                if time.monotonic() - connected_at_s >= _STABLE_S:
                     attempt = 0
             self._report_down(reason)
             self._stopping.wait(
@@ -188,6 +187,17 @@ class MqttBus:
             )
             attempt += 1
         self._waker.close()
+
+    def _connect_once(self) -> tuple[float | None, str]:
+        """Serve one connection to its end; return since when it stood, or None, and why it ended."""
+        connection: _Connection | None = None
+        try:
+            connection = _Connection(self._config, self._outgoing, self._door, self._waker, self._stopping)
+            reason = connection.run()
+        except Exception as err:  # want of memory or descriptors: a thread that ended would leave us offline for ever
+            logger.exception("event=mqtt_failed broker=%s:%s", self._config.host, self._config.port)
+            reason = f"cannot connect to {self._config.host}:{self._config.port}: {err!r}"
+        return (connection.connected_at_s if connection is not None else None), reason
 
     def _report_down(self, reason: str) -> None:
         """Say once that the connection is gone, and again only for a few other reasons."""

@@ -77,6 +77,7 @@ class _TellingOutbox(Outbox):
 def _name_of(item: TelemetryItem) -> str:
     if isinstance(item, RaceItem):
         return f"race of {item.report.version} at {item.at:.3f}"
+    assert isinstance(item, ServingWindow), "no agent of today tells anything else"
     return f"window {item.requests}"
 
 
@@ -220,6 +221,6 @@ def _hastened(result: CandidateResult) -> CandidateResult:
 def adjusted(device_of: Callable[[], Device]) -> Iterator[None]:
     """Sync more often than a board does, and let a device say how much of its disk is free."""
     with ExitStack() as stack:
-        stack.enter_context(mock.patch.object(partial, "_SYNC_BYTES", _SYNC_BYTES))
+        stack.enter_context(mock.patch.object(partial, "_LEAST_SYNC_BYTES", _SYNC_BYTES))
         stack.enter_context(mock.patch.object(Store, "free_bytes", lambda _store: device_of().free_bytes()))
         yield

@@ -9,6 +9,7 @@ import pytest
 
 from device_rig import MODEL, Rig
 from regatta_agent.loop import Loop
+from regatta_agent.quarantine_file import QuarantineFile
 from regatta_agent.serving.events import Degraded, Drifted, Recovered, WorkerEvent
 from regatta_agent.serving.spec import ServeSpec
 from regatta_protocol.codec import decode, encode
@@ -61,6 +62,21 @@ def test_the_fleet_sees_degraded_with_the_reason_and_what_really_serves(tmp_path
     assert rig.run(until=lambda: rig.state(1) == "retired")
     assert rig.run(until=lambda: reported(rig).state == "retired")
     assert reported(rig).degraded is None
+
+
+def test_crashes_while_serving_count_as_those_in_races_do_until_it_serves_again(tmp_path: Path) -> None:
+    """A hang counts, an answer that was wrong does not; after the second crash the next race leaves the winner out."""
+    rig = installed(tmp_path)
+    file = QuarantineFile(rig.config.state_dir)
+    say(rig, DEGRADED)
+    assert not file.load().pairs
+    say(rig, DEGRADED.model_copy(update={"crashed": True}))
+    say(rig, DEGRADED.model_copy(update={"crashed": True}))
+
+    refused = file.load().refuses("the pair of xnnpack")
+    assert refused is not None and REASON in refused
+    say(rig, Recovered(placement=WINNER))
+    assert not file.load().pairs
 
 
 def test_a_worker_is_told_who_may_stand_in_and_what_the_race_measured(tmp_path: Path) -> None:

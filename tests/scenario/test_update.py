@@ -356,17 +356,20 @@ def test_a_disk_that_takes_no_record_begins_nothing_and_keeps_serving(
     """Persist, then act: without the first there is none of the second, and it goes on when there is space."""
     rig = installed(tmp_path)
     rig.fleet.push(2)
-    save = RecordFile.save
+    save, tries = RecordFile.save, itertools.count()
 
     def full(_self: RecordFile, _record: AgentRecord) -> None:
+        next(tries)
         raise StorageFull("no space left")
 
     monkeypatch.setattr(RecordFile, "save", full)
     rig.fleet.assign(2, "r2")
-    rig.run(10)
+    rig.run(50)
     assert rig.fleet.gets and rig.races == [1]
     assert rig.serving() == 1
+    assert next(tries) == 1, "a full disk is written to again and again"
     monkeypatch.setattr(RecordFile, "save", save)
+    monkeypatch.setattr(Store, "free_bytes", lambda _self: 10**12)
 
     assert rig.run(until=rig.committed(2))
 

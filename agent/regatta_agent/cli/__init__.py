@@ -29,6 +29,7 @@ COMMANDS = {  # name -> (module, attribute, what it does): so that --help import
     "install": ("regatta_agent.cli.install", "install", "Install the service on this machine."),
     "quarantine": ("regatta_agent.cli.quarantine", "quarantine", "Show what crashed here, or try it again."),
     "race": ("regatta_agent.cli.race", "race", "Race every way of running a model file on this board."),
+    "renew": ("regatta_agent.cli.enroll", "renew", "Renew this device's certificate."),
     "run": ("regatta_agent.cli.run", "run", "Run the agent until SIGTERM or Ctrl-C."),
     "states": ("regatta_agent.cli.settings", "states", "Print the states of a version as a diagram."),
     "status": ("regatta_agent.cli.status", "status", "Show this device and where every version stands."),

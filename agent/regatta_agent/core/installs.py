@@ -59,6 +59,7 @@ class Install(Wire):
     waits: int = Field(default=0, ge=0)  # for space or an answer, since it was assigned: no failures, so not bounded
     reason: str | None = None
     not_before: float | None = None  # seconds since 1970: do not try again earlier
+    full_at_bytes: int | None = None  # how much was free when the disk was found full: with more it is tried at once
     manifest_digest: DigestField | None = None  # from the signed metadata
     manifest_bytes: int | None = None
     bad_digests: tuple[DigestField, ...] = ()  # files that arrived with another digest, once per time
@@ -172,7 +173,13 @@ class AgentRecord(Wire):
         install = self.find(ref)
         state = next_state(install.state if install is not None else InstallState.RETIRED, event)
         install = install or Install(name=ref.name, version=ref.version)
-        update: Mapping[str, Any] = {"state": state, "reason": None, "not_before": None, **changes}
+        update: Mapping[str, Any] = {
+            "state": state,
+            "reason": None,
+            "not_before": None,
+            "full_at_bytes": None,
+            **changes,
+        }
         return self.with_install(install.model_copy(update=update))
 
     def changed(self, ref: ModelRef, **changes: Any) -> AgentRecord:  # noqa: ANN401 - fields of Install

@@ -20,6 +20,7 @@ from typing import Protocol, TypeVar
 from regatta_agent.core.retries import RetryLimits, next_retry, of_the_last_day
 from regatta_agent.serving.events import Degraded, Drifted, Recovered
 from regatta_agent.serving.failover import Failover, Switch
+from regatta_agent.serving.guarded import RunnerLost
 from regatta_agent.serving.pace import Drift, is_faster
 from regatta_agent.serving.seat import Seat, open_seat
 from regatta_agent.serving.spec import ServeSpec
@@ -107,7 +108,7 @@ class Caretaker:
             retried=self._retried,
         )
         self._wake.set()
-        return self._degraded
+        return self._degraded.model_copy(update={"crashed": switch.crashed})
 
     def _run(self) -> None:
         tasks = (self._hold_standby, self._retry_winner, self._compare, self._check, self._look_for_drift)
@@ -157,6 +158,8 @@ class Caretaker:
         try:
             winner, _ = open_seat(self._spec.winner(), self._spec, self._failover.signature)
         except RegattaError as err:
+            if isinstance(err, RunnerLost):
+                self._tell(degraded.model_copy(update={"retried": self._retried, "crashed": True}))
             self._put_off(degraded, str(err))
             return
         try:

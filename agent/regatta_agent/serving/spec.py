@@ -6,6 +6,7 @@ from pathlib import Path
 
 from pydantic import Field
 
+from regatta_agent.serving.settings import NonFinite, TlsFiles
 from regatta_protocol.errors import Misuse
 from regatta_protocol.ids import ModelNameField
 from regatta_protocol.measurement import Latency, Power
@@ -72,7 +73,15 @@ class ServeSpec(Wire):
     labels_path: Path | None = None
     golden_path: Path | None = None
     socket_path: Path
-    tcp: str | None = None  # HOST:PORT on loopback; port 0 takes a free one, told in the ready event
+    tcp: str | None = None  # HOST:PORT; port 0 takes a free one, told in the ready event
+    tcp_fd: int | None = None  # or a listening socket that all workers of the model share; see link_path
+    link_path: Path | None = None  # the model's socket: the worker that it leads to accepts from tcp_fd
+    tls: TlsFiles | None = None
+    token_path: Path | None = None
+    shared_memory: bool = False
+    non_finite: NonFinite = "reject"
+    max_batch: int = Field(default=16, ge=1, le=256)  # rows computed together, where it pays; 1: never
+    batch_delay_us: int = Field(default=0, ge=0, le=1_000_000)
     window_s: float = Field(default=5.0, gt=0, le=3600)
     power: PowerSettings = PowerSettings()
     race_power: Power | None = None  # what the race measured of this candidate

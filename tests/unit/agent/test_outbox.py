@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import itertools
+import sqlite3
+from contextlib import suppress
 from pathlib import Path
+from unittest import mock
 
 import pytest
 
 from regatta_agent.outbox import MAX_BATCH_ITEMS, Outbox
 from regatta_protocol.codec import decode_zlib
+from regatta_protocol.errors import Retryable
 from regatta_protocol.ids import DeviceId, ModelName
 from regatta_protocol.messages import ServingWindow, TelemetryBatch
 
@@ -99,3 +103,39 @@ def test_a_damaged_file_is_put_aside(tmp_path: Path, garbage: bytes) -> None:
     outbox.put(window(1))
 
     assert outbox.waiting() == 1
+
+
+@pytest.mark.parametrize(
+    "words", ["database or disk is full", "attempt to write a readonly database", "disk I/O error"]
+)
+def test_a_file_that_cannot_be_used_now_loses_an_item_and_counts_it(
+    outbox: Outbox, monkeypatch: pytest.MonkeyPatch, words: str
+) -> None:
+    """Whatever the disk says is told as something to try again; the next batch says how many went."""
+    connection = Outbox._connection
+    monkeypatch.setattr(Outbox, "_connection", mock.Mock(side_effect=sqlite3.OperationalError(words)))
+    for use in (lambda: outbox.put(window(1)), outbox.batches, outbox.new_batch, lambda: outbox.acknowledge("b")):
+        with pytest.raises(Retryable, match=r"outbox\.sqlite"):
+            use()
+    monkeypatch.setattr(Outbox, "_connection", connection)
+    outbox.put(window(2))
+
+    assert read(outbox, outbox.new_batch()).dropped == 1
+
+
+def test_a_file_that_is_damaged_at_work_is_put_aside(outbox: Outbox, tmp_path: Path) -> None:
+    """The item at hand is lost and counted, the one after it is kept, and the damaged file stays for who asks."""
+    for number in range(40):
+        outbox.put(window(number))
+    outbox.close()
+    path = tmp_path / "outbox.sqlite"
+    path.write_bytes(path.read_bytes()[:4096] + b"\x5a" * (path.stat().st_size - 4096))
+    again = opened(tmp_path)
+    with suppress(Retryable):
+        again.new_batch()
+    with suppress(Retryable):
+        again.put(window(1))
+    again.put(window(2))
+
+    assert path.with_suffix(".damaged").exists()
+    assert again.waiting() >= 1

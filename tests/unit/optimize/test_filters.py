@@ -19,7 +19,7 @@ from regatta_fleet.optimize.prune.refit import refit
 from regatta_protocol.errors import Misuse, Rejected
 from regatta_runtimes.score import snr_db
 from shared_data import shared_file
-from small_models import Floats, depthwise_chain, normal, plain_chain, residual
+from tiny_models import Floats, depthwise_chain, normal, plain_chain, residual
 
 
 def _outputs(model: ModelTree, samples: Floats) -> Floats:

@@ -12,7 +12,7 @@ from regatta_fleet.optimize.evaluate import answers_of
 from regatta_fleet.optimize.model_file import model_bytes, write_model
 from regatta_fleet.optimize.steps import Answers, Check, Prune, Quantize, Search, run_step
 from regatta_protocol.errors import Rejected
-from small_models import depthwise_chain, plain_chain, write_samples_file, write_tree
+from tiny_models import depthwise_chain, plain_chain, write_samples_file, write_tree
 
 
 def test_a_check_counts_the_models_work(tmp_path: Path) -> None:

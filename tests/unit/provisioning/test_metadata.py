@@ -321,7 +321,7 @@ def test_a_full_disk_is_waited_for(scene: Scene, monkeypatch: pytest.MonkeyPatch
     answer = scene.fleet.answer(root_version=1)
     with monkeypatch.context() as patched:
         patched.setattr("os.fsync", full)
-        _refused(scene.device.verify(answer), "retryable", "no space left")
+        _refused(scene.device.verify(answer), "storage_full", "no space left")
 
     assert scene.device.verify(answer).ok
 
