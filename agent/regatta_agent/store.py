@@ -17,7 +17,14 @@ from pathlib import Path
 
 from regatta_agent.core.facts import StoredVersion
 from regatta_protocol.codec import decode, encode
-from regatta_protocol.durable import make_folder_durably, read_bounded, remove_durably, shortage_of, write_durably
+from regatta_protocol.durable import (
+    make_folder_durably,
+    read_bounded,
+    read_patiently,
+    remove_durably,
+    shortage_of,
+    write_durably,
+)
 from regatta_protocol.errors import BadDigest, RegattaError, Rejected
 from regatta_protocol.ids import Digest, ModelRef, digest_of_bytes, parse_model_ref
 from regatta_protocol.manifest import MAX_MANIFEST_BYTES, FileRef, Manifest
@@ -161,26 +168,38 @@ class Store:
 
         Returns:
             the bytes that came free.
+
+        Raises:
+            OSError: when something cannot be deleted; what comes after it is left.
+            Exhausted: as `manifest`.
         """
         kept = set(keep)
         digests = set(keep_digests)
+        unknown = False  # whether some kept version's files are not known
         for ref in kept:
             manifest = self.manifest(ref)
             digests |= {file.digest for file in manifest.files()} if manifest is not None else set()
+            unknown |= manifest is None and self.manifest_path(ref).exists()
         freed = 0
         for ref in list(self._stored_versions()):
             if ref not in kept:
                 freed += self._remove_version(ref)
-        for folder in (self.blobs, self.partial):
-            for path in folder.iterdir():
-                if path.name.removesuffix(".bits") not in digests:
-                    freed += path.stat().st_size
-                    path.unlink()
+        if unknown:
+            logger.error("event=blobs_not_collected reason=a_manifest_cannot_be_read")
+            return freed
+        leftovers = [path for path in self.blobs.iterdir() if path.name not in digests]
+        for path in self.partial.iterdir():
+            digest = path.name.removesuffix(".bits")
+            if digest not in digests or self._is_done_with(digest):
+                leftovers.append(path)
+        for path in leftovers:
+            freed += path.stat().st_size
+            path.unlink()
         return freed
 
     def _manifest_bytes(self, ref: ModelRef) -> bytes | None:
         try:
-            return read_bounded(self.manifest_path(ref), MAX_MANIFEST_BYTES)
+            return read_patiently(self.manifest_path(ref), MAX_MANIFEST_BYTES)
         except FileNotFoundError:
             return None
         except (RegattaError, OSError) as err:

@@ -17,6 +17,7 @@ __all__ = [
     "make_folder_durably",
     "put_aside",
     "read_bounded",
+    "read_patiently",
     "remove_durably",
     "rename_durably",
     "shortage_of",
@@ -25,6 +26,7 @@ __all__ = [
 ]
 
 _FULL = {errno.ENOSPC, errno.EDQUOT}
+_READS = 3
 _EXHAUSTED = {errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN}
 
 
@@ -109,6 +111,21 @@ def remove_durably(path: Path) -> None:
     """Remove the file if it is there, for good."""
     path.unlink(missing_ok=True)
     sync_folder(path.parent)
+
+
+def read_patiently(path: Path, limit_bytes: int) -> bytes:
+    """Return the whole file like `read_bounded`; an error of the disk must come thrice, for one may pass.
+
+    Raises:
+        TooLarge, Rejected, OSError: as `read_bounded`.
+    """
+    for _ in range(_READS - 1):
+        try:
+            return read_bounded(path, limit_bytes)
+        except OSError as err:
+            if err.errno != errno.EIO:
+                raise
+    return read_bounded(path, limit_bytes)
 
 
 def read_bounded(path: Path, limit_bytes: int) -> bytes:

@@ -139,3 +139,16 @@ def test_a_file_that_is_damaged_at_work_is_put_aside(outbox: Outbox, tmp_path: P
 
     assert path.with_suffix(".damaged").exists()
     assert again.waiting() >= 1
+
+
+def test_a_file_that_was_misread_once_is_kept(outbox: Outbox, monkeypatch: pytest.MonkeyPatch) -> None:
+    """SQLite calls a page that could not be read damaged; only a file that is so when opened anew is put aside."""
+    outbox.put(window(1))
+    batch = outbox.new_batch()
+    assert batch is not None
+    misread = mock.Mock(side_effect=[sqlite3.DatabaseError("malformed"), 0, 0])
+    monkeypatch.setattr("regatta_agent.outbox._measured", misread)
+    with pytest.raises(Retryable, match="misread"):
+        outbox.acknowledge(batch)
+
+    assert outbox.batches() == [batch]
