@@ -12,7 +12,7 @@ from typing import Any
 
 from crash.bugs import planted
 from crash.comeback import come_back
-from crash.device import STATE, Device, adjusted
+from crash.device import STATE, Device, adjusted, enrol
 from crash.forks import Ended, Tell, fork
 from crash.heard import Heard, Violation
 from crash.scenarios import Scenario, play
@@ -68,11 +68,13 @@ class Case:
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
         (folder / "run").mkdir()
+        enrol(folder / STATE)
+        if not self.scenario.given:
+            return ()
 
         def work(tell: Tell) -> None:
             with adjusted(lambda: device):
                 device = self.device(folder, tell)
-                device.enrol()
                 device.start()
                 play(device, self.scenario.given, 0, _ACT_S)
                 device.kill()

@@ -23,7 +23,7 @@ from regatta_protocol.ids import digest_of_bytes, digest_of_file
 from regatta_protocol.manifest import Manifest
 from regatta_protocol.messages import InstallState
 
-__all__ = ["check_end", "come_back", "look"]
+__all__ = ["check_end", "come_back", "has_ended", "look"]
 
 _OFFLINE_S = 30.0  # by the fake clock: for starting to serve what is on disk
 _ACT_S = 300.0
@@ -86,9 +86,9 @@ def check_end(device: Device, scenario: Scenario, heard: Heard) -> None:
     Raises:
         Violation: with the promise that is broken.
     """
-    for version, states in scenario.ends.items():
-        demand(device.state(version) in states, f"version {version} ended {device.state(version)}")
-    demand(device.outbox.waiting() == 0, "telemetry stays behind")
+    ended = {version: device.state(version) for version in scenario.ends}
+    demand(has_ended(device, scenario), f"the versions ended {ended}")
+    demand(device.has_sent_all(), "telemetry stays behind")
     missing = heard.missing()
     demand(len(missing) <= heard.dropped, f"items are lost, {heard.dropped} of them told: {sorted(missing)[:9]}")
     state_dir = device.config.state_dir
@@ -103,6 +103,11 @@ def check_end(device: Device, scenario: Scenario, heard: Heard) -> None:
     demand(not extra, f"files of no version are left over: {sorted(extra)}")
     left = [path.name for path in state_dir.rglob("*") if path.name.endswith(".tmp") or path.parent.name == "partial"]
     demand(not left, f"left over: {left}")
+
+
+def has_ended(device: Device, scenario: Scenario) -> bool:
+    """Return whether every version is in a state in which it may end."""
+    return all(device.state(version) in states for version, states in scenario.ends.items())
 
 
 def _previous(record: AgentRecord) -> Install | None:

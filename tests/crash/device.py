@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 import queue
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from random import Random
 from typing import Literal
@@ -32,7 +32,7 @@ from regatta_protocol.messages import InstallState, RaceItem, Reported, ServingW
 from regatta_protocol.testing import Faults, MemoryBus
 from regatta_provisioning.identity import Identity
 
-__all__ = ["LAST_VERSION", "RACE_KEY", "STARTED", "STATE", "Device", "adjusted"]
+__all__ = ["LAST_VERSION", "RACE_KEY", "STARTED", "STATE", "Device", "adjusted", "enrol"]
 
 LAST_VERSION = 3
 RACE_KEY = Digest("5" * 64)
@@ -100,6 +100,9 @@ class Device(Rig):
         self.chance = Random(seed)
         self.fastest = STARTED[0]
         self.capacity_bytes: int | None = None  # of the disk, for models
+        self.failing = False  # calls, for long
+        self.full = False  # the disk, by whatever else is on it
+        self.forgiven: Callable[[], AbstractContextManager[None]] = nullcontext  # around what is not the agent's doing
         self._windows = itertools.count(1 + int(later_s))  # in place of a count of requests, to know each again
         self._done: set[str] = set()
         self._beat_s = 0.0
@@ -135,11 +138,6 @@ class Device(Rig):
             child.say(encode(WindowClosed(
                 model=MODEL, version=1, placement=STARTED[0], start=0, stop=0, requests=0, errors=0
             )))  # fmt: skip
-
-    def enrol(self) -> None:
-        """Put an identity into the state folder."""
-        for name, content in _IDENTITY.items():
-            (self.config.state_dir / "identity" / name).write_bytes(content)
 
     def has_identity(self) -> bool:
         """Return whether the identity is whole."""
@@ -190,13 +188,20 @@ class Device(Rig):
         install = self.loop.record.find(ModelRef(MODEL, version))
         return (install.reason or "") if install is not None else ""
 
+    def has_sent_all(self) -> bool:
+        """Return whether no telemetry waits. To ask is to open the outbox, so while calls fail it is not asked."""
+        return not self.failing and self.outbox.waiting() == 0
+
     def placement(self, version: int) -> str | None:
         """Return what the version is served by, when it serves."""
-        install = self.install(version)
-        return install.placement if self.serving() == version and install.successor is None else None
+        install = self.loop.record.find(ModelRef(MODEL, version))
+        serves = install is not None and install.successor is None and self.serving() == version
+        return install.placement if install is not None and serves else None
 
     def free_bytes(self) -> int:
         """Return what is left of the disk."""
+        if self.full:
+            return 0
         if self.capacity_bytes is None:
             return 10**12
         state = self.config.state_dir
@@ -215,6 +220,13 @@ def _hastened(result: CandidateResult) -> CandidateResult:
         return result
     faster = {"p50_us": 20.0, "p90_us": 20.0, "p99_us": 20.0}
     return result.model_copy(update={"latency": result.latency.model_copy(update=faster)})
+
+
+def enrol(state_dir: Path) -> None:
+    """Make the state folder of a device that was enrolled and has not run yet."""
+    (state_dir / "identity").mkdir(parents=True)
+    for name, content in _IDENTITY.items():
+        (state_dir / "identity" / name).write_bytes(content)
 
 
 @contextmanager

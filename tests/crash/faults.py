@@ -14,12 +14,13 @@ from pathlib import Path
 from typing import Any
 
 from crash.bugs import planted
-from crash.case import Case, LabError
-from crash.comeback import check_end, look
+from crash.case import Case
+from crash.comeback import check_end, has_ended, look
 from crash.device import STATE, Device, adjusted
 from crash.forks import Tell
 from crash.heard import Heard, Violation, demand
 from crash.scenarios import play
+from crash.seen import KnownState
 from crash.shim import CHANGES, Call, Intent, Kind, Shim
 from device_rig import MODEL
 from regatta_protocol.errors import RegattaError
@@ -30,30 +31,45 @@ _ON_FILES = frozenset({Kind.WRITE, Kind.PWRITE, Kind.FSYNC, Kind.FDATASYNC})
 _NAMES = frozenset({Kind.RENAME, Kind.MKDIR, Kind.SYMLINK, Kind.LINK})
 _WRITES = frozenset({Kind.WRITE, Kind.PWRITE})
 _HOUR_S = 3600.0
-_ACT_S = 5 * _HOUR_S  # an error of 3 hours, the last pause, and the act
+_ACT_S = 11 * _HOUR_S  # an error of 3 hours, the last pause, the 6 hours between races, and the act
 _FOREVER = 2**62
-_EARLY_TRIES = 60  # failing calls until pauses have grown
-_TRIES_AN_HOUR = 12.0
+_BUILDS = 3
+_STARTS = 100
+_RESTART_S = 300.0  # by systemd, at the latest (regatta-agent.service)
+_EARLY_TRIES = 100  # failing calls until pauses have grown
+_FULL_TRIES_AN_HOUR = 6.0  # one try of the record, of a download and of telemetry, some calls each
+_TRIES_AN_HOUR = 120.0  # twelve each, after pauses of 5 minutes
+_MARGIN = 6
 
 
 @dataclass(frozen=True)
-class _Error:
-    """What an errno may come from."""
+class _Source:
+    """The calls that an error may come from."""
 
     kinds: frozenset[Kind]
-    opens: Intent
-    lasts_s: float  # 0: it comes once only
+    opens: Intent  # at least, of an OPEN
 
-    def fits(self, kind: Kind, intent: Intent) -> bool:
-        return intent >= self.opens if kind is Kind.OPEN else kind in self.kinds
+    def has(self, call: Call) -> bool:
+        return call.intent >= self.opens if call.kind is Kind.OPEN else call.kind in self.kinds
 
 
-_ERRORS = {
-    errno.ENOSPC: _Error(_ON_FILES | _NAMES, Intent.CREATES, 3 * _HOUR_S),
-    errno.EIO: _Error(CHANGES | {Kind.READ, Kind.PREAD}, Intent.LOOKS, 1200.0),
-    errno.EROFS: _Error(CHANGES - {Kind.FSYNC, Kind.FDATASYNC}, Intent.WRITES, 1200.0),
-    errno.EMFILE: _Error(frozenset(), Intent.LOOKS, 600.0),
-    errno.EINTR: _Error(_ON_FILES | {Kind.READ, Kind.PREAD}, Intent.LOOKS, 0.0),
+_READS = frozenset({Kind.READ, Kind.PREAD})
+_NO_SPACE = _Source(_ON_FILES | _NAMES, Intent.CREATES)
+_READ_ONLY = _Source(CHANGES - {Kind.FSYNC, Kind.FDATASYNC}, Intent.WRITES)
+_NO_DESCRIPTOR = _Source(frozenset(), Intent.LOOKS)
+_ONCE = {
+    errno.ENOSPC: _NO_SPACE,
+    errno.EIO: _Source(CHANGES | _READS, Intent.LOOKS),
+    errno.EROFS: _READ_ONLY,
+    errno.EMFILE: _NO_DESCRIPTOR,
+    errno.EINTR: _Source(_ON_FILES | _READS, Intent.LOOKS),
+}
+# What cannot be read for long counts as lost, and is fetched again: that is no story of these.
+_LASTING = {
+    errno.ENOSPC: (_NO_SPACE, 3 * _HOUR_S),
+    errno.EIO: (_Source(CHANGES, Intent.WRITES), 1200.0),
+    errno.EROFS: (_READ_ONLY, 1200.0),
+    errno.EMFILE: (_NO_DESCRIPTOR, 600.0),
 }
 
 
@@ -64,6 +80,11 @@ class _Fault:
     call: int
     error: int  # 0: a write is cut short
     lasts_s: float  # 0: once
+
+    @property
+    def full(self) -> bool:
+        """Whether the file system says that it is full; a quota or a lack of inodes shows only when it fails."""
+        return self.error == errno.ENOSPC and self.call % 2 == 0
 
     def __str__(self) -> str:
         if self.error == 0:
@@ -92,7 +113,7 @@ class Faults:
         if run.ended.status != 0:
             return f"{fault}: the agent ended: {run.ended.error or run.ended.status}"
         if fault.error and not any(call.result == -fault.error for call in run.calls):
-            raise LabError(f"{case}, error {number}: {fault}: no call failed")
+            raise KnownState  # the call was the story's own
         return None
 
 
@@ -104,12 +125,10 @@ def _faults_of(case: Case) -> Iterator[_Fault]:
         path = call.other or call.path or paths.get(call.file, "")
         if call.failed or _is_of_the_rig(case, call, path):
             continue
-        for number, error in _ERRORS.items():
-            if not error.fits(call.kind, call.intent):
-                continue
-            yield _Fault(index, number, 0.0)
-            if error.lasts_s and path.startswith(str(case.place / STATE)):
-                yield _Fault(index, number, error.lasts_s)
+        yield from (_Fault(index, error, 0.0) for error, source in _ONCE.items() if source.has(call))
+        if path.startswith(str(case.place / STATE)):
+            lasting = _LASTING.items()
+            yield from (_Fault(index, error, lasts_s) for error, (source, lasts_s) in lasting if source.has(call))
         if call.kind in _WRITES and call.size > 1:
             yield _Fault(index, 0, 0.0)
 
@@ -126,11 +145,12 @@ def _plan(shim: Shim, fault: _Fault, place: Path) -> None:
     if fault.error == 0:
         shim.tear_at(fault.call)
         return
-    error = _ERRORS[fault.error]
     if fault.lasts_s:
-        shim.fail(fault.call, _FOREVER, fault.error, error.kinds, error.opens, str(place / STATE))
+        source, _lasts_s = _LASTING[fault.error]
+        shim.fail(fault.call, _FOREVER, fault.error, source.kinds, source.opens, str(place / STATE))
     else:
-        shim.fail(fault.call, fault.call + 1, fault.error, error.kinds, error.opens)
+        source = _ONCE[fault.error]
+        shim.fail(fault.call, fault.call + 1, fault.error, source.kinds, source.opens)
 
 
 class _Watch:
@@ -142,18 +162,16 @@ class _Watch:
         self._heard = heard
         self._began_s: float | None = None
         self._early = 0
-        self._served = True
         self.over = fault.lasts_s == 0.0
 
     def look(self, device: Device) -> None:
         shim = self._case.shim
-        if self.over or shim.failed() == 0:
+        if self.over or shim.count() <= self._fault.call:
             return
         now_s = device.clock.monotonic()
         if self._began_s is None:
             self._began_s = now_s
-            # What cannot be read cannot be started; what serves already goes on.
-            self._served = device.serves() or self._fault.error in (errno.ENOSPC, errno.EROFS)
+            device.failing, device.full = True, self._fault.full
         lasted_s = now_s - self._began_s
         if lasted_s <= self._fault.lasts_s / 2:
             self._early = shim.failed()
@@ -162,23 +180,43 @@ class _Watch:
         self.over = True
         late = shim.failed() - self._early
         shim.relent()
+        device.failing = device.full = False
         device.tell("pace", self._early, late, lasted_s)
         look(device.config.state_dir, self._heard)
-        demand(
-            not self._served or device.serves() or device.loop.record.serving(MODEL) is None,
-            "no model serves while calls fail",
-        )
+        able = self._fault.error != errno.EMFILE  # without a descriptor no worker can be started
+        serves = device.serves() or device.loop.record.serving(MODEL) is None
+        demand(serves or not able, "no model serves while calls fail")
         demand(self._early <= _EARLY_TRIES, f"{self._early} calls failed within {self._fault.lasts_s / 2:g} s")
-        allowed = _TRIES_AN_HOUR * self._fault.lasts_s / 2 / _HOUR_S + 6
+        tries_an_hour = _FULL_TRIES_AN_HOUR if self._fault.full else _TRIES_AN_HOUR
+        allowed = _MARGIN + tries_an_hour * lasted_s / 2 / _HOUR_S
         demand(late <= allowed, f"{late} calls failed in the last {self._fault.lasts_s / 2:g} s")
 
 
+def _built(case: Case, tell: Tell) -> Device:
+    """Build the agent, again after an error, as systemd does; no clock goes yet, so errors end after some tries."""
+    for _ in range(_BUILDS):
+        try:
+            return case.device(case.place, tell)
+        except (OSError, RegattaError) as err:
+            tell("not started", str(err))
+    case.shim.relent()
+    return case.device(case.place, tell)
+
+
 def _start(device: Device) -> None:
-    """Start, and start again after an error: once is the agent's good right."""
-    try:
-        device.start()
-    except (OSError, RegattaError):
-        device.restart()
+    """Start, and start again after an error, as systemd does."""
+    for _ in range(_STARTS):
+        try:
+            device.start()
+        except (OSError, RegattaError) as err:
+            device.tell("not started", str(err))
+            device.clock.pass_by(_RESTART_S)
+            device.watch()
+            device.kill()
+            device.make()
+        else:
+            return
+    raise Violation("the agent does not start any more")
 
 
 def _story(case: Case, fault: _Fault, tell: Tell) -> None:
@@ -191,11 +229,15 @@ def _story(case: Case, fault: _Fault, tell: Tell) -> None:
     watch = _Watch(case, fault, heard)
     try:
         with adjusted(lambda: device), planted(case.bug):
-            device = case.device(case.place, tell_and_hear)
+            device = _built(case, tell_and_hear)
             device.watch = lambda: watch.look(device)
+            device.forgiven = case.shim.forgiving
             _start(device)
             play(device, case.scenario.acts, 0, _ACT_S)
-            device.run(2 * fault.lasts_s, until=lambda: watch.over)
+            device.run(_ACT_S, until=lambda: watch.over and device.has_sent_all())
+            device.restart()  # which clears what errors left half-written
+            device.run(_HOUR_S, until=lambda: has_ended(device, case.scenario) and device.has_sent_all())
+            device.run(1.0)
             look(device.config.state_dir, heard)
             check_end(device, case.scenario, heard)
             device.kill()

@@ -33,14 +33,14 @@ struct record { /* as shim.py unpacks it */
 };
 
 static struct {
-  int armed, log, with_data;
+  int armed, log, with_data, forgiving;
   char root[PATH_MAX];
   size_t root_bytes;
   int64_t number, kill_at, fail_from, fail_to, tear_at;
   int error;
   uint32_t failing;  /* one bit a kind */
   int failing_opens; /* the least intent of an OPEN that fails */
-  int64_t failed;
+  int64_t failed; /* calls that would change the disk */
   char failing_root[PATH_MAX];
 } now;
 
@@ -71,6 +71,8 @@ void shim_fail(int64_t from, int64_t to, int error, uint32_t kinds, int opens) {
 void shim_fail_below(const char *root) {
   if (strlen(root) < PATH_MAX) strcpy(now.failing_root, root);
 }
+
+void shim_forgive(int forgiving) { now.forgiving = forgiving; }
 
 int64_t shim_count(void) { return now.number; }
 
@@ -138,11 +140,11 @@ static int enter(const struct call *call) {
     syscall(SYS_kill, getpid(), SIGKILL);
   }
   int due = now.fail_from >= 0 && number >= now.fail_from && number < now.fail_to;
-  if (!due || !(now.failing >> call->kind & 1)) return 0;
+  if (!due || now.forgiving || !(now.failing >> call->kind & 1)) return 0;
   if (call->kind == OPEN && (int)call->intent < now.failing_opens) return 0;
   const char *made = call->other != NULL ? call->other : call->path;
   if (call->file >= 0 ? ours[call->file] != FAILING : !is_failing(made)) return 0;
-  now.failed++;
+  now.failed += call->kind != READ && call->kind != PREAD && (call->kind != OPEN || call->intent != LOOKS);
   return now.error;
 }
 

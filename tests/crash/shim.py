@@ -12,6 +12,7 @@ import struct
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import IntEnum
 from pathlib import Path
@@ -124,12 +125,21 @@ class Shim:
         """Fail nothing from now on."""
         self.fail(-1, -1, 0, frozenset(), Intent.LOOKS)
 
+    @contextmanager
+    def forgiving(self) -> Iterator[None]:
+        """Fail nothing meanwhile."""
+        self._library.shim_forgive(1)
+        try:
+            yield
+        finally:
+            self._library.shim_forgive(0)
+
     def count(self) -> int:
         """Return how many calls there were."""
         return int(self._library.shim_count())
 
     def failed(self) -> int:
-        """Return how many calls were failed by plan."""
+        """Return how many calls were failed by plan that would change the disk."""
         return int(self._library.shim_failed())
 
     def end(self) -> None:
