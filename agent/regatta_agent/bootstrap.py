@@ -10,6 +10,7 @@ import sys
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from random import Random
 from types import FrameType
 
@@ -31,6 +32,7 @@ from regatta_agent.renewing import Renewing
 from regatta_agent.reporter import Reporter, presence_will
 from regatta_agent.status import StateLock, StatusFile
 from regatta_agent.store import Store
+from regatta_agent.traffic import TrafficBook
 from regatta_agent.versions import versions_here
 from regatta_agent.workers import WorkerPool
 from regatta_protocol import __version__, topics
@@ -38,6 +40,7 @@ from regatta_protocol.bus import Bus, Will
 from regatta_protocol.codec import decode
 from regatta_protocol.errors import Misuse, Rejected
 from regatta_protocol.measurement import BoardFacts
+from regatta_protocol.traffic import Ledger
 from regatta_provisioning.identity import Identity, load_identity
 from regatta_provisioning.notify import Notifier
 
@@ -45,7 +48,8 @@ __all__ = ["assemble", "limits_of", "run_agent"]
 
 logger = logging.getLogger(__name__)
 
-_LONGEST_WINDOW_S = 3600.0
+_LONGEST_WINDOW_S = 60.0  # a worker that hangs is noticed by its windows; the outbox merges what waits longer
+_BOOT_DIGITS = 16  # 64 random bits tell starts apart, and are in every heartbeat
 _PROBE_S = 30.0  # Python's start from a cold SD card takes seconds; reading /sys takes some 10 ms
 
 BusMaker = Callable[["queue.Queue[Event]", Identity, Will], Bus]
@@ -63,7 +67,14 @@ def run_agent(config: AgentConfig) -> None:
     lock.take()
     inbox: queue.Queue[Event] = queue.Queue(INBOX_LENGTH)
     launcher = ProcessLauncher(inbox)
-    outbox = Outbox(config.state_dir / "outbox.sqlite", identity.device, config.outbox_max_bytes)
+    outbox = Outbox(
+        config.state_dir / "outbox.sqlite",
+        identity.device,
+        config.outbox_max_bytes,
+        max_age_s=config.outbox_max_age_s,
+    )
+    clock = SystemClock()
+    traffic = TrafficBook(config.state_dir, config.run_dir, clock.wall())
     try:
         outbox.open()
         loop = assemble(
@@ -72,12 +83,13 @@ def run_agent(config: AgentConfig) -> None:
             inbox=inbox,
             launcher=launcher,
             outbox=outbox,
-            make_bus=_mqtt_bus,
+            make_bus=partial(_mqtt_bus, ledger=traffic.ledger, keepalive_s=config.keepalive_s),
             board=_board(config),
-            clock=SystemClock(),
+            clock=clock,
             rng=Random(),  # noqa: S311 - jitter, not secrets
-            boot=uuid.uuid4().hex,
+            boot=uuid.uuid4().hex[:_BOOT_DIGITS],
             notifier=Notifier.from_environment(),
+            traffic=traffic,
         )
         with _stopping_on_signals(loop):
             loop.run()
@@ -100,6 +112,7 @@ def assemble(
     rng: Random,
     boot: str,
     notifier: Notifier,
+    traffic: TrafficBook | None = None,
 ) -> Loop:
     """Return a loop over the given adapters; the scenario tests give it fakes."""
     device = identity.device
@@ -153,6 +166,7 @@ def assemble(
             quarantine=quarantine,
             renewing=Renewing(launcher, identity.certificate_path.parent, rng, boot),
             notifier=notifier,
+            traffic=traffic or TrafficBook(config.state_dir, config.run_dir, clock.wall()),
             status=StatusFile(config.run_dir, boot, clock.wall()),
             versions=versions_here(board),
         )
@@ -170,7 +184,7 @@ def limits_of(config: AgentConfig) -> Limits:
     )
 
 
-def _mqtt_bus(inbox: queue.Queue[Event], identity: Identity, will: Will) -> Bus:
+def _mqtt_bus(inbox: queue.Queue[Event], identity: Identity, will: Will, *, ledger: Ledger, keepalive_s: int) -> Bus:
     from regatta_protocol.mqtt import MqttBus, MqttConfig
 
     settings = MqttConfig(
@@ -182,8 +196,9 @@ def _mqtt_bus(inbox: queue.Queue[Event], identity: Identity, will: Will) -> Bus:
         key_path=identity.key_path,
         filters=topics.device_filters(identity.device),
         will=will,
+        keepalive_s=keepalive_s,
     )
-    return MqttBus(settings, inbox)
+    return MqttBus(settings, inbox, ledger=ledger)
 
 
 def _board(config: AgentConfig) -> BoardFacts:

@@ -54,6 +54,7 @@ from regatta_agent.reporter import Reporter
 from regatta_agent.serving.events import Drifted, Recovered
 from regatta_agent.status import StatusFile
 from regatta_agent.store import Store
+from regatta_agent.traffic import TrafficBook
 from regatta_agent.workers import WorkerDeath, WorkerNews, WorkerPool
 from regatta_protocol.bus import Bus, Connected, Disconnected, Message, Published
 from regatta_protocol.errors import Exhausted, Misuse, Rejected, StorageFull
@@ -90,6 +91,7 @@ class Parts:
     quarantine: QuarantineFile
     renewing: Renewing
     notifier: Notifier
+    traffic: TrafficBook
     status: StatusFile
     versions: Mapping[str, str]  # of runtimes, drivers and kernel
 
@@ -169,6 +171,7 @@ class Loop:
         self._keeper.keep(self.record)
         parts.courier.flush(parts.clock.monotonic(), self.online)
         parts.bus.stop()
+        parts.traffic.close()
         parts.status.clear()
 
     def wall(self) -> float:
@@ -345,6 +348,7 @@ class Loop:
         parts.renewing.tick(now_s)
         parts.workers.tick(now_s)
         parts.courier.flush(now_s, self.online)
+        parts.traffic.tick(now_s)
 
     def _settle(self) -> None:
         """Plan and record until there is nothing more to record; persist; then carry the steps out."""
@@ -421,7 +425,10 @@ class Loop:
         """Tell the fleet, when it can hear and there is something new; the sequence is on disk before it is used."""
         parts = self._parts
         facts = self._look() if self.online else None
-        if facts is None or not parts.reporter.due(self.record, facts, parts.clock.monotonic()):
+        if facts is None:
+            return
+        if not parts.reporter.due(self.record, facts, parts.clock.monotonic()):
+            parts.reporter.beat(parts.clock.monotonic())
             return
         before = self.record
         self.record = before.model_copy(update={"report_sequence": before.report_sequence + 1})

@@ -3,8 +3,10 @@
 Invariants:
 - An item belongs to at most one batch. A batch keeps its id and its items until it is acknowledged, over restarts,
   so the server can count a repeated one once.
-- The file is bounded by bytes: the oldest items that are in no batch go first, and how many went is told to the
-  server in the next batch.
+- The items are bounded by bytes. When there is no room the oldest windows of a placement are merged, which loses no
+  sum (core/thinning.py); only when nothing can be merged the oldest items go, or the new one where all are in batches.
+- They are bounded by age, counted in time that the agent ran: a clock that jumps by years ages nothing.
+- How many were merged and how many are lost is kept, and the server is told of the lost ones in the next batch.
 - Telemetry never stops the agent. A damaged file is put aside and begun anew; one that cannot be used now (a full disk,
   a folder that takes nothing, no descriptor left) is opened again at the next use, and what was lost is counted.
 """
@@ -13,29 +15,29 @@ from __future__ import annotations
 
 import logging
 import sqlite3
+import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
 
-from pydantic import RootModel
-
-from regatta_protocol.codec import MAX_INFLATED_BYTES, encode, encode_zlib
+from regatta_agent.batching import MAX_BATCH_ITEMS, Chosen, choose, encode_item, merge, read_item, series_of
+from regatta_protocol.codec import encode_zlib
 from regatta_protocol.errors import Retryable, StorageFull, TooLarge
 from regatta_protocol.ids import DeviceId
-from regatta_protocol.messages import OtherItem, RaceItem, ServingWindow, TelemetryBatch, TelemetryItem
+from regatta_protocol.messages import OtherItem, RaceItem, ServingWindow, TelemetryBatch
 
 __all__ = ["MAX_BATCH_ITEMS", "Outbox"]
 
 logger = logging.getLogger(__name__)
 
-MAX_BATCH_ITEMS = 60
-_MAX_BATCH_RAW_BYTES = MAX_INFLATED_BYTES // 2  # before compression; well inside what the receiver inflates
+_MAX_LOOKED_AT = 600  # items, for a batch or for what can be merged
 _BUSY_TIMEOUT_S = 5.0
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS items (
-    id INTEGER PRIMARY KEY AUTOINCREMENT, batch TEXT, size_bytes INTEGER NOT NULL, body BLOB NOT NULL
+    id INTEGER PRIMARY KEY AUTOINCREMENT, batch TEXT, size_bytes INTEGER NOT NULL, body BLOB NOT NULL,
+    series TEXT, ran_s REAL NOT NULL DEFAULT 0
 );
 CREATE INDEX IF NOT EXISTS items_by_batch ON items (batch);
 CREATE TABLE IF NOT EXISTS batches (id TEXT PRIMARY KEY, dropped INTEGER NOT NULL);
@@ -43,22 +45,31 @@ CREATE TABLE IF NOT EXISTS counters (name TEXT PRIMARY KEY, value INTEGER NOT NU
 """
 
 
-class _Item(RootModel[TelemetryItem]):
-    pass
+_ADDED_COLUMNS = {"series": "TEXT", "ran_s": "REAL NOT NULL DEFAULT 0"}  # to files of agents before 0.2
+_COUNT = "INSERT INTO counters VALUES (?, ?) ON CONFLICT (name) DO UPDATE SET value = value + excluded.value"
 
 
 class Outbox:
     """The stored telemetry of one device. Used by one thread."""
 
     def __init__(
-        self, path: Path, device: DeviceId, max_bytes: int, new_id: Callable[[], str] = lambda: uuid.uuid4().hex
+        self,
+        path: Path,
+        device: DeviceId,
+        max_bytes: int,
+        new_id: Callable[[], str] = lambda: uuid.uuid4().hex,
+        *,
+        max_age_s: float = float("inf"),
+        monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         self._path = path
         self._device = device
         self._max_bytes = max_bytes
         self._new_id = new_id
         self._database: sqlite3.Connection | None = None
-        self._size_bytes = 0
+        self._max_age_s = max_age_s
+        self._monotonic = monotonic
+        self._ran_before_s = 0.0  # what agents had run on this file when it was opened, less what the clock said then
         self._lost = 0  # items since one was stored last
 
     def open(self) -> None:
@@ -77,24 +88,28 @@ class Outbox:
             self._database = None
 
     def put(self, item: RaceItem | ServingWindow) -> None:
-        """Store one item; when it does not fit, the oldest go.
+        """Store one item; when it does not fit, the oldest are merged, and at last go.
 
         Raises:
             StorageFull, Retryable: when the disk is full or the file cannot be used; the item is lost, and counted as
                 dropped with the next one stored.
+            TooLarge: when it could never travel.
         """
-        body = encode(_Item(item), MAX_INFLATED_BYTES)
-        if len(body) > _MAX_BATCH_RAW_BYTES:
-            raise TooLarge(f"a telemetry item of {len(body)} bytes is over the limit of {_MAX_BATCH_RAW_BYTES}")
+        body = encode_item(item)
         try:
             with self._using() as database:
-                self._make_room(database, len(body))
-                database.execute("INSERT INTO items (size_bytes, body) VALUES (?, ?)", (len(body), body))
+                _count_dropped(database, self._lost)
+                self._expire(database)
+                if self._make_room(database, len(body)):
+                    database.execute(
+                        "INSERT INTO items (size_bytes, body, series, ran_s) VALUES (?, ?, ?, ?)",
+                        (len(body), body, series_of(item), self._ran_s()),
+                    )
+                database.execute("INSERT OR REPLACE INTO counters VALUES ('ran_s', ?)", (int(self._ran_s()),))
         except Retryable:
             self._lost += 1
             raise
         self._lost = 0
-        self._size_bytes += len(body)
 
     def lose(self) -> None:
         """Count an item as lost that nobody tried to store."""
@@ -117,17 +132,17 @@ class Outbox:
             return [str(row[0]) for row in database.execute(grouped)]
 
     def new_batch(self) -> str | None:
-        """Put the oldest free items into a new batch and return its id; None when there are none."""
-        chosen: list[int] = []
-        size = 0
-        free = "SELECT id, size_bytes FROM items WHERE batch IS NULL ORDER BY id LIMIT ?"
+        """Put the oldest free items into a new batch and return its id; None when there are none.
+
+        Windows of one placement travel as one: what waited for long is not sent in as many pieces as it came in.
+        """
+        free = "SELECT id, series, body FROM items WHERE batch IS NULL ORDER BY id LIMIT ?"
+        if self.unsent() == 0:
+            return None
         with self._using() as database:
-            for row_id, size_bytes in database.execute(free, (MAX_BATCH_ITEMS,)).fetchall():
-                if chosen and size + size_bytes > _MAX_BATCH_RAW_BYTES:
-                    break
-                chosen.append(row_id)
-                size += size_bytes
-        return self._bind(chosen) if chosen else None
+            self._expire(database)
+            chosen = choose(database.execute(free, (_MAX_LOOKED_AT,)).fetchall())
+            return self._bind(database, chosen) if chosen else None
 
     def payload(self, batch: str) -> bytes | None:
         """Return the batch as it travels; None when it is gone, or was split because it was too large to travel."""
@@ -136,10 +151,11 @@ class Outbox:
             dropped = database.execute("SELECT dropped FROM batches WHERE id = ?", (batch,)).fetchone()
         items: list[RaceItem | ServingWindow | OtherItem] = []
         for row_id, body in rows:
-            try:
-                items.append(_Item.model_validate_json(body).root)
-            except ValueError as err:  # pydantic's ValidationError: an item of another version of the agent
-                logger.error("event=telemetry_unreadable item=%d error=%s", row_id, err)
+            item = read_item(body)
+            if item is None:
+                logger.error("event=telemetry_unreadable item=%d", row_id)
+            else:
+                items.append(item)
         if not items:
             self.acknowledge(batch)
             return None
@@ -157,7 +173,6 @@ class Outbox:
         with self._using() as database:
             database.execute("DELETE FROM items WHERE batch = ?", (batch,))
             database.execute("DELETE FROM batches WHERE id = ?", (batch,))
-            self._size_bytes = _measured(database)
 
     @contextmanager
     def _using(self) -> Iterator[sqlite3.Connection]:
@@ -171,6 +186,8 @@ class Outbox:
             database = self._connection()
             with database:
                 yield database
+        except (sqlite3.IntegrityError, sqlite3.ProgrammingError):  # a bug of ours, and no damage
+            raise
         except sqlite3.DatabaseError as err:
             if _is_full(err):
                 self.close()  # its pager refuses everything until it is opened anew
@@ -210,8 +227,13 @@ class Outbox:
         try:
             database.execute("PRAGMA journal_mode = WAL")
             database.execute("PRAGMA synchronous = FULL")
+            database.execute("PRAGMA cache_size = -256")  # KiB, of 2 MB: this process shall be small
             database.executescript(_SCHEMA)
-            self._size_bytes = _measured(database)
+            present = {row[1] for row in database.execute("PRAGMA table_info(items)")}
+            for name, kind in _ADDED_COLUMNS.items():
+                if name not in present:
+                    database.execute(f"ALTER TABLE items ADD COLUMN {name} {kind}")
+            self._ran_before_s = _counter(database, "ran_s") - self._monotonic()
         except sqlite3.Error:
             database.close()
             raise
@@ -228,30 +250,39 @@ class Outbox:
         except OSError as err:
             raise Retryable(f"{self._path} is damaged ({why}) and cannot be put aside: {err}") from err
 
-    def _make_room(self, database: sqlite3.Connection, size_bytes: int) -> None:
-        dropped = self._lost
-        while self._size_bytes + size_bytes > self._max_bytes:
-            oldest = database.execute(
-                "SELECT id, size_bytes FROM items WHERE batch IS NULL ORDER BY id LIMIT 1"
-            ).fetchone()
-            if oldest is None:
-                break
-            database.execute("DELETE FROM items WHERE id = ?", (oldest[0],))
-            self._size_bytes -= oldest[1]
-            dropped += 1
-        if dropped:
-            database.execute(
-                "INSERT INTO counters VALUES ('dropped', ?) ON CONFLICT (name) DO UPDATE SET value = value + ?",
-                (dropped, dropped),
-            )
+    def _ran_s(self) -> float:
+        """Return how long agents have run on this file, as far as was stored."""
+        return self._ran_before_s + self._monotonic()
 
-    def _bind(self, chosen: list[int]) -> str:
+    def _expire(self, database: sqlite3.Connection) -> None:
+        oldest_s = self._ran_s() - self._max_age_s
+        gone = database.execute("DELETE FROM items WHERE batch IS NULL AND ran_s < ?", (oldest_s,)).rowcount
+        _count_dropped(database, gone)
+
+    def _make_room(self, database: sqlite3.Connection, size_bytes: int) -> bool:
+        """Return whether `size_bytes` more fit now; what does not is counted as dropped."""
+        free = "SELECT id, series, size_bytes FROM items WHERE batch IS NULL ORDER BY id LIMIT ?"
+        while _measured(database) + size_bytes > self._max_bytes:
+            rows = database.execute(free, (_MAX_LOOKED_AT,)).fetchall()
+            if _thin(database, rows):
+                continue
+            _count_dropped(database, 1)
+            if not rows:
+                return False
+            database.execute("DELETE FROM items WHERE id = ?", (rows[0][0],))
+        return True
+
+    def _bind(self, database: sqlite3.Connection, chosen: Iterable[Chosen]) -> str:
         batch = self._new_id()
-        with self._using() as database:
-            row = database.execute("SELECT value FROM counters WHERE name = 'dropped'").fetchone()
-            database.execute("INSERT INTO batches VALUES (?, ?)", (batch, int(row[0]) if row else 0))
-            database.execute("DELETE FROM counters WHERE name = 'dropped'")
-            database.executemany("UPDATE items SET batch = ? WHERE id = ?", [(batch, row_id) for row_id in chosen])
+        database.execute("INSERT INTO batches VALUES (?, ?)", (batch, _counter(database, "dropped")))
+        database.execute("DELETE FROM counters WHERE name = 'dropped'")
+        for one in chosen:
+            first, *others = one.ids
+            database.executemany("DELETE FROM items WHERE id = ?", [(row_id,) for row_id in others])
+            database.execute(
+                "UPDATE items SET batch = ?, body = ?, size_bytes = ? WHERE id = ?",
+                (batch, one.body, len(one.body), first),
+            )
         return batch
 
     def _split(self, batch: str, ids: list[int]) -> None:
@@ -260,15 +291,47 @@ class Outbox:
             if len(ids) == 1:
                 logger.error("event=telemetry_dropped reason=too_large batch=%s", batch)
                 database.execute("DELETE FROM items WHERE id = ?", (ids[0],))
-                database.execute(
-                    "INSERT INTO counters VALUES ('dropped', 1) ON CONFLICT (name) DO UPDATE SET value = value + 1"
-                )
+                _count_dropped(database, 1)
                 database.execute("DELETE FROM batches WHERE id = ?", (batch,))
                 return
             second = self._new_id()
             database.execute("INSERT INTO batches VALUES (?, 0)", (second,))
             half = ids[len(ids) // 2 :]
             database.executemany("UPDATE items SET batch = ? WHERE id = ?", [(second, row_id) for row_id in half])
+
+
+def _thin(database: sqlite3.Connection, rows: Iterable[tuple[int, str | None, int]]) -> bool:
+    """Merge the two oldest windows of one placement; return whether there were any."""
+    first: dict[str, tuple[int, int]] = {}
+    for row_id, series, size_bytes in rows:
+        if series is None:
+            continue
+        if series in first:
+            earlier_id, earlier_bytes = first[series]
+            body = merge(_body(database, earlier_id), _body(database, row_id))
+            if body is not None and len(body) < earlier_bytes + size_bytes:
+                database.execute("DELETE FROM items WHERE id = ?", (earlier_id,))
+                database.execute("UPDATE items SET body = ?, size_bytes = ? WHERE id = ?", (body, len(body), row_id))
+                database.execute(_COUNT, ("thinned", 1))
+                return True
+        first[series] = (row_id, size_bytes)
+    return False
+
+
+def _body(database: sqlite3.Connection, row_id: int) -> bytes:
+    return bytes(database.execute("SELECT body FROM items WHERE id = ?", (row_id,)).fetchone()[0])
+
+
+def _counter(database: sqlite3.Connection, name: str) -> int:
+    row = database.execute("SELECT value FROM counters WHERE name = ?", (name,)).fetchone()
+    return int(row[0]) if row is not None else 0
+
+
+def _count_dropped(database: sqlite3.Connection, more: int) -> None:
+    """Count what is lost, twice: until the server is told, and for ever."""
+    if more > 0:
+        database.execute(_COUNT, ("dropped", more))
+        database.execute(_COUNT, ("dropped_ever", more))
 
 
 def _measured(database: sqlite3.Connection) -> int:

@@ -272,6 +272,7 @@ class WorkerPool:
         policy = report.policy if report is not None and report.policy is not None else manifest.policy
         winner = self._contender(manifest, step.winner or step.candidate, raced.get)
         labels = manifest.labels
+        standbys = tuple(self._contender(manifest, one, raced.get) for one in step.standbys)
         return ServeSpec(
             model=manifest.name,
             version=manifest.version,
@@ -279,7 +280,8 @@ class WorkerPool:
             variant_path=winner.variant_path,
             plugin=winner.plugin,
             latency=winner.latency,
-            standbys=tuple(self._contender(manifest, one, raced.get) for one in step.standbys),
+            standbys=standbys,
+            companions=() if step.resting is not None else standbys[: policy.pool_size - 1],
             guarded=step.guarded,
             resting=step.resting,
             max_slowdown=policy.max_slowdown,

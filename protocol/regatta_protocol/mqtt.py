@@ -41,6 +41,7 @@ from regatta_protocol.bus import Connected, Disconnected, Event, Inbox, Message,
 from regatta_protocol.codec import MAX_PAYLOAD_BYTES
 from regatta_protocol.errors import Misuse
 from regatta_protocol.outgoing import Outgoing
+from regatta_protocol.traffic import Cause, Ledger, Meter, cause_of, read_tcp_totals
 
 __all__ = ["MAX_PACKET_BYTES", "MqttBus", "MqttConfig", "backoff_s"]
 
@@ -52,6 +53,8 @@ _MAX_HELD = 1000  # messages between CONNACK and SUBACK; the same length as the 
 _READ_BURST = 64  # packets read before writing gets its turn
 _INBOX_POLL_S = 0.2  # how soon stop() ends a wait for room in the inbox
 _MAX_REASONS = 5  # told in one outage: its log must not grow with its length
+# A PUBLISH beside its topic and payload, a PUBACK and a PINGREQ, each in a TLS 1.3 record of its own (22 bytes more).
+_PACKET_BYTES, _ACK_BYTES, _PING_BYTES = 30, 26, 24
 _NOT_VALID_NOW = (9, 10)  # OpenSSL's X509_V_ERR_CERT_NOT_YET_VALID and X509_V_ERR_CERT_HAS_EXPIRED
 _STABLE_S = 30.0  # a connection that held this long forgets earlier failures
 
@@ -106,11 +109,14 @@ def _tls_context(config: MqttConfig) -> ssl.SSLContext | None:
 class MqttBus:
     """A `Bus` over a real broker. Build, `start`, take events from the inbox, `stop`; one life only."""
 
-    def __init__(self, config: MqttConfig, inbox: Inbox, chance: random.Random | None = None) -> None:
+    def __init__(
+        self, config: MqttConfig, inbox: Inbox, chance: random.Random | None = None, ledger: Ledger | None = None
+    ) -> None:
         """
         Args:
             inbox: a bounded queue; see the module for what happens when it is full.
             chance: what jitters the retries; by default a generator of its own.
+            ledger: where the bytes of all connections are counted by their causes.
         """
         self._config = config
         self._chance = chance or random.Random()  # noqa: S311 - jitter, not secrets
@@ -118,6 +124,7 @@ class MqttBus:
         self._stopping = threading.Event()
         self._door = _Door(inbox, self._stopping, config.inbox_wait_s)
         self._waker = _Waker()
+        self._ledger = ledger or Ledger()
         self._thread = threading.Thread(target=self._main, name=f"mqtt-{config.client_id}", daemon=True)
         self._told: set[str] = set()  # reasons said in Disconnected since the last Connected
 
@@ -192,7 +199,9 @@ class MqttBus:
         """Serve one connection to its end; return since when it stood, or None, and why it ended."""
         connection: _Connection | None = None
         try:
-            connection = _Connection(self._config, self._outgoing, self._door, self._waker, self._stopping)
+            connection = _Connection(
+                self._config, self._outgoing, self._door, self._waker, self._stopping, Meter(self._ledger)
+            )
             reason = connection.run()
         except Exception as err:  # want of memory or descriptors: a thread that ended would leave us offline for ever
             logger.exception("event=mqtt_failed broker=%s:%s", self._config.host, self._config.port)
@@ -281,14 +290,16 @@ class _Connection:
     """One connection from its first packet to its end, on the network thread."""
 
     def __init__(
-        self, config: MqttConfig, outgoing: Outgoing, door: _Door, waker: _Waker, stopping: threading.Event
-    ) -> None:
+        self, config: MqttConfig, outgoing: Outgoing, door: _Door, waker: _Waker, stopping: threading.Event,
+        meter: Meter,
+    ) -> None:  # fmt: skip
         self.connected_at_s: float | None = None
         self._config = config
         self._outgoing = outgoing
         self._door = door
         self._waker = waker
         self._stopping = stopping
+        self._meter = meter
         self._client = self._make_client()
         self._tokens: dict[int, int] = {}  # paho's message id -> our token
         self._subscribing: set[int] = set()  # message ids of SUBSCRIBEs without answer
@@ -316,6 +327,7 @@ class _Connection:
         finally:
             left = self._client.socket()
             if left is not None:  # not by DISCONNECT: then the broker says our will
+                self._settle(rest=Cause.CONNECTION)
                 left.close()
 
     def _make_client(self) -> paho.Client:
@@ -379,6 +391,14 @@ class _Connection:
             client.loop_write()
         if client.socket() is not None:
             client.loop_misc()
+        if self.connected_at_s is not None:
+            self._settle()
+
+    def _settle(self, rest: Cause | None = None) -> None:
+        """Count what the connection has cost since the last time (traffic.py)."""
+        connection = cast("socket.socket | None", self._client.socket())
+        if connection is not None:
+            self._meter.settle(read_tcp_totals(connection), rest)
 
     def _read(self, connection: socket.socket | ssl.SSLSocket) -> None:
         client = self._client
@@ -394,6 +414,7 @@ class _Connection:
     def _send_waiting(self) -> None:
         while self._failure is None and (message := self._outgoing.take()) is not None:
             info = self._client.publish(message.topic, message.payload, message.qos, message.retain)
+            self._meter.sent(cause_of(message.topic), _publish_bytes(message.topic, message.payload))
             if info.rc != MQTTErrorCode.MQTT_ERR_SUCCESS:
                 self._fail(f"a message to {message.topic} could not be sent: {paho.error_string(info.rc)}")
             self._tokens[info.mid] = message.token
@@ -408,6 +429,7 @@ class _Connection:
             self._goodbye = 0
             if will is not None:
                 self._goodbye = self._client.publish(will.topic, will.payload, 1, will.retain).mid
+                self._meter.sent(cause_of(will.topic), _publish_bytes(will.topic, will.payload))
         elif self._goodbye == 0:
             self._client.disconnect()
             self._client.loop_write()
@@ -416,6 +438,7 @@ class _Connection:
         self._failure = self._failure or reason
 
     def _become_connected(self) -> None:
+        self._settle(rest=Cause.CONNECTION)
         self.connected_at_s = time.monotonic()
         self._outgoing.open()
         logger.info(
@@ -441,6 +464,7 @@ class _Connection:
                 logger.debug("event=mqtt_dropped topic=%s reason=inbox_full", event.topic)
         elif self._door.deliver(event):
             self._client.ack(message.mid, message.qos)
+            self._meter.sent(cause_of(event.topic), _ACK_BYTES)
         else:
             self._fail(
                 f"the inbox is full for over {self._config.inbox_wait_s:g} s: {event.topic} is left to the broker"
@@ -479,6 +503,8 @@ class _Connection:
     def _on_message(self, client: paho.Client, userdata: object, message: paho.MQTTMessage) -> None:
         self._door.bytes_received += len(message.payload)
         wrong = _what_is_wrong(message)
+        cause = Cause.OTHER if wrong else cause_of(message.topic)
+        self._meter.received(cause, len(message.payload) + _PACKET_BYTES)
         if wrong:
             # Acknowledged all the same, or it would come back for ever.
             self._door.dropped += 1
@@ -505,11 +531,21 @@ class _Connection:
             if not self._stopping.is_set():
                 return
         message = self._outgoing.done(token)
-        self._door.bytes_sent += 0 if message is None else len(message.payload)
+        if message is not None:
+            self._door.bytes_sent += len(message.payload)
+            if message.qos:
+                self._meter.received(cause_of(message.topic), _ACK_BYTES)
+                # MQTT 3.1.1, 3.1.2.10: PINGREQ is for when nothing else is sent. paho (2.2) takes note of its own pings
+                # only, and would ping on a metered link between heartbeats that are acknowledged anyway.
+                client._last_msg_out = time.monotonic()
 
     def _on_log(self, client: paho.Client, userdata: object, level: int, text: str) -> None:
         if level == LogLevel.MQTT_LOG_ERR:
             self._paho_error = text[:500]
+        elif text == "Sending PINGREQ":  # paho has no other way to tell of these two
+            self._meter.sent(Cause.KEEPALIVE, _PING_BYTES)
+        elif text == "Received PINGRESP":
+            self._meter.received(Cause.KEEPALIVE, _PING_BYTES)
 
 
 def _clock_hint(err: Exception) -> str:
@@ -523,6 +559,11 @@ def _clock_hint(err: Exception) -> str:
 def _pending(connection: socket.socket | ssl.SSLSocket) -> int:
     """Return how many bytes TLS has taken from the network and not given out: poll() does not see those."""
     return connection.pending() if isinstance(connection, ssl.SSLSocket) else 0
+
+
+def _publish_bytes(topic: str, payload: bytes) -> int:
+    """Return about how long a PUBLISH is: what it counts beside others of the same moment."""
+    return len(topic) + len(payload) + _PACKET_BYTES
 
 
 def _what_is_wrong(message: paho.MQTTMessage) -> str | None:

@@ -59,7 +59,7 @@ class _TellingBus(MemoryBus):
             self.tell("reported", report.sequence, max(committed, default=0))
         elif kind is topics.Up.TELEMETRY:
             batch = decode_zlib(TelemetryBatch, payload)
-            items = [_name_of(item) for item in batch.items]
+            items = [name for item in batch.items for name in _names_in(item)]
             self.tell("batch", batch.id, digest_of_bytes(encode(batch)), batch.dropped, items)
         return token
 
@@ -71,14 +71,16 @@ class _TellingOutbox(Outbox):
 
     def put(self, item: RaceItem | ServingWindow) -> None:
         super().put(item)
-        self.tell("kept", _name_of(item))
+        for name in _names_in(item):
+            self.tell("kept", name)
 
 
-def _name_of(item: TelemetryItem) -> str:
+def _names_in(item: TelemetryItem) -> list[str]:
+    """Return what tells an item from every other; windows are merged on their way, and all of them are in the sum."""
     if isinstance(item, RaceItem):
-        return f"race of {item.report.version} at {item.at:.3f}"
+        return [f"race of {item.report.version} at {item.at:.3f}"]
     assert isinstance(item, ServingWindow), "no agent of today tells anything else"
-    return f"window {item.requests}"
+    return [f"window {bucket}" for bucket, count in item.latency_counts.items() for _ in range(count)]
 
 
 class Device(Rig):
@@ -103,7 +105,7 @@ class Device(Rig):
         self.failing = False  # calls, for long
         self.full = False  # the disk, by whatever else is on it
         self.forgiven: Callable[[], AbstractContextManager[None]] = nullcontext  # around what is not the agent's doing
-        self._windows = itertools.count(1 + int(later_s))  # in place of a count of requests, to know each again
+        self._windows = itertools.count(1 + int(later_s))  # in place of a latency, to know each again
         self._done: set[str] = set()
         self._beat_s = 0.0
         self.watch: Callable[[], None] = lambda: None  # called at every look
@@ -171,8 +173,8 @@ class Device(Rig):
         for child in self.launcher.alive("worker:")[:1]:
             at = self.clock.wall()
             window = WindowClosed(
-                model=MODEL, version=1, placement=STARTED[0], start=at - 5, stop=at, requests=next(self._windows),
-                errors=0,
+                model=MODEL, version=1, placement=STARTED[0], start=at - 5, stop=at, requests=1, errors=0,
+                latency_counts={next(self._windows): 1},
             )  # fmt: skip
             child.say(encode(window))
 

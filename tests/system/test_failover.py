@@ -21,9 +21,8 @@ from regatta_agent.serving.events import Degraded, Failed, Recovered, WindowClos
 from regatta_agent.serving.spec import Contender, ServeLimits, ServeSpec
 from regatta_protocol.errors import Retryable
 from regatta_protocol.measurement import Latency
-from regatta_runtimes.golden import write_golden
 from serving_process import ServingProcess
-from tiny_models import unary_model
+from tiny_models import unary_model, write_abs_golden
 
 pytestmark = pytest.mark.system
 
@@ -52,7 +51,7 @@ def accelerator(library: Path, tmp_path: Path) -> Accelerator:
 def _spec(folder: Path, accelerator: Accelerator, **more: Any) -> ServeSpec:
     model, golden = folder / "abs.tflite", folder / "golden.npz"
     model.write_bytes(unary_model())
-    write_golden({"float32": model}, golden, count=4)
+    write_abs_golden(golden, "float32")
     values: dict[str, Any] = {
         "model": "abs",
         "version": 1,

@@ -63,6 +63,7 @@ class ServeSpec(Wire):
     plugin: Plugin | None = None
     latency: Latency | None = None  # of the candidate in the race
     standbys: tuple[Contender, ...] = Field(default=(), max_length=8)  # who takes over, best first
+    companions: tuple[Contender, ...] = Field(default=(), max_length=3)  # who serves at the same time
     guarded: bool = False  # run the candidate in a process of its own even when it computes on the processor
     resting: str | None = None  # why the first standby serves from the start; the candidate is retried later
     max_slowdown: float = Field(default=3.0, gt=1)

@@ -113,9 +113,9 @@ class Tally:
         self.placement = replace(self.placement, candidate_id=candidate_id)
         self._totals.setdefault(candidate_id, Totals())
 
-    def count(self, outcome: Outcome, timing: Timing) -> None:
-        """Count one infer request."""
-        self._totals[self.placement.candidate_id].count(outcome, timing)
+    def count(self, outcome: Outcome, timing: Timing, candidate_id: str | None = None) -> None:
+        """Count one infer request, of the placement or of a companion beside it."""
+        self._of(candidate_id).count(outcome, timing)
         if outcome is Outcome.SUCCESS:
             self.requests += 1
             sketch.add(self._latency_counts, timing.total_ns / 1000)
@@ -123,9 +123,12 @@ class Tally:
             self.requests += 1
             self.errors += 1
 
-    def count_batch(self, rows: int) -> None:
-        """Count one inference of so many rows."""
-        self._totals[self.placement.candidate_id].count_batch(rows)
+    def count_batch(self, rows: int, candidate_id: str | None = None) -> None:
+        """Count one inference of so many rows, of the placement or of a companion beside it."""
+        self._of(candidate_id).count_batch(rows)
+
+    def _of(self, candidate_id: str | None) -> Totals:
+        return self._totals.setdefault(candidate_id or self.placement.candidate_id, Totals())
 
     def close(self, now: float, feedback: Accuracy | None, power: Power | None) -> WindowClosed:
         """Return the window that ends now, and begin the next."""

@@ -28,6 +28,7 @@ from typing import Any, TypeVar, cast
 from pydantic import BaseModel
 
 from regatta_agent.serving.caretaker import Caretaker
+from regatta_agent.serving.companions import Companions
 from regatta_agent.serving.engine import Engine, Finished
 from regatta_agent.serving.events import Failed, Ready, family_of
 from regatta_agent.serving.failover import Failover, Opened, Switch
@@ -141,9 +142,8 @@ class Worker:
         self._caretaker: Caretaker | None = None
         self._meter = PowerMeter(partial(open_sensor, spec.power), spec.race_power)
         self._regions = Regions() if spec.shared_memory else None
-        self._inferences = Inferences(
-            self._loop, self._engine, self._tally, self._feedback, spec.limits.queue_length, self._regions
-        )
+        self._inferences = Inferences(self._loop, self._tally, self._feedback, spec.limits.queue_length, self._regions)
+        self._companions = Companions(self._loop, spec, self._inferences)
         self._service = Service(
             self._inferences, self._tally, self._feedback, lambda: len(self._server.connections), self._regions
         )
@@ -193,9 +193,9 @@ class Worker:
         self._server.body_limit_bytes = limit
         if self._regions is not None:
             self._regions.limit_bytes = limit
-        self._inferences.placed = placed
-        if placed.most_rows > 1:
-            self._inferences.lane.batches = Batches(placed.most_rows, self._spec.batch_delay_us * 1000)
+        batches = Batches(placed.most_rows, self._spec.batch_delay_us * 1000) if placed.most_rows > 1 else None
+        self._inferences.add(None, placed, self._engine, batches=batches)
+        self._companions.open(failover.signature, placed.interface)
         self._meter.start()
         threading.Thread(target=self._watch_for_end, args=(failover,), name="watch", daemon=True).start()
         self._tally.start = time.time()
@@ -315,6 +315,7 @@ class Worker:
         self._meter.stop()
         if self._caretaker is not None:
             self._caretaker.stop(timeout_s=1.0)
+        self._companions.close(timeout_s=1.0)
         if self._engine.stop(timeout_s=1.0) and self._inferences.placed is not None:
             self._inferences.placed.close()
         logger.info("event=drained model=%s seconds=%.3f", self._spec.model, self._loop.time() - began)

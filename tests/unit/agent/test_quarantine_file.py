@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from regatta_agent.cli import cli
+from regatta_agent.cli.commands import cli
 from regatta_agent.quarantine_file import QuarantineFile
 from regatta_protocol.measurement import BoardFacts, CandidateResult, Outcome, RaceReport
 from regatta_runtimes.quarantine import Quarantine
