@@ -236,7 +236,10 @@ class Race:
 
     def _clear(self) -> None:
         for path in (self._spec_path, self._report_path, self._prior_path):
-            path.unlink(missing_ok=True)
+            try:
+                path.unlink(missing_ok=True)
+            except OSError as err:  # its name does not come again, and the folder is cleared with the next boot
+                logger.warning("event=race_file_kept path=%s error=%s", path, err)
 
 
 def race_spec(
