@@ -18,13 +18,17 @@ from crash.heard import Heard, Violation
 from crash.scenarios import Scenario, play
 from crash.shim import Call, Shim, calls_in
 
-__all__ = ["Case", "LabError", "Run"]
+__all__ = ["Case", "KnownState", "LabError", "Run"]
 
 _ACT_S = 300.0  # by the fake clock
 
 
 class LabError(Exception):
     """The lab itself does not do what it says."""
+
+
+class KnownState(Exception):
+    """What a point leaves was hit before, or it leaves nothing."""
 
 
 @dataclass(frozen=True)

@@ -11,11 +11,10 @@ from collections.abc import Callable
 from pathlib import Path
 from random import Random
 
-from crash.case import Case
+from crash.case import Case, KnownState
 from crash.device import STATE
 from crash.disk import Disk, Entries, Pending, Resize, Write
 from crash.heard import Violation
-from crash.seen import KnownState
 from regatta_protocol.ids import digest_of_bytes
 
 __all__ = ["Cuts"]

@@ -39,7 +39,7 @@ RACE_KEY = Digest("5" * 64)
 STATE = "state"  # the state folder's name
 STARTED = ("litert/int8/xnnpack/t1", "litert/int8/none/t1")  # the placement that wins a race, and its standby
 _NEAR_S = 60.0  # looked at twice a second; what takes longer waits for a deadline
-_FAR_STEP_S = 20.0
+_FAR_STEP_S = 20.0  # less than a worker may be silent, and than an answer may take
 _SYNC_BYTES = 2 * DEFAULT_CHUNK_BYTES  # in place of 4 MiB, so that small models have syncs in mid-download too
 _FAULTY = Faults(drop=0.1, truncate=0.05, duplicate=0.1, reorder=0.1, max_delay_s=0.3)
 _IDENTITY = {"key.pem": b"the device's key", "cert.pem": b"its certificate", "ca.pem": b"ca", "root.json": b"{}"}

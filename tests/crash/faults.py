@@ -14,13 +14,12 @@ from pathlib import Path
 from typing import Any
 
 from crash.bugs import planted
-from crash.case import Case
+from crash.case import Case, KnownState
 from crash.comeback import check_end, has_ended, look
 from crash.device import STATE, Device, adjusted
 from crash.forks import Tell
 from crash.heard import Heard, Violation, demand
 from crash.scenarios import play
-from crash.seen import KnownState
 from crash.shim import CHANGES, Call, Intent, Kind, Shim
 from device_rig import MODEL
 from regatta_protocol.errors import RegattaError

@@ -18,7 +18,8 @@ from typing import Any
 
 __all__ = ["Ended", "Fork", "Tell", "fork"]
 
-_TOO_LONG_S = 120
+_TOO_LONG_S = 300  # of a second, on a machine with nothing else to do
+_TOLD = 600  # characters of a traceback, its end
 
 Tell = Callable[..., None]  # a kind of news and its values, as JSON
 
@@ -67,6 +68,6 @@ def fork(work: Callable[[Tell], None]) -> Fork:
         work(tell)
         status = 0
     except BaseException:  # noqa: BLE001 - whatever it is, it is said to the parent, and the fork ends here
-        tell("traceback", traceback.format_exc()[-1500:])
+        tell("traceback", traceback.format_exc()[-_TOLD:].strip().replace("\n", " | "))
     finally:
         os._exit(status)

@@ -54,7 +54,9 @@ class RandomKills:
         self._case = case
         began = time.perf_counter()
         case.lay_out()
-        fork(case.story).join()
+        ended = fork(case.story).join()
+        if ended.status != 0:
+            raise LabError(f"{case} does not come to its end by itself: {ended.error}")
         self._takes_s = time.perf_counter() - began
 
     def __len__(self) -> int:

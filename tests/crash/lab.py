@@ -20,10 +20,9 @@ sys.path[:0] = [str(Path(__file__).parents[1])]  # when called as a program
 
 from crash import check, shim  # noqa: E402
 from crash.bugs import BUGS  # noqa: E402
-from crash.case import Case, LabError  # noqa: E402
+from crash.case import Case, KnownState, LabError  # noqa: E402
 from crash.layers import LAYERS, Job, Point, Result, divide, hit_all, hit_one  # noqa: E402
 from crash.scenarios import SCENARIOS  # noqa: E402
-from crash.seen import KnownState  # noqa: E402
 
 BUG_VARIABLE = "CRASHLAB_BUG"  # environment: one of bugs.BUGS, for the lab's own test
 _POINTS = 1000
@@ -43,7 +42,8 @@ exit status: {0} no violation; {_STATUS_VIOLATIONS} violations; {_STATUS_UNABLE}
 
 examples:
   ./run crashlab
-  ./run crashlab --points 10000 --dir /dev/shm
+  ./run crashlab --points 10000
+  ./run crashlab --dir /var/tmp --layer kill
   ./run crashlab --layer cut --scenario update --points 500 --seed 7
   ./run crashlab --layer kill --scenario update --seed 1 --point 17
 """
@@ -71,6 +71,12 @@ def main() -> int:
             return _STATUS_BROKEN
 
 
+def _default_folder() -> Path:
+    """Return a folder in memory where there is one: a point there costs a third, and what it leaves is the same."""
+    memory = Path("/dev/shm")
+    return memory if os.access(memory, os.W_OK) else Path(tempfile.gettempdir())
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="crashlab",
@@ -86,7 +92,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--scenario", action="append", choices=tuple(SCENARIOS), help="only this; may be repeated")
     parser.add_argument("--point", type=int, help="only this one, as a violation names it")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="processes (default: one a core)")
-    parser.add_argument("--dir", type=Path, help="where to work (default: the system's temporary folder)")
+    parser.add_argument("--dir", type=Path, default=_default_folder(), help="where to work (default: %(default)s)")
     parser.add_argument("--json", action="store_true", help="print one JSON document instead")
     return parser
 

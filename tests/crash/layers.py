@@ -9,12 +9,11 @@ from pathlib import Path
 from random import Random
 from typing import Protocol
 
-from crash.case import Case
+from crash.case import Case, KnownState
 from crash.cuts import Cuts
 from crash.faults import Faults
 from crash.kills import Kills, RandomKills
 from crash.scenarios import SCENARIOS
-from crash.seen import KnownState
 
 __all__ = ["LAYERS", "Job", "Point", "Result", "divide", "hit_all", "hit_one"]
 

@@ -13,6 +13,8 @@ import pytest
 
 from crash import check, lab, shim
 
+pytestmark = pytest.mark.timeout(600)  # it takes a minute on two cores that have nothing else to do
+
 LAST_LINE = re.compile(r"(\d+) points hit, (\d+) violations")
 
 
@@ -30,7 +32,7 @@ def crashlab(*arguments: str, bug: str = "") -> tuple[int, str]:
         capture_output=True,
         text=True,
         check=False,
-        timeout=170,
+        timeout=580,
         env={**os.environ, lab.BUG_VARIABLE: bug},
     )
     assert done.returncode in (0, 1), done.stdout[-2000:] + done.stderr[-2000:]
