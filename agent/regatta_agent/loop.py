@@ -146,6 +146,8 @@ class Loop:
             self._take_in(event)
             events += 1
             patience_s = 0.0
+            if isinstance(event, Connected):
+                break  # what goes on must begin again first: chunks that were on their way may be next in the line
         self._look_at_deadlines()
         self._settle()
         self._report()
