@@ -17,6 +17,7 @@ from regatta_protocol.quantity import parse_duration, parse_latency_us, parse_sh
 __all__ = [
     "Accelerator",
     "CompileStep",
+    "DistillStep",
     "EvaluateStep",
     "Limits",
     "MixStep",
@@ -27,6 +28,7 @@ __all__ = [
     "SearchStep",
     "Strategy",
     "TakeStep",
+    "TrainQuantizedStep",
     "recipe_schema",
     "step_models",
 ]
@@ -117,6 +119,25 @@ class QuantizeStep(_Part):
     schemes: tuple[Scheme, ...] = Field(default=("int8",), min_length=1, max_length=16)
 
 
+class DistillStep(_Part):
+    """Prune filters where the output feels it least, and train the rest on the model's answers; needs [train]."""
+
+    step: Literal["distill"] = "distill"
+    shares: tuple[Share, ...] = Field(
+        default=(0.75, 0.625, 0.5, 0.375, 0.25),
+        min_length=1,
+        max_length=64,
+        description="Shares of the multiply-accumulates, tried in this order.",
+    )
+
+
+class TrainQuantizedStep(_Part):
+    """Train the model to be quantized, and quantize it, in one precision or several; needs the [train] extra."""
+
+    step: Literal["train-quantized"] = "train-quantized"
+    precisions: tuple[Literal["int8", "int4-weights"], ...] = Field(default=("int8",), min_length=1, max_length=2)
+
+
 class MixStep(_Part):
     """Find a precision for each layer: the fewest bytes within the accuracy budget."""
 
@@ -151,7 +172,17 @@ class EvaluateStep(_Part):
     max_accuracy_drop: Share | None = Field(default=None, description="In place of --accuracy-drop.")
 
 
-RecipeStep = TakeStep | SearchStep | PruneStep | QuantizeStep | MixStep | CompileStep | EvaluateStep
+RecipeStep = (
+    TakeStep
+    | SearchStep
+    | PruneStep
+    | DistillStep
+    | QuantizeStep
+    | TrainQuantizedStep
+    | MixStep
+    | CompileStep
+    | EvaluateStep
+)
 
 
 class Limits(_Part):

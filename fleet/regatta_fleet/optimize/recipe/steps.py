@@ -18,6 +18,7 @@ from regatta_fleet.optimize.recipe.compilers import COMPILERS, compile_model
 from regatta_fleet.optimize.recipe.hooks import Hooks
 from regatta_fleet.optimize.recipe.models import (
     CompileStep,
+    DistillStep,
     EvaluateStep,
     Limits,
     MixStep,
@@ -25,10 +26,12 @@ from regatta_fleet.optimize.recipe.models import (
     QuantizeStep,
     SearchStep,
     TakeStep,
+    TrainQuantizedStep,
 )
 from regatta_fleet.optimize.report import LayerReport
 from regatta_fleet.optimize.sources.resolve import resolve_source
 from regatta_fleet.optimize.steps import Made, Prune, Quantize, Search, run_step
+from regatta_fleet.optimize.train.steps import Distill, TrainQuantized, run_training
 from regatta_protocol.errors import Rejected
 from regatta_protocol.wire import Wire
 
@@ -157,6 +160,44 @@ def _prune(step: PruneStep, given: Given) -> Outcome:
     return Outcome(products=(Product(name=name, file=output.name, words=words, becomes="model", macs=last.cost.macs),))
 
 
+def _distill(step: DistillStep, given: Given) -> Outcome:
+    name = given.named("distilled")
+    output = given.folder / f"{name}.tflite"
+    asked = Distill(
+        model=str(given.model),
+        samples=str(given.fit),
+        held_back=str(given.held_back),
+        output=str(output),
+        shares=step.shares,
+        max_drop=given.max_drop,
+        seed=given.seed,
+    )
+    attempts = run_training(asked, timeout_s=given.limits.time, memory_bytes=given.limits.memory).attempts
+    last = attempts[-1]
+    words = (f"pruned by {100 * last.share:g} % of the multiply-accumulates", *last.notes)
+    if last.reason is not None:
+        reason = f"on samples held back from tuning, {last.reason}"
+        return Outcome(products=(Product(name=name, words=words, reason=reason),))
+    return Outcome(products=(Product(name=name, file=output.name, words=words, becomes="model", macs=last.cost.macs),))
+
+
+def _train_quantized(step: TrainQuantizedStep, given: Given) -> Outcome:
+    products = []
+    for precision in step.precisions:
+        name = given.named(f"{precision.removesuffix('-weights')}-trained")
+        asked = TrainQuantized(
+            model=str(given.model),
+            samples=str(given.samples),
+            output=str(given.folder / f"{name}.tflite"),
+            precision=precision,
+            seed=given.seed,
+        )
+        made = run_training(asked, timeout_s=given.limits.time, memory_bytes=given.limits.memory).made
+        if made is not None:
+            products.append(Product(name=name, file=f"{name}.tflite", words=made.notes, layers=made.layers))
+    return Outcome(products=tuple(products))
+
+
 def _quantize(step: QuantizeStep, given: Given) -> Outcome:
     outputs = {scheme: str(given.folder / f"{given.named(scheme)}.tflite") for scheme in step.schemes}
     asked = Quantize(model=str(given.model), samples=str(given.samples), outputs=outputs)
@@ -210,6 +251,8 @@ STEPS: dict[type[BaseModel], StepKind] = {
     TakeStep: StepKind(_take, ("litert-torch", "torch", "tensorflow", "onnx2torch", "numpy")),
     SearchStep: StepKind(_search, ("torch", "ai-edge-litert", "numpy")),
     PruneStep: StepKind(_prune, ("ai-edge-litert", "numpy")),
+    DistillStep: StepKind(_distill, ("torch", "ai-edge-litert", "numpy")),
+    TrainQuantizedStep: StepKind(_train_quantized, ("torch", *_QUANTIZER)),
     QuantizeStep: StepKind(_quantize, _QUANTIZER),
     MixStep: StepKind(_mix, _QUANTIZER),
     CompileStep: StepKind(_compile, keeps_refusals=False),
