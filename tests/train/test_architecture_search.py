@@ -111,13 +111,14 @@ def double() -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("double")
-def test_second_order_is_the_slope_one_step_ahead() -> None:
+def test_second_order_is_the_slope_one_step_ahead(monkeypatch: pytest.MonkeyPatch) -> None:
     """Finite differences of the unrolled loss, in float64, agree with eq. 7 and 8 for every share."""
+    monkeypatch.setattr("regatta_fleet.optimize.nas.darts.REACH", 1e-5)  # kinks of relu count less than at 0.01
     torch.manual_seed(1)
     net = Supernet(_TINY, _SHAPE, 10, _table(_TINY))
     weights, shares = net.weights(), net.shares()
     batches = [(torch.randn(32, 1, 8, 8), torch.randint(0, 10, (32,))) for _ in range(2)]
-    rate, target_us, delta = 0.05, 3.0, 1e-4
+    rate, target_us, delta = 0.05, 3.0, 1e-5
 
     def ahead() -> float:
         kept = [weight.detach().clone() for weight in weights]
@@ -134,12 +135,11 @@ def test_second_order_is_the_slope_one_step_ahead() -> None:
 
     for share, slope in zip(shares, found, strict=True):
         for at in range(len(share)):
-            with torch.no_grad():
-                share[at] += delta
-                above = ahead()
-                share[at] -= 2 * delta
-                below = ahead()
-                share[at] += delta
+            share.data[at] += delta
+            above = ahead()
+            share.data[at] -= 2 * delta
+            below = ahead()
+            share.data[at] += delta
             assert float(slope[at]) == pytest.approx((above - below) / (2 * delta), rel=0.05, abs=2e-5)
 
 
@@ -151,7 +151,7 @@ def test_what_the_shares_expect_is_the_latency_of_what_they_decided() -> None:
             share[0] = 50.0
     genes = net.best()
 
-    assert float(net.expected_us()) == pytest.approx(
+    assert net.expected_us().item() == pytest.approx(
         table.estimate_us(build_layers(_TINY, genes, _SHAPE, 10)), rel=1e-4
     )
 

@@ -12,13 +12,14 @@ import pytest
 
 from polling import wait_until
 from regatta_fleet.bundle import Bundle
-from regatta_fleet.cli import main
+from regatta_fleet.cli import main, tables
 from regatta_fleet.optimize.recipe.compilers import compile_model
 from regatta_fleet.optimize.recipe.document import read_recipe
 from regatta_fleet.optimize.recipe.models import CompileStep
 from regatta_fleet.optimize.recipe.run import RecipeRun, optimize_by_recipe
 from regatta_fleet.optimize.report import OptimizeReport
 from regatta_protocol.errors import Rejected
+from regatta_protocol.manifest import Manifest
 from shared_data import REPOSITORY
 
 _HOOKS = f"""
@@ -107,6 +108,11 @@ def test_a_killed_run_goes_on_and_gives_what_a_whole_one_gives(recipe: Path, tmp
     refused = {variant.name: variant.reason for variant in report.variants if not variant.accepted}
     assert "give `command`" in (refused["int8-tidl"] or "")
     assert report.variant("int8").score == 0.5
+    facts = {"name": "kws", "version": 1, "created_at": "2026-01-01"}
+    manifest = Manifest.model_validate({**draft.model_dump(exclude_none=True), **facts})
+    shown = tables.lineage(manifest)
+    assert [row[1] for row in shown.rows] == ["take", "quantize", "compile", "compile"]
+    assert report.history[1].outputs["int8"][:12] in str(shown.rows[1][3])
     page = (output / "report.md").read_text()
     assert "Lineage, by recipe r.yaml, seed 4" in page
 
