@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import pytest
@@ -62,49 +61,46 @@ def test_groups_hold_each_request_once(drawn: list[tuple[int, int, bool]], most:
             assert not any(drawn[index][2] for index in group)
 
 
-def _run(batch_s: float, row_s: float) -> object:
-    """Return a model that takes so long for a batch and for each of its rows."""
+class _Paced:
+    """A model that takes so long for a batch and for each of its rows, by a clock of its own."""
 
-    def run(inputs: Sequence[Array]) -> list[Array]:
-        time.sleep(batch_s + row_s * inputs[0].shape[0])
-        return [inputs[0] * 2]
+    def __init__(self, batch_us: int = 0, row_us: int = 0, compute: Callable[[Array], Array] = lambda x: x * 2) -> None:
+        self._batch_us, self._row_us, self._compute = batch_us, row_us, compute
+        self._now_us = 0
 
-    return run
+    def run(self, inputs: Sequence[Array]) -> list[Array]:
+        self._now_us += self._batch_us + self._row_us * inputs[0].shape[0]
+        return [self._compute(inputs[0])]
 
-
-def _mixing(inputs: Sequence[Array]) -> list[Array]:
-    return [inputs[0] - inputs[0].mean(axis=0)]
-
-
-def _growing(inputs: Sequence[Array]) -> list[Array]:
-    return [np.zeros((1, 2), np.float32)]
+    def clock_ns(self) -> int:
+        return self._now_us * 1000
 
 
-def _failing(inputs: Sequence[Array]) -> list[Array]:
-    if inputs[0].shape[0] > 1:
+def _failing(x: Array) -> Array:
+    if x.shape[0] > 1:
         raise InvokeFailed("no batch")
-    return [inputs[0]]
+    return x
 
 
 @pytest.mark.parametrize(
-    ("run", "pays"),
+    ("model", "rows"),
     [
-        (_run(0.005, 0.0), True),
-        (_run(0.0, 0.005), False),
-        (_mixing, False),
-        (_growing, False),
-        (_failing, False),
+        (_Paced(batch_us=5000), 8),
+        (_Paced(batch_us=1000, row_us=4000), 1),  # of two rows each takes 0.9 of one alone
+        (_Paced(batch_us=2000, row_us=3000), 4),  # 0.7 each, which eight with 0.65 hardly better
+        (_Paced(row_us=5000), 1),
+        (_Paced(batch_us=100_000), 2),  # measuring more would keep the worker from its start
+        (_Paced(5000, compute=lambda x: x - x.mean(axis=0)), 1),
+        (_Paced(5000, compute=lambda x: np.zeros((1, 2), np.float32)), 1),
+        (_Paced(5000, compute=_failing), 1),
     ],
 )
-def test_only_what_gains_is_batched(run: object, pays: bool) -> None:
+def test_only_what_gains_is_batched(model: _Paced, rows: int) -> None:
     """A fixed cost for each inference pays; a cost for each row, mixed rows, other shapes and failures do not."""
     sample = [np.array([[1.0, 3.0]], np.float32)]
 
-    rows = find_batch(run, [sample], most=8)  # type: ignore[arg-type]
-
-    assert (rows > 1) == pays
-    assert rows <= 8
-    assert find_batch(run, [sample], most=1) == 1  # type: ignore[arg-type]
+    assert find_batch(model.run, [sample], 8, model.clock_ns) == rows
+    assert find_batch(model.run, [sample], 1, model.clock_ns) == 1
 
 
 def test_only_changeable_first_dimensions_are_batchable() -> None:
