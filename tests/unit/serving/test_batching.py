@@ -87,7 +87,7 @@ def _failing(x: Array) -> Array:
     [
         (_Paced(batch_us=5000), 8),
         (_Paced(batch_us=1000, row_us=4000), 1),  # of two rows each takes 0.9 of one alone
-        (_Paced(batch_us=2000, row_us=3000), 4),  # 0.7 each, which eight with 0.65 hardly better
+        (_Paced(batch_us=2000, row_us=3000), 4),  # 0.7 each: the 0.65 of eight are hardly better
         (_Paced(row_us=5000), 1),
         (_Paced(batch_us=100_000), 2),  # measuring more would keep the worker from its start
         (_Paced(5000, compute=lambda x: x - x.mean(axis=0)), 1),
