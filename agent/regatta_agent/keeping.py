@@ -21,6 +21,8 @@ logger = logging.getLogger(__name__)
 
 _FAULT_WAIT_S = 5.0  # after another fault than a full disk: a folder that cannot be written, no descriptor left
 
+_SPACE_CAME_BYTES = 65_536  # many records; less comes and goes with logs
+
 
 @dataclass(frozen=True)
 class _Refused:
@@ -67,7 +69,9 @@ class Keeper:
         return True
 
     def _may_try(self, refused: _Refused) -> bool:
-        more_space = refused.free_bytes is not None and self._store.free_bytes() > refused.free_bytes
+        more_space = (
+            refused.free_bytes is not None and self._store.free_bytes() >= refused.free_bytes + _SPACE_CAME_BYTES
+        )
         return more_space or self._clock.monotonic() >= refused.again_s
 
     def _refusal(self, err: Exception) -> _Refused:

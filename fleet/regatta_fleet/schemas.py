@@ -115,6 +115,7 @@ class DeviceModel(Wire):
     accuracy: Accuracy | None = None
     latency: Latency | None = None  # of the placement in the race
     power: Power | None = None
+    basis: str | None = None  # of the race: full, or confirmed
     served: ServingSummary | None = None
 
 

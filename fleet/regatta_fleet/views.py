@@ -177,5 +177,6 @@ def _device_model(device: DeviceId, report: ModelReport, served: Served) -> Devi
         accuracy=report.accuracy,
         latency=report.latency,
         power=report.power,
+        basis=report.basis,
         served=served.get((device, report.name, report.version)),
     )
