@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import random
 import shutil
 import sys
@@ -82,7 +83,9 @@ class Soak:
         config = self._folder / "agent.toml"
         config.write_text(_CONFIG)
         folders = ("--config", str(config), "--state-dir", str(self.state), "--run-dir", str(self.run_dir))
+        os.environ["MALLOC_ARENA_MAX"] = "1"  # as the unit does: or each thread that reads a child may add an arena
         self._programs.start("agent", "regatta_agent", "run", *folders)
+        del os.environ["MALLOC_ARENA_MAX"]
         self._roll_out(1)
         self.await_recovery()
 

@@ -128,14 +128,14 @@ def test_ten_minutes_of_silence_are_noticed_and_gone_on_after(rig: LiveRig) -> N
     assert rig.install(2).attempt == 0
     assert rig.proxy.bytes["down"] - before <= 1.05 * _BIG_BYTES
 
-    def told() -> list[float]:
+    def told() -> int:
+        """What was served, as the server counts it: each batch once, whose windows may have been merged."""
         batches = {batch.id: batch for batch in rig.fleet.batches}
-        return sorted(
-            item.start for batch in batches.values() for item in batch.items if isinstance(item, ServingWindow)
-        )
+        items = [item for batch in batches.values() for item in batch.items]
+        return sum(item.requests for item in items if isinstance(item, ServingWindow))
 
-    assert rig.live(lambda: len(told()) == windows, limit_s=15), told()
-    assert told() == [float(number) for number in range(1, windows + 1)]
+    assert rig.live(lambda: told() >= windows, limit_s=15), told()
+    assert told() == windows
 
 
 def test_a_broker_that_is_killed_again_and_again_only_delays(rig: LiveRig, wire: Wire) -> None:

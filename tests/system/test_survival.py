@@ -31,7 +31,7 @@ from regatta_protocol.ids import ModelName, ModelRef
 from regatta_protocol.messages import InstallState
 from tiny_models import write_tiny_model
 
-pytestmark = [pytest.mark.system, pytest.mark.alone, pytest.mark.timeout(150)]
+pytestmark = [pytest.mark.system, pytest.mark.timeout(150)]
 
 DEVICES = ("quay-1", "quay-2")
 MODEL = ModelName("tiny")

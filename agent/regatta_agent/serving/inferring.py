@@ -110,6 +110,12 @@ class Inferences:
         post.lane.batches = batches
         self._posts.append(post)
 
+    def dismiss(self, candidate: str | None, why: str) -> None:
+        """Give a companion no more requests; those that it has are computed by it, or by the first when it fails."""
+        for post in [post for post in self._posts[1:] if post.candidate == candidate]:
+            logger.warning("event=companion_left candidate=%s reason=%s", candidate, why)
+            self._posts.remove(post)
+
     @property
     def pending(self) -> int:
         """How many requests are read, wait or are computed."""
@@ -246,10 +252,8 @@ class Inferences:
         """Return whether a companion failed the request; one that keeps failing, or is gone, takes no more."""
         failed = isinstance(result, Exception) and not isinstance(result, (Rejected, Expired))
         post.failures = post.failures + 1 if failed else 0
-        gone = isinstance(result, RunnerLost) or post.failures >= _FAILURES
-        if gone and post in self._posts:
-            logger.warning("event=companion_left candidate=%s error=%s", post.candidate, result)
-            self._posts.remove(post)
+        if isinstance(result, RunnerLost) or post.failures >= _FAILURES:
+            self.dismiss(post.candidate, str(result))
         return failed
 
 

@@ -230,6 +230,7 @@ class Worker:
                 wait_s = min(_SWEEP_S, max(0.0, window_ends - self._loop.time()))
                 await asyncio.wait_for(self._stop.wait(), wait_s)
             self._server.sweep()
+            self._companions.sweep()
             await listeners.follow()
             if self._loop.time() >= window_ends:
                 self._close_window()

@@ -10,6 +10,8 @@ import pytest
 pytest.importorskip("torch", reason="training needs PyTorch: pip install 'regatta-edge[train]'")
 
 from regatta_fleet.optimize.pipeline import optimize
+from regatta_fleet.optimize.recipe.document import read_recipe
+from regatta_fleet.optimize.recipe.run import RecipeRun, optimize_by_recipe
 from regatta_fleet.optimize.train.steps import Distill, Sparsify, TrainQuantized, run_training
 from regatta_protocol.errors import Rejected
 from tiny_models import plain_chain, write_samples_file, write_tree
@@ -91,3 +93,17 @@ def test_zeros_that_save_too_little_are_refused(tmp_path: Path) -> None:
 
     assert attempts[0].reason is not None and "bytes compressed" in attempts[0].reason
     assert not (tmp_path / "out.tflite").exists()
+
+
+def test_a_recipe_distills_and_trains_to_be_quantized(tmp_path: Path) -> None:
+    write_tree(tmp_path / "m.tflite", plain_chain())
+    data = write_samples_file(tmp_path / "s.npz", 60, 8, 8, 1)
+    (tmp_path / "r.yaml").write_text(
+        "recipe: 1\nsteps: [{step: take, source: m.tflite}, {step: distill, shares: [2%]}, {step: qat}]\n"
+    )
+    run = RecipeRun(tmp_path / "bundle", data=data, cache=tmp_path / "cache")
+
+    report = optimize_by_recipe(read_recipe(tmp_path / "r.yaml"), run, lambda message, share: None)
+
+    assert {"float32", "distilled", "int8-trained-distilled"} <= {variant.name for variant in report.variants}
+    assert all(variant.accepted or variant.reason for variant in report.variants)

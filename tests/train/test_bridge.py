@@ -106,7 +106,7 @@ def test_each_operator_is_the_runtimes(model: ModelTree) -> None:
     assert _bridge(model, samples) == pytest.approx(_runtime(model, samples), abs=1e-5)
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(
     size=st.integers(3, 7), kernel=st.integers(1, 3), stride=st.integers(1, 3),
     padding=st.sampled_from(["SAME", "VALID"]), deep=st.booleans(),
