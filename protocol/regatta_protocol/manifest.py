@@ -19,6 +19,7 @@ from pydantic import Field, model_validator
 from regatta_protocol.ids import DigestField, ModelNameField, ModelRef
 from regatta_protocol.measurement import Accuracy, Latency
 from regatta_protocol.policy import Policy
+from regatta_protocol.processing import AudioInput, ImageInput, Processing, Result
 from regatta_protocol.wire import Wire
 
 __all__ = [
@@ -92,17 +93,6 @@ class Variant(Wire):
         return tuple(ref for ref in refs if ref is not None)
 
 
-class ImageInput(Wire):
-    """How a picture becomes input 0: resized to height × width, then (pixel − mean) · scale in real values."""
-
-    kind: Literal["image"] = "image"
-    height: int = Field(ge=1, le=8192)
-    width: int = Field(ge=1, le=8192)
-    channels: Literal[1, 3] = 3
-    mean: float = 0.0
-    scale: float = 1.0
-
-
 class Manifest(Wire):
     """A version of a model."""
 
@@ -115,7 +105,9 @@ class Manifest(Wire):
     golden: FileRef
     evaluation: FileRef | None = None
     labels: FileRef | None = None  # text, one label a line
-    input: ImageInput | None = None
+    input: ImageInput | None = None  # how a picture becomes input 0
+    audio: AudioInput | None = None  # or a sound
+    result: Result | None = None  # what the outputs mean
     policy: Policy = Policy()
     source: str | None = None  # the file name that it was made of
     lineage: tuple[str, ...] = ()
@@ -137,6 +129,11 @@ class Manifest(Wire):
     @property
     def ref(self) -> ModelRef:
         return ModelRef(self.name, self.version)
+
+    @property
+    def processing(self) -> Processing:
+        """How the device prepares the input and reads the outputs."""
+        return Processing(image=self.input if self.audio is None else None, audio=self.audio, result=self.result)
 
     def files(self) -> tuple[FileRef, ...]:
         """Return every file of the bundle, once each."""

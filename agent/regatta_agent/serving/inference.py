@@ -61,6 +61,7 @@ class InferRequest:
     outputs: tuple[WantedOutput, ...]
     binary_default: bool
     raw: memoryview | None = None
+    processed: bool = False  # the input is a picture or a sound, and the answer a document (regatta_agent.processing)
 
 
 class _Tensor(BaseModel):
@@ -119,7 +120,8 @@ def parse_infer(body: bytes, header_length: bytes | None) -> InferRequest:
         )
         for output in document.outputs
     )
-    return InferRequest(document.id, tuple(inputs), outputs, binary_default)
+    processed = _flag(document.parameters, "processed", default=False)
+    return InferRequest(document.id, tuple(inputs), outputs, binary_default, processed=processed)
 
 
 def _header_length(text: bytes | None, body_bytes: int) -> int:

@@ -9,14 +9,17 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from regatta_agent.processing.processor import Processor
 from regatta_agent.serving.failover import Failover, Opened, Switch, open_failover
 from regatta_agent.serving.inference import InferRequest, NamedTensor
-from regatta_agent.serving.interface import ModelInterface, image_input
+from regatta_agent.serving.interface import ModelInterface, body_limit_bytes, image_input
+from regatta_agent.serving.processed import MAX_PROCESSED_BYTES, infer_processed, open_processor
 from regatta_agent.serving.spec import ServeSpec
 from regatta_protocol.codec import decode
 from regatta_protocol.durable import read_bounded
 from regatta_protocol.errors import Rejected
 from regatta_protocol.manifest import MAX_MANIFEST_BYTES, Manifest
+from regatta_protocol.processing import Processing
 from regatta_runtimes.session import Session
 
 __all__ = ["Answer", "PlacedModel", "open_placed", "read_labels"]
@@ -36,9 +39,15 @@ class Answer:
 class PlacedModel:
     """An opened session with its interface."""
 
-    def __init__(self, session: Session, interface: ModelInterface) -> None:
+    def __init__(self, session: Session, interface: ModelInterface, processor: Processor) -> None:
         self._session = session
         self.interface = interface
+        self.processor = processor
+
+    def body_limit_bytes(self) -> int:
+        """Return how long the body of an infer request may be."""
+        limit = body_limit_bytes(self.interface.inputs)
+        return limit if self.processor.takes_raw else max(limit, MAX_PROCESSED_BYTES)
 
     def infer(self, request: InferRequest) -> Answer:
         """Return the model's answer.
@@ -47,6 +56,9 @@ class PlacedModel:
             Rejected: when the request does not fit the model.
             Retryable: when the runtime fails.
         """
+        if request.processed:
+            done = infer_processed(self.processor, self.interface, self._session, request)
+            return Answer(done.tensors, self.interface.predicted_class(done.outputs), done.compute_ns)
         wanted = self.interface.wanted(request)
         natives, real = self.interface.to_native(request)
         began_ns = time.perf_counter_ns()
@@ -91,9 +103,12 @@ def open_placed(
     for path in (spec.manifest_path, spec.labels_path, spec.golden_path):
         if path is not None and not path.is_file():
             raise Rejected(f"{path} of {spec.model}:{spec.version} is not there: fetch the version again")
-    image, labels = None, read_labels(spec.labels_path)
+    processing, labels = Processing(), read_labels(spec.labels_path)
     if spec.manifest_path is not None:
-        image = decode(Manifest, read_bounded(spec.manifest_path, MAX_MANIFEST_BYTES), MAX_MANIFEST_BYTES).input
+        manifest = decode(Manifest, read_bounded(spec.manifest_path, MAX_MANIFEST_BYTES), MAX_MANIFEST_BYTES)
+        processing = manifest.processing
     failover, opened = open_failover(spec, on_switch, on_slow)
-    image = image or image_input(failover.inputs)
-    return PlacedModel(failover, ModelInterface(failover.inputs, failover.outputs, labels, image)), failover, opened
+    if processing.image is None and processing.audio is None:
+        processing = processing.model_copy(update={"image": image_input(failover.inputs)})
+    interface = ModelInterface(failover.inputs, failover.outputs, labels, processing.image)
+    return PlacedModel(failover, interface, open_processor(processing, interface)), failover, opened

@@ -38,7 +38,7 @@ __all__ = ["Service"]
 logger = logging.getLogger(__name__)
 
 _HEADER_LENGTH = b"inference-header-content-length"
-_EXTENSIONS = ["binary_tensor_data", "classification", "feedback"]
+_EXTENSIONS = ["binary_tensor_data", "classification", "feedback", "processed"]
 _RETRY = ((b"retry-after", b"1"),)
 _JSON, _BINARY = b"application/json", b"application/octet-stream"
 _MAX_FEEDBACK_BYTES = 16_384
@@ -143,6 +143,7 @@ class Service:
         if self.placed is None:
             return _not_ready()
         parameters: dict[str, Any] = {"placement": self._tally.placement.candidate_id}
+        parameters["processing"] = self.placed.processor.describe()
         if self.degraded is not None:
             parameters["degraded"] = self.degraded
         return json_response(self.placed.interface.metadata(self._model, self._version, parameters))

@@ -37,7 +37,6 @@ from regatta_agent.serving.events import Failed, Ready, family_of
 from regatta_agent.serving.failover import Failover, Opened, Switch
 from regatta_agent.serving.feedback import Feedback
 from regatta_agent.serving.http import HttpServer
-from regatta_agent.serving.interface import body_limit_bytes
 from regatta_agent.serving.placed import PlacedModel, open_placed
 from regatta_agent.serving.power import PowerMeter
 from regatta_agent.serving.seat import is_guarded
@@ -228,7 +227,7 @@ class Worker:
             raise finished.error
         assert finished.value is not None
         placed, failover, opened = finished.value
-        limit = self._spec.limits.body_bytes or body_limit_bytes(placed.interface.inputs)
+        limit = self._spec.limits.body_bytes or placed.body_limit_bytes()
         self._server.body_limit_bytes = limit
         self._service.placed = placed
         self._meter.start()

@@ -25,6 +25,7 @@ from regatta_runtimes.policy_options import given_policy, policy_options
 if TYPE_CHECKING:
     from regatta_fleet.bundle import Bundle
     from regatta_fleet.overlay import OverlaySource
+    from regatta_protocol.processing import Processing
 
 __all__ = ["model", "push_bundle"]
 
@@ -57,6 +58,7 @@ def model() -> None:
 @click.option("--labels", type=_FILE, help="Labels, one a line, or INDEX LABEL a line.")
 @click.option("--mean", type=float, help="Of pictures: the model's input is (pixel - mean) * scale.")
 @click.option("--scale", type=float, help="See --mean.")
+@click.option("--processing", type=_FILE, help="TOML or JSON: what the input is made of and what the outputs mean.")
 @click.option(
     "--variants",
     default="standard",
@@ -79,6 +81,7 @@ def optimize(
     labels: Path | None,
     mean: float | None,
     scale: float | None,
+    processing: Path | None,
     variants: str,
     replace: bool,
     name: str | None,
@@ -107,6 +110,7 @@ def optimize(
         evaluation=evaluation,
         mean=mean,
         scale=scale,
+        processing=read_described(processing, mean, scale),
         policy=given_policy(options),
     )
     chosen = parse_variants(variants)
@@ -133,6 +137,7 @@ def optimize(
         "regatta model push net.tflite --name net --variant net.onnx",
         "regatta model push int8.tflite --name cats --variant int8_edgetpu.tflite --evaluation cats.npz",
         "regatta model push float.tflite --name vww --mean 127.5 --scale 0.00784314 --objective energy",
+        "regatta model push kws.tflite --name kws --processing kws.toml",
         "regatta model push build/digits --name digits",
         "regatta model push cats.tflite --name cats --overlay dpu --bitstream dpu.bit.bin "
         "--device-tree-overlay dpu.dtbo --overlay-delegate mydpu",
@@ -145,6 +150,7 @@ def optimize(
 @click.option("--variant", "variants", type=_FILE, multiple=True, help="Another file of the same model; may repeat.")
 @click.option("--mean", type=float, help="Of pictures: the model's input is (pixel - mean) * scale.")
 @click.option("--scale", type=float, help="See --mean.")
+@click.option("--processing", type=_FILE, help="TOML or JSON: what the input is made of and what the outputs mean.")
 @policy_options
 @overlay_options
 @json_option
@@ -159,6 +165,7 @@ def push(
     variants: tuple[Path, ...],
     mean: float | None,
     scale: float | None,
+    processing: Path | None,
     overlay: OverlaySource | None,
     as_json: bool,
     **options: Any,  # noqa: ANN401 - the policy's options
@@ -173,12 +180,18 @@ def push(
     known = parse_model_name(name)
     policy = given_policy(options).model_dump(exclude_unset=True)
     if source.is_dir():
-        if labels or evaluation or variants or overlay or mean is not None or scale is not None:
+        if any((labels, evaluation, variants, overlay, processing)) or mean is not None or scale is not None:
             raise click.UsageError("a bundle has its labels, evaluation set and input already: give no such option")
         manifest = push_bundle(client, known, Bundle.open(source), policy)
     else:
         given = BundleSource(
-            labels=labels, evaluation=evaluation, variants=variants, mean=mean, scale=scale, overlay=overlay
+            labels=labels,
+            evaluation=evaluation,
+            variants=variants,
+            mean=mean,
+            scale=scale,
+            overlay=overlay,
+            processing=read_described(processing, mean, scale),
         )
         with tempfile.TemporaryDirectory(prefix="regatta-push-") as scratch:
             bundle = bundle_from_model(source, Path(scratch) / "bundle", given, progress=say_step())
@@ -225,6 +238,7 @@ def show(client: FleetClient, name: str, as_json: bool) -> None:
         ("lineage", " → ".join(manifest.lineage) or "unknown"),
         ("task", manifest.task),
         ("input", _input_words(manifest)),
+        ("result", "not described" if manifest.result is None else manifest.result.kind),
         ("overlay", _overlay_words(manifest)),
         ("evaluation", figures.size(manifest.evaluation.size_bytes) if manifest.evaluation else "none"),
         (
@@ -258,6 +272,22 @@ def push_bundle(client: FleetClient, name: str, bundle: Bundle, policy: dict[str
     return client.create_version(parse_model_name(name), draft)
 
 
+def read_described(path: Path | None, mean: float | None, scale: float | None) -> Processing | None:
+    """Return the processing that the file describes, or None without a file.
+
+    Raises:
+        Rejected: when the file is not understood.
+        click.UsageError: when --mean or --scale is given beside it.
+    """
+    from regatta_fleet.processing_file import read_processing
+
+    if path is None:
+        return None
+    if mean is not None or scale is not None:
+        raise click.UsageError("--processing says mean and scale itself: leave --mean and --scale out")
+    return read_processing(path)
+
+
 def say_step() -> Callable[[str, float], None]:
     """Return a listener to a long work's steps that says each once, with its share, on standard error."""
     last = ""
@@ -280,7 +310,10 @@ def _overlay_words(manifest: Manifest) -> str:
 
 
 def _input_words(manifest: Manifest) -> str:
-    picture = manifest.input
+    picture, sound = manifest.input, manifest.audio
+    if sound is not None:
+        each = sound.features_per_frame
+        return f"sound at {sound.sample_rate_hz} Hz, {sound.frames} frames of {each} ({sound.features})"
     if picture is not None:
         return (
             f"picture {picture.height} × {picture.width} × {picture.channels}, "

@@ -1,0 +1,81 @@
+"""A processed request in the worker: input prepared, the model run on each sample, its outputs concluded."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from regatta_agent.processing.processor import Prepared, Processor, encode_document
+from regatta_agent.serving.inference import InferRequest, NamedTensor
+from regatta_agent.serving.interface import ModelInterface
+from regatta_agent.serving.tensors import Array, datatype_of
+from regatta_protocol.errors import Rejected
+from regatta_protocol.processing import Processing
+from regatta_runtimes.session import Session
+
+__all__ = ["MAX_PROCESSED_BYTES", "Processed", "infer_processed", "open_processor"]
+
+logger = logging.getLogger(__name__)
+
+MAX_PROCESSED_BYTES = 32 * 1024 * 1024  # of a picture or sound: 4K UHD has 25 MB of pixels
+_RESULT = "result"
+
+
+@dataclass(frozen=True)
+class Processed:
+    """The tensors of the answer with whether each goes as binary, the outputs of the first sample, and the run time."""
+
+    tensors: list[tuple[NamedTensor, bool]]
+    outputs: list[Array]
+    compute_ns: int
+
+
+def open_processor(processing: Processing, interface: ModelInterface) -> Processor:
+    """Return the processor of a model; one that prepares nothing when the description does not fit the model.
+
+    A version was checked when it was pushed. Should a newer fleet describe what this agent does not understand, its
+    own inputs and outputs are served all the same.
+    """
+    try:
+        return Processor(processing, interface.inputs, interface.outputs, interface.labels)
+    except Rejected as err:
+        logger.warning("event=processing_left_out reason=%s", err)
+        return Processor(Processing(), interface.inputs, interface.outputs, interface.labels)
+
+
+def infer_processed(
+    processor: Processor, interface: ModelInterface, session: Session, request: InferRequest
+) -> Processed:
+    """Return the answer to a processed request.
+
+    Raises:
+        Rejected: when the request does not fit the description.
+        Retryable: when the runtime fails.
+    """
+    if processor.takes_raw:
+        natives, _ = interface.to_native(request)
+        prepared = Prepared((natives,))
+    elif len(request.inputs) == 1:
+        prepared = processor.prepare(request.inputs[0].array)
+    else:
+        raise Rejected(f"a processed request has one input, a picture or a sound, and {len(request.inputs)} came")
+    began_ns = time.perf_counter_ns()
+    outputs = [session.run(sample) for sample in prepared.samples]
+    compute_ns = time.perf_counter_ns() - began_ns
+    top = next((wish.classes for wish in request.outputs if wish.name == _RESULT), 0)
+    outcome = processor.conclude(prepared, outputs, top)
+    return Processed(_tensors({_RESULT: encode_document(outcome), **outcome.arrays}, request), outputs[0], compute_ns)
+
+
+def _tensors(arrays: dict[str, Array], request: InferRequest) -> list[tuple[NamedTensor, bool]]:
+    """Return the arrays that the request asks for; all of them when it names none."""
+    asked: Sequence[tuple[str, bool]] = [(wish.name, wish.binary) for wish in request.outputs]
+    for name, _ in asked:
+        if name not in arrays:
+            raise Rejected(f"there is no output {name[:120]!r} of a processed request: there are {', '.join(arrays)}")
+    return [
+        (NamedTensor(name, datatype_of(arrays[name].dtype), arrays[name]), binary)
+        for name, binary in asked or [(name, request.binary_default) for name in arrays]
+    ]
