@@ -17,7 +17,7 @@ from click.testing import CliRunner
 
 from regatta_agent.cli.infer import infer
 from regatta_agent.client import Client, ServerBusy
-from regatta_agent.serving.caller import Caller
+from regatta_agent.serving.caller import Call, Caller
 from regatta_agent.serving.events import Failed
 from regatta_agent.serving.spec import ServeLimits, ServeSpec
 from regatta_protocol import sketch
@@ -110,7 +110,7 @@ def test_the_raw_form_answers_in_binary(worker: ServingProcess) -> None:
     """Inference-Header-Content-Length 0: the body is the tensor."""
     caller = Caller(str(worker.spec.socket_path), 10.0)
 
-    answer = caller.exchange("POST", INFER, IMAGE.tobytes(), 0)
+    answer = caller.exchange(Call("POST", INFER, IMAGE.tobytes(), header_length=0))
     caller.close()
 
     assert (answer.status, len(answer.body) - int(answer.headers[b"inference-header-content-length"])) == (200, 40)
