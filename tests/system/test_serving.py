@@ -30,7 +30,9 @@ pytestmark = pytest.mark.system
 
 IMAGE = np.random.default_rng(5).random((1, 8, 8, 1), dtype=np.float32)
 INFER = "/v2/models/tiny/infer"
-LIMITS = ServeLimits(header_bytes=4096, header_timeout_s=1.0, body_timeout_s=1.0, connections=8, drain_quiet_s=0.1)
+LIMITS = ServeLimits(
+    header_bytes=4096, body_bytes=131_072, header_timeout_s=1.0, body_timeout_s=1.0, connections=8, drain_quiet_s=0.1
+)
 
 
 def _spec(folder: Path, version: int = 1, **more: Any) -> ServeSpec:
