@@ -22,6 +22,7 @@ logger = logging.getLogger(__name__)
 _EX_SOFTWARE = 70  # sysexits.h: a bug of ours
 
 COMMANDS = {  # name -> (module, attribute, what it does): so that --help imports none of them
+    "batch": ("regatta_agent.cli.batch", "batch", "Answer many records into a file, surviving kills."),
     "config": ("regatta_agent.cli.settings", "config", "Check the settings."),
     "doctor": ("regatta_agent.cli.doctor", "doctor", "Examine the board, and say what is missing and how to get it."),
     "enroll": ("regatta_agent.cli.enroll", "enroll", "Join a fleet with a one-time token."),

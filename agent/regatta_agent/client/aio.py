@@ -79,6 +79,10 @@ class AsyncClient:
         """Return every output by its name; takes and raises as Client.infer."""
         return await self._run(lambda steps: steps.infer(model, arrays, request_id))
 
+    async def infer_stacked(self, model: str, arrays: Arrays, *, top: int = 0) -> dict[str, Array]:
+        """Return every output of many samples; takes and raises as Client.infer_stacked."""
+        return await self._run(lambda steps: steps.infer_stacked(model, arrays, top))
+
     async def process(self, model: str, item: Item, *, top: int = 0, request_id: str | None = None) -> Processed:
         """Return what the model's manifest makes of a picture or a sound; takes and raises as Client.process."""
         return await self._run(lambda steps: steps.process(model, item, top, request_id))

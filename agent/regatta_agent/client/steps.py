@@ -92,6 +92,15 @@ class Steps:
         answer = yield from self._infer(model, lambda known: encode_inputs(known["inputs"], arrays), wish, request_id)
         return tensors_of(answer)
 
+    def infer_stacked(self, model: str, arrays: Arrays, top: int) -> Walk[dict[str, Array]]:
+        """Walk to every output of many samples, or to the top classes of the first one."""
+        metadata = yield from self.metadata(model)
+        wish: dict[str, Any] = {"parameters": {"stacked": True, "binary_data_output": True}}
+        if top > 0:
+            wish["outputs"] = [{"name": metadata["outputs"][0]["name"], "parameters": {"classification": top}}]
+        answer = yield from self._infer(model, lambda known: encode_inputs(known["inputs"], arrays), wish, None)
+        return tensors_of(answer)
+
     def process(self, model: str, item: Item, top: int, request_id: str | None) -> Walk[Processed]:
         """Walk to what the manifest makes of a picture or a sound."""
         wish: dict[str, Any] = {"parameters": {"processed": True, "binary_data_output": True}}

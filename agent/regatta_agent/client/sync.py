@@ -76,6 +76,20 @@ class Client:
         """
         return self._run(self._steps.infer(model, arrays, request_id))
 
+    def infer_stacked(self, model: str, arrays: Arrays, *, top: int = 0) -> dict[str, Array]:
+        """Return every output of many samples, computed one after another by one request.
+
+        Args:
+            model: the model's name.
+            arrays: as infer's, each with all samples along its first dimension, up to 1024.
+            top: more than 0: of the first output, the greatest scores of each sample in place of the tensor, an object
+                array [samples, top] of `score:index[:label]`.
+
+        Raises:
+            Rejected, ServerBusy, Retryable: as infer.
+        """
+        return self._run(self._steps.infer_stacked(model, arrays, top))
+
     def process(self, model: str, item: Item, *, top: int = 0, request_id: str | None = None) -> Processed:
         """Return what the model's manifest makes of a picture or a sound, prepared and read in the worker.
 

@@ -62,6 +62,7 @@ class InferRequest:
     binary_default: bool
     raw: memoryview | None = None
     processed: bool = False  # the input is a picture or a sound, and the answer a document (regatta_agent.processing)
+    stacked: bool = False  # inputs hold many samples along their first dimension, computed one after another
 
 
 class _Tensor(BaseModel):
@@ -121,7 +122,10 @@ def parse_infer(body: bytes, header_length: bytes | None) -> InferRequest:
         for output in document.outputs
     )
     processed = _flag(document.parameters, "processed", default=False)
-    return InferRequest(document.id, tuple(inputs), outputs, binary_default, processed=processed)
+    stacked = _flag(document.parameters, "stacked", default=False)
+    if processed and stacked:
+        raise Rejected("a request is processed or stacked, not both: pictures and sounds are sent one by one")
+    return InferRequest(document.id, tuple(inputs), outputs, binary_default, processed=processed, stacked=stacked)
 
 
 def _header_length(text: bytes | None, body_bytes: int) -> int:

@@ -15,6 +15,7 @@ from regatta_agent.serving.inference import InferRequest, NamedTensor
 from regatta_agent.serving.interface import ModelInterface, body_limit_bytes, image_input
 from regatta_agent.serving.processed import MAX_PROCESSED_BYTES, infer_processed, open_processor
 from regatta_agent.serving.spec import ServeSpec
+from regatta_agent.serving.stacked import infer_stacked
 from regatta_protocol.codec import decode
 from regatta_protocol.durable import read_bounded
 from regatta_protocol.errors import Rejected
@@ -60,6 +61,9 @@ class PlacedModel:
             done = infer_processed(self.processor, self.interface, self._session, request)
             return Answer(done.tensors, self.interface.predicted_class(done.outputs), done.compute_ns)
         wanted = self.interface.wanted(request)
+        if request.stacked:
+            outputs, real, compute_ns = infer_stacked(self.interface, self._session, request)
+            return Answer(self.interface.answer(outputs, wanted, real=real), None, compute_ns)
         natives, real = self.interface.to_native(request)
         began_ns = time.perf_counter_ns()
         outputs = self._session.run(natives)

@@ -38,7 +38,7 @@ __all__ = ["Service"]
 logger = logging.getLogger(__name__)
 
 _HEADER_LENGTH = b"inference-header-content-length"
-_EXTENSIONS = ["binary_tensor_data", "classification", "feedback", "processed"]
+_EXTENSIONS = ["binary_tensor_data", "classification", "feedback", "processed", "stacked"]
 _RETRY = ((b"retry-after", b"1"),)
 _JSON, _BINARY = b"application/json", b"application/octet-stream"
 _MAX_FEEDBACK_BYTES = 16_384

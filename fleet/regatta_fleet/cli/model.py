@@ -279,7 +279,7 @@ def read_described(path: Path | None, mean: float | None, scale: float | None) -
         Rejected: when the file is not understood.
         click.UsageError: when --mean or --scale is given beside it.
     """
-    from regatta_fleet.processing_file import read_processing
+    from regatta_protocol.processing_file import read_processing
 
     if path is None:
         return None

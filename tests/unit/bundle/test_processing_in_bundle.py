@@ -8,8 +8,8 @@ import pytest
 
 from regatta_fleet.bundle import BundleSource, bundle_from_model
 from regatta_fleet.examples.digits import MODEL
-from regatta_fleet.processing_file import read_processing
 from regatta_protocol.errors import Rejected
+from regatta_protocol.processing_file import read_processing
 
 _TOML = '[image]\nheight = 8\nwidth = 8\nchannels = 1\nscale = 0.0625\n[result]\nkind = "classification"\ntop = 3\n'
 
