@@ -4,9 +4,10 @@ Each model (the shipped digits model; those of ../shared/data too where they are
 process as the agent starts it. Before and after each race every contender is measured in new processes, in interleaved
 turns (a *block*), and beside the placement its twin: the same candidate in one process more. Median and worst of:
 
-REGRET    p50 of the placement over p50 of the best, both over the blocks right before and right after the race
-ONE BLOCK the same for whoever is best in the block before a race, judged by the block after it: how well an exhaustive
-          measurement tells what comes next on this machine. A race as good as this cannot be told from a perfect one
+REGRET    p50 of the placement over p50 of the best, both over all blocks: what the choice costs in the long run
+RIGHT NOW the same over the blocks right before and right after the race: what it costs as the machine is just then
+ONE BLOCK as RIGHT NOW, for whoever is best in the block before a race, judged by the block after it: how well an
+          exhaustive measurement tells what comes next on this machine. A race as good as this is as good as can be
 A/A       p50 of the twin over p50 of the placement, in the same block; the worst is the one farthest from 1
 
 and x NAIVE, p50 of tflite-runtime with one thread over p50 of the placement that most races chose, over all blocks.
@@ -88,6 +89,7 @@ class Row:
     race_s: list[float]
     placements: list[str]
     regret: list[float]
+    regret_now: list[float]
     regret_of_one_block: list[float]
     same_again: list[float]  # A/A
     times_naive: float | None
@@ -151,6 +153,7 @@ def bench(model: Path, control: Control, options: argparse.Namespace) -> Row | N
         model.name,
         race_s,
         placements,
+        [regret(name, overall) for name in placements],
         [regret(name, block) for name, block in zip(placements, around, strict=True)],
         [regret(min(before, key=lambda name: p50(before[name])), after) for before, after in pairwise(blocks)],
         same_again,
@@ -177,7 +180,8 @@ def line_of(row: Row) -> str:
     naive = "-" if row.times_naive is None else f"{row.times_naive:.2f}"
     return (
         f"{row.model:36} {median(row.race_s):6.1f} {max(row.race_s):6.1f}   {median(row.regret):6.3f} "
-        f"{max(row.regret):6.3f}   {median(row.regret_of_one_block):6.3f} {max(row.regret_of_one_block):6.3f}   "
+        f"{max(row.regret):6.3f}   {median(row.regret_now):6.3f} {max(row.regret_now):6.3f}   "
+        f"{median(row.regret_of_one_block):6.3f} {max(row.regret_of_one_block):6.3f}   "
         f"{median(row.same_again):6.3f} "
         f"{farthest:6.3f}  {naive:>7}  {chosen}"
     )
@@ -205,9 +209,9 @@ def main() -> None:
         "repetitions": options.repetitions,
     }
     print(", ".join(f"{name} {value}" for name, value in machine.items()))
-    print(f"{'':36} {'RACE s':^13}   {'REGRET':^13}   {'ONE BLOCK':^13}   {'A/A':^13}")
+    print(f"{'':36} {'RACE s':^13}   {'REGRET':^13}   {'RIGHT NOW':^13}   {'ONE BLOCK':^13}   {'A/A':^13}")
     two = f"{'med':>6} {'worst':>6}"
-    print(f"{'MODEL':36} {two}   {two}   {two}   {two}  x NAIVE  PLACEMENTS")
+    print(f"{'MODEL':36} {two}   {two}   {two}   {two}   {two}  x NAIVE  PLACEMENTS")
     rows: list[Row] = []
     with (
         tempfile.TemporaryDirectory() as folder,

@@ -35,7 +35,7 @@ def pages() -> dict[Path, str]:
     """Return the text of each generated page by its path."""
     for name in _VARIABLES:
         os.environ.pop(name, None)  # the defaults that the pages show are the programs', not this shell's
-    from regatta_agent.cli import cli
+    from regatta_agent.cli.commands import cli
     from regatta_agent.core.states import render_mermaid
     from regatta_fleet.cli.exit_codes import MEANINGS
     from regatta_fleet.cli.reference import page, regatta_page

@@ -72,6 +72,7 @@ class Fleet:
     tamper: Callable[[Get, bytes], bytes] = lambda get, data: data
     mute: bool = False
     expired: bool = False
+    clock_s: float | None = None  # what its answers say of the time
     gets: int = 0
     sent_bytes: int = 0
     reports: list[Reported] = field(default_factory=list)
@@ -162,7 +163,7 @@ class Fleet:
                 return
             try:
                 files = self.metadata(str(request.params["target"]), int(request.params["root_version"]))
-                response = Response(id=request.id, files=files)
+                response = Response(id=request.id, files=files, at=self.clock_s)
             except Rejected as err:
                 response = Response(id=request.id, error=str(err))
             self.say(topics.response(self.device), encode_zlib(response))
@@ -281,6 +282,7 @@ class Rig:
                 id=f"litert/int8/{delegate}/t1", runtime="litert", variant="int8", delegate=delegate, threads=1,
                 outcome=Outcome.MEASURED, latency=Latency(samples=9, p50_us=p50, p90_us=p50, p99_us=p50),
                 accuracy=Accuracy(correct=round(accuracy * 100), total=100) if accuracy is not None else None,
+                pair=f"the pair of {delegate}",
             )
             for delegate, p50 in (("xnnpack", 50.0), ("none", 80.0))
         )  # fmt: skip

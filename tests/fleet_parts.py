@@ -67,8 +67,8 @@ class SimulatedFleet:
     def enroll(self, *names: str, group: str = "default") -> tuple[DeviceId, ...]:
         """Let devices in."""
         with self.database.write() as tx:
-            for serial, name in enumerate(names, start=1):
-                devices.enroll_device(tx, DeviceId(name), group=group, serial=serial, board=BoardFacts(), now=self.now)
+            for name in names:
+                devices.enroll_device(tx, DeviceId(name), group=group, board=BoardFacts(), now=self.now)
         return tuple(DeviceId(name) for name in names)
 
     def push(self, version: int, accuracy: float | None = 0.98) -> ModelRef:

@@ -20,7 +20,7 @@ from regatta_protocol.manifest import FileRef, Manifest, TensorSpec, Variant, ta
 from regatta_provisioning.assignments import AssignmentKey
 from regatta_provisioning.repository import MetadataRepository
 from regatta_runtimes.golden import write_golden
-from tiny_model import build_tiny_model
+from tiny_models import build_tiny_model
 
 __all__ = ["RealRig", "push", "push_model"]
 

@@ -19,18 +19,16 @@ from regatta_agent.serving.spec import ServeSpec
 START_TIMEOUT_S = 60.0
 
 
-def shared_data() -> Path | None:
-    """Return the folder of real models beside the checkout, or None."""
-    root = Path(__file__).resolve().parents[1]
-    named = os.environ.get("REGATTA_SHARED")
-    candidates = [Path(named)] if named else [root.parent / "shared", root.parent.parent / "shared"]
-    return next((path / "data" for path in candidates if (path / "data").is_dir()), None)
-
-
 class ServingProcess:
     """A worker process and what it says."""
 
-    def __init__(self, spec: ServeSpec, folder: Path, program: Sequence[str] = ("-m", "regatta_agent.serving")) -> None:
+    def __init__(
+        self,
+        spec: ServeSpec,
+        folder: Path,
+        program: Sequence[str] = ("-m", "regatta_agent.serving"),
+        pass_fds: Sequence[int] = (),
+    ) -> None:
         self.spec = spec
         path = folder / f"spec-{spec.model}-{spec.version}.json"
         path.write_bytes(spec.model_dump_json(exclude_none=True).encode())
@@ -39,6 +37,7 @@ class ServingProcess:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
+            pass_fds=pass_fds,
             env={**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)},
         )
         self._events: queue.SimpleQueue[WorkerEvent | None] = queue.SimpleQueue()
@@ -97,9 +96,9 @@ class ServingProcess:
 
 
 @contextlib.contextmanager
-def serving(spec: ServeSpec, folder: Path) -> Iterator[ServingProcess]:
+def serving(spec: ServeSpec, folder: Path, pass_fds: Sequence[int] = ()) -> Iterator[ServingProcess]:
     """Run a worker that is ready, and end it."""
-    worker = ServingProcess(spec, folder)
+    worker = ServingProcess(spec, folder, pass_fds=pass_fds)
     try:
         worker.ready()
         yield worker

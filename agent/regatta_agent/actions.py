@@ -31,7 +31,8 @@ from regatta_agent.racing import FleetResults, Race, RaceSettings
 from regatta_agent.store import Store
 from regatta_agent.workers import WorkerDeath, WorkerPool
 from regatta_protocol.bus import Bus
-from regatta_protocol.errors import Misuse, RegattaError
+from regatta_protocol.durable import shortage_of
+from regatta_protocol.errors import Exhausted, Misuse, RegattaError, StorageFull
 from regatta_protocol.ids import ModelRef
 from regatta_protocol.manifest import FileRef
 from regatta_provisioning.identity import Identity
@@ -111,10 +112,15 @@ class Actions:
         self._jobs.clear()
 
     def _begin(self, step: Begin, record: AgentRecord, wall_s: float, now_s: float) -> tuple[ModelRef, Outcome] | None:
-        job = self._make(step, record, wall_s)
-        self._jobs[step.ref] = (step.kind, job)
-        logger.info("event=job_begun version=%s job=%s", step.ref, step.kind)
-        return next(self._ended(step.ref, job.begin(now_s)), None)
+        try:
+            job = self._make(step, record, wall_s)
+            self._jobs[step.ref] = (step.kind, job)
+            logger.info("event=job_begun version=%s job=%s", step.ref, step.kind)
+            outcome = job.begin(now_s)
+        except Exhausted as err:
+            self._jobs.pop(step.ref, None)
+            return step.ref, Failed(err)
+        return next(self._ended(step.ref, outcome), None)
 
     def _make(self, step: Begin, record: AgentRecord, wall_s: float) -> Job:
         name = f"{step.kind}-{self._boot[:8]}-{next(self._numbers)}"
@@ -154,8 +160,10 @@ class Actions:
         try:
             self._workers.start(step, now_s)
         except (RegattaError, OSError) as err:
-            logger.error("event=worker_not_started version=%s error=%s", step.ref, err)
-            return WorkerDeath(step.ref, step.candidate, str(err), 0.0)
+            shortage = shortage_of(err, "its worker") if isinstance(err, OSError) else None
+            starved = isinstance(shortage or err, StorageFull | Exhausted)
+            logger.error("event=worker_not_started version=%s error=%s", step.ref, shortage or err)
+            return WorkerDeath(step.ref, step.candidate, str(shortage or err), 0.0, starved)
         return None
 
     def _collect(self, step: Collect, record: AgentRecord) -> None:

@@ -10,6 +10,7 @@ import sys
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from random import Random
 from types import FrameType
 
@@ -27,9 +28,11 @@ from regatta_agent.priors import Priors
 from regatta_agent.quarantine_file import QuarantineFile
 from regatta_agent.racing import RaceSettings
 from regatta_agent.record import RecordFile
+from regatta_agent.renewing import Renewing
 from regatta_agent.reporter import Reporter, presence_will
 from regatta_agent.status import StateLock, StatusFile
 from regatta_agent.store import Store
+from regatta_agent.traffic import TrafficBook
 from regatta_agent.versions import versions_here
 from regatta_agent.workers import WorkerPool
 from regatta_protocol import __version__, topics
@@ -37,6 +40,7 @@ from regatta_protocol.bus import Bus, Will
 from regatta_protocol.codec import decode
 from regatta_protocol.errors import Misuse, Rejected
 from regatta_protocol.measurement import BoardFacts
+from regatta_protocol.traffic import Ledger
 from regatta_provisioning.identity import Identity, load_identity
 from regatta_provisioning.notify import Notifier
 
@@ -44,7 +48,8 @@ __all__ = ["assemble", "limits_of", "run_agent"]
 
 logger = logging.getLogger(__name__)
 
-_LONGEST_WINDOW_S = 3600.0
+_LONGEST_WINDOW_S = 60.0  # a worker that hangs is noticed by its windows; the outbox merges what waits longer
+_BOOT_DIGITS = 16  # 64 random bits tell starts apart, and are in every heartbeat
 _PROBE_S = 30.0  # Python's start from a cold SD card takes seconds; reading /sys takes some 10 ms
 
 BusMaker = Callable[["queue.Queue[Event]", Identity, Will], Bus]
@@ -62,7 +67,14 @@ def run_agent(config: AgentConfig) -> None:
     lock.take()
     inbox: queue.Queue[Event] = queue.Queue(INBOX_LENGTH)
     launcher = ProcessLauncher(inbox)
-    outbox = Outbox(config.state_dir / "outbox.sqlite", identity.device, config.outbox_max_bytes)
+    outbox = Outbox(
+        config.state_dir / "outbox.sqlite",
+        identity.device,
+        config.outbox_max_bytes,
+        max_age_s=config.outbox_max_age_s,
+    )
+    clock = SystemClock()
+    traffic = TrafficBook(config.state_dir, config.run_dir, clock.wall())
     try:
         outbox.open()
         loop = assemble(
@@ -71,12 +83,13 @@ def run_agent(config: AgentConfig) -> None:
             inbox=inbox,
             launcher=launcher,
             outbox=outbox,
-            make_bus=_mqtt_bus,
+            make_bus=partial(_mqtt_bus, ledger=traffic.ledger, keepalive_s=config.keepalive_s),
             board=_board(config),
-            clock=SystemClock(),
+            clock=clock,
             rng=Random(),  # noqa: S311 - jitter, not secrets
-            boot=uuid.uuid4().hex,
+            boot=uuid.uuid4().hex[:_BOOT_DIGITS],
             notifier=Notifier.from_environment(),
+            traffic=traffic,
         )
         with _stopping_on_signals(loop):
             loop.run()
@@ -99,13 +112,15 @@ def assemble(
     rng: Random,
     boot: str,
     notifier: Notifier,
+    traffic: TrafficBook | None = None,
 ) -> Loop:
     """Return a loop over the given adapters; the scenario tests give it fakes."""
     device = identity.device
     bus = make_bus(inbox, identity, presence_will(device, boot, __version__))
     store = Store(config.state_dir)
     window_s = min(config.telemetry_period_s, _LONGEST_WINDOW_S)
-    workers = WorkerPool(config.run_dir, store, launcher, window_s, config.power, config.sysroot)
+    quarantine = QuarantineFile(config.state_dir)
+    workers = WorkerPool(config.run_dir, store, launcher, window_s, config.power, config.sysroot, config.serving)
     trust_dir = config.state_dir / "trust"
     trust_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
     actions = Actions(
@@ -118,7 +133,7 @@ def assemble(
             config.sysroot,
             config.race_budget_s,
             config.race_threads,
-            QuarantineFile(config.state_dir),
+            quarantine,
             Priors(config.state_dir),
             config.delegate_files,
             config.power,
@@ -141,7 +156,10 @@ def assemble(
             desired=DesiredState(launcher, identity, rng, boot),
             courier=Courier(outbox, bus, device, config.telemetry_period_s),
             reporter=Reporter(bus, device, board, boot, __version__, config.heartbeat_period_s),
+            quarantine=quarantine,
+            renewing=Renewing(launcher, identity.certificate_path.parent, rng, boot),
             notifier=notifier,
+            traffic=traffic or TrafficBook(config.state_dir, config.run_dir, clock.wall()),
             status=StatusFile(config.run_dir, boot, clock.wall()),
             versions=versions_here(board),
         )
@@ -159,7 +177,7 @@ def limits_of(config: AgentConfig) -> Limits:
     )
 
 
-def _mqtt_bus(inbox: queue.Queue[Event], identity: Identity, will: Will) -> Bus:
+def _mqtt_bus(inbox: queue.Queue[Event], identity: Identity, will: Will, *, ledger: Ledger, keepalive_s: int) -> Bus:
     from regatta_protocol.mqtt import MqttBus, MqttConfig
 
     settings = MqttConfig(
@@ -171,8 +189,9 @@ def _mqtt_bus(inbox: queue.Queue[Event], identity: Identity, will: Will) -> Bus:
         key_path=identity.key_path,
         filters=topics.device_filters(identity.device),
         will=will,
+        keepalive_s=keepalive_s,
     )
-    return MqttBus(settings, inbox)
+    return MqttBus(settings, inbox, ledger=ledger)
 
 
 def _board(config: AgentConfig) -> BoardFacts:

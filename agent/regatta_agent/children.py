@@ -8,6 +8,7 @@ agent itself is killed, a child sees the end of its standard input.
 from __future__ import annotations
 
 import contextlib
+import errno
 import logging
 import os
 import queue
@@ -46,13 +47,14 @@ class Child(Protocol):
 class Launcher(Protocol):
     """Starts children; their output comes as events under their name."""
 
-    def launch(self, name: str, argv: Sequence[str], stdin: bytes | None) -> Child:
+    def launch(self, name: str, argv: Sequence[str], stdin: bytes | None, pass_fds: Sequence[int] = ()) -> Child:
         """Start a child.
 
         Args:
             name: unique; it marks the child's events.
             argv: program and arguments.
             stdin: written to it and closed; None keeps its standard input open until `finish`.
+            pass_fds: files that it inherits, under the same numbers.
 
         Raises:
             OSError: when it cannot be started.
@@ -70,7 +72,7 @@ class ProcessLauncher:
         self._closed = threading.Event()
         self._running: dict[str, _Process] = {}
 
-    def launch(self, name: str, argv: Sequence[str], stdin: bytes | None) -> Child:
+    def launch(self, name: str, argv: Sequence[str], stdin: bytes | None, pass_fds: Sequence[int] = ()) -> Child:
         popen = subprocess.Popen(
             list(argv),
             stdin=subprocess.PIPE,
@@ -78,11 +80,16 @@ class ProcessLauncher:
             stderr=subprocess.PIPE,
             start_new_session=True,
             close_fds=True,
+            pass_fds=pass_fds,
         )
         child = _Process(name, popen, self._inbox, self._closed)
         self._running = {key: other for key, other in self._running.items() if other.running()}
+        try:
+            child.begin(stdin)
+        except RuntimeError as err:  # as Python says that a thread could not be started
+            child.abandon()
+            raise OSError(errno.EAGAIN, f"no thread could be started for {name} ({err})") from err
         self._running[name] = child
-        child.begin(stdin)
         return child
 
     def close(self) -> None:
@@ -109,13 +116,21 @@ class _Process:
         return self._popen.pid
 
     def begin(self, stdin: bytes | None) -> None:
+        if stdin is not None:
+            # A child reads its whole input before it writes more than a pipe holds, so this cannot block for ever: a
+            # child that does not read is killed at its deadline, which breaks the pipe.
+            writer = threading.Thread(target=self._write, args=(stdin,), name=f"feed-{self._name}"[:15], daemon=True)
+            writer.start()
         self._thread.start()
-        if stdin is None:
-            return
-        # A child reads its whole input before it writes more than a pipe holds, so this cannot block for ever: a
-        # child that does not read is killed at its deadline, which breaks the pipe.
-        writer = threading.Thread(target=self._write, args=(stdin,), name=f"feed-{self._name}"[:15], daemon=True)
-        writer.start()
+
+    def abandon(self) -> None:
+        """Kill a child that nobody can listen to, so that nothing of it is left."""
+        self.kill()
+        self._popen.wait()
+        for pipe in (self._popen.stdin, self._popen.stdout, self._popen.stderr):
+            if pipe is not None:
+                with contextlib.suppress(OSError, ValueError):
+                    pipe.close()
 
     def finish(self) -> None:
         with contextlib.suppress(OSError, ValueError):
@@ -143,10 +158,25 @@ class _Process:
         self.finish()
 
     def _read(self) -> None:
+        try:
+            errors = self._read_to_end()
+        except Exception as err:  # a child that is not listened to any more must still come to its end
+            logger.exception("event=child_unheard child=%s", self._name)
+            errors = f"it could not be listened to: {err!r}".encode()
+            self.kill()
+        status = self._popen.wait()
+        for pipe in (self._popen.stdout, self._popen.stderr):
+            if pipe is not None:
+                pipe.close()
+        self.finish()
+        self._put(ChildEnded(self._name, status, errors.decode(errors="replace")))
+
+    def _read_to_end(self) -> bytes:
+        """Put the lines of standard output; return the end of standard error."""
         stdout, stderr = self._popen.stdout, self._popen.stderr
         assert stdout is not None and stderr is not None
         line, errors = b"", b""
-        with selectors.DefaultSelector() as selector:
+        with selectors.PollSelector() as selector:  # epoll would need a descriptor of its own, and there may be none
             for pipe in (stdout, stderr):
                 selector.register(pipe, selectors.EVENT_READ)
             while selector.get_map():
@@ -160,11 +190,7 @@ class _Process:
                         line = self._split(line + data)
         if line:
             self._put(ChildLine(self._name, line))
-        status = self._popen.wait()
-        stdout.close()
-        stderr.close()
-        self.finish()
-        self._put(ChildEnded(self._name, status, errors.decode(errors="replace")))
+        return errors
 
     def _split(self, data: bytes) -> bytes:
         *lines, rest = data.split(b"\n")

@@ -11,21 +11,19 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from regatta_agent.serving.settings import ServingSettings
 from regatta_protocol.durable import read_bounded
 from regatta_protocol.errors import Misuse
 from regatta_runtimes.power.settings import PowerSettings
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
 
 __all__ = ["DEFAULT_CONFIG_PATH", "AgentConfig", "load_config"]
 
 DEFAULT_CONFIG_PATH = Path("/etc/regatta/agent.toml")
 _MAX_CONFIG_BYTES = 65_536
+# Heartbeats are acknowledged and so keep the connection; with a keepalive above their period no PINGREQ is sent at all.
+_METERED = {"telemetry_period_s": 1800.0, "heartbeat_period_s": 1800.0, "keepalive_s": 2400}
 
 
 class AgentConfig(BaseModel):
@@ -37,8 +35,10 @@ class AgentConfig(BaseModel):
     run_dir: Path = Path("/run/regatta-agent")
     sysroot: Path = Path("/")  # where /proc, /sys and /dev are looked for; a fake tree stands for a board in tests
     log_level: Literal["debug", "info", "warning", "error"] = "info"
-    telemetry_period_s: float = Field(default=5.0, gt=0, le=86_400)  # length of a window, and between batches
-    heartbeat_period_s: float = Field(default=1800.0, gt=0, le=86_400)  # a report is repeated after so long
+    link: Literal["unmetered", "metered"] = "unmetered"  # metered: other defaults for the next three (docs/traffic.md)
+    telemetry_period_s: float = Field(default=5.0, gt=0, le=86_400)  # between batches
+    heartbeat_period_s: float = Field(default=1800.0, gt=0, le=86_400)  # the device says that it is there after so long
+    keepalive_s: int = Field(default=60, ge=5, le=43_000)  # the broker gives a device up after 1.5 times as long
     max_attempts: int = Field(default=8, ge=1, le=100)  # per version
     backoff_base_s: float = Field(default=2.0, gt=0, le=3600)
     backoff_cap_s: float = Field(default=300.0, gt=0, le=3600)
@@ -47,8 +47,15 @@ class AgentConfig(BaseModel):
     race_threads: tuple[int, ...] | None = Field(default=None, max_length=8)  # None: 1, 2, 4 up to the cores
     disk_reserve_bytes: int = Field(default=16 * 1024 * 1024, ge=0)  # left free when models are downloaded
     outbox_max_bytes: int = Field(default=8 * 1024 * 1024, ge=65_536)  # telemetry kept while offline
+    outbox_max_age_s: float = Field(default=30 * 86_400.0, ge=60)  # and how long, in time that the agent runs
     keep_previous: int = Field(default=1, ge=0, le=16)  # versions kept beside the running one
+    serving: ServingSettings = ServingSettings()  # TCP, shared memory, queues and batches (docs/serving.md)
     power: PowerSettings = PowerSettings()  # which sensor, and the user's own (docs/power.md)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _defaults_of_the_link(cls, given: dict[str, Any]) -> dict[str, Any]:
+        return {**_METERED, **given} if isinstance(given, dict) and given.get("link") == "metered" else given
 
 
 def load_config(path: Path | None, overrides: Mapping[str, Any] | None = None) -> AgentConfig:
@@ -90,6 +97,11 @@ def _fields(section: Sequence[int | str]) -> Iterable[str]:
 
 
 def _read_toml(path: Path) -> dict[str, Any]:
+    if sys.version_info >= (3, 11):  # imported here: a device without a settings file does not keep it in memory
+        import tomllib
+    else:
+        import tomli as tomllib
+
     try:
         text = read_bounded(path, _MAX_CONFIG_BYTES).decode()
         return tomllib.loads(text)

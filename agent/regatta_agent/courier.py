@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from regatta_agent.outbox import MAX_BATCH_ITEMS, Outbox
 from regatta_protocol import topics
 from regatta_protocol.bus import Bus
-from regatta_protocol.errors import RegattaError, Retryable, StorageFull
+from regatta_protocol.errors import RegattaError, Retryable
 from regatta_protocol.ids import DeviceId
 from regatta_protocol.messages import RaceItem, ServingWindow
 
@@ -15,6 +17,7 @@ __all__ = ["Courier"]
 
 logger = logging.getLogger(__name__)
 
+_TROUBLE_WAIT_S = 60.0  # before an outbox that cannot be used is asked for batches again
 _MAX_ON_THE_WAY = 4  # batches of up to 64 KiB; more would delay commands on a slow link
 
 
@@ -28,36 +31,59 @@ class Courier:
         self._period_s = period_s
         self._on_the_way: dict[int, str] = {}  # token of the bus -> batch
         self._next_s = 0.0
-        self._full = False
+        self._heard: set[str] = set()  # batches that the broker has, and that could not be forgotten yet
+        self._trouble: str | None = None  # why the outbox could not be used, since it took an item last
+        self._again_s = 0.0
 
     def keep(self, item: RaceItem | ServingWindow) -> None:
-        """Store an item; a full disk costs the item, not the agent.
+        """Store an item; where that cannot be done the item is lost and counted, and the agent goes on.
 
         A race is sent without waiting for the period: the next device of its kind may be about to ask for it.
         """
         if isinstance(item, RaceItem):
             self._next_s = 0.0
-        try:
+        with self._tolerant():
             self._outbox.put(item)
-        except StorageFull as err:
-            if not self._full:
-                logger.error("event=telemetry_lost error=%s", err)
-            self._full = True
-        else:
-            self._full = False
+            self._trouble, self._again_s = None, 0.0
 
     def acknowledged(self, token: int) -> bool:
         """Take note of what the broker has; return whether the token was one of telemetry."""
         batch = self._on_the_way.pop(token, None)
         if batch is None:
             return False
-        self._outbox.acknowledge(batch)
+        self._heard.add(batch)
+        if self._trouble is None:
+            with self._tolerant():
+                self._forget_heard()
         return True
 
     def flush(self, now_s: float, online: bool) -> None:
         """Send what is due: batches from before a restart first, then a new one each period or when it is full."""
-        if not online or len(self._on_the_way) >= _MAX_ON_THE_WAY:
+        if not online or len(self._on_the_way) >= _MAX_ON_THE_WAY or now_s < self._again_s:
             return
+        with self._tolerant():
+            self._forget_heard()
+            self._flush(now_s)
+        if self._trouble is not None:
+            self._again_s = now_s + _TROUBLE_WAIT_S
+
+    def _forget_heard(self) -> None:
+        """Delete what the broker has; what cannot be deleted yet is not sent again meanwhile."""
+        for batch in list(self._heard):
+            self._outbox.acknowledge(batch)
+            self._heard.discard(batch)
+
+    @contextmanager
+    def _tolerant(self) -> Iterator[None]:
+        """Let an outbox that cannot be used now cost nothing but a line in the log, told once."""
+        try:
+            yield
+        except Retryable as err:
+            if str(err) != self._trouble:
+                logger.error("event=telemetry_in_trouble error=%s", err)
+            self._trouble = str(err)
+
+    def _flush(self, now_s: float) -> None:
         waiting = [batch for batch in self._outbox.batches() if batch not in self._on_the_way.values()]
         for batch in waiting[: _MAX_ON_THE_WAY - len(self._on_the_way)]:
             if not self._send(batch):

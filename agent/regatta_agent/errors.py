@@ -1,7 +1,8 @@
 """The agent's own errors, within the families of regatta_protocol.errors.
 
 Retryable
-└── Unanswered    the fleet is silent though the broker is there: as being offline, no fault of the version
+├── Unanswered    the fleet is silent though the broker is there: as being offline, no fault of the version
+└── WrongClock    what the fleet signed is expired by this board's clock, and valid by the fleet's
 BadDigest
 └── WrongBlob     a file arrived whole and is not the promised one; it is fetched once more
 """
@@ -11,11 +12,15 @@ from __future__ import annotations
 from regatta_protocol.errors import BadDigest, Retryable
 from regatta_protocol.ids import Digest
 
-__all__ = ["Unanswered", "WrongBlob"]
+__all__ = ["Unanswered", "WrongBlob", "WrongClock"]
 
 
 class Unanswered(Retryable):
     """Nobody answered in time."""
+
+
+class WrongClock(Retryable):
+    """This board's clock must be set first."""
 
 
 class WrongBlob(BadDigest):

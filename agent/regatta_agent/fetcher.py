@@ -19,7 +19,7 @@ from regatta_protocol import topics
 from regatta_protocol.bus import Bus, Message
 from regatta_protocol.chunk import DEFAULT_CHUNK_BYTES, unpack_chunk
 from regatta_protocol.codec import encode
-from regatta_protocol.durable import read_bounded
+from regatta_protocol.durable import read_bounded, shortage_of
 from regatta_protocol.errors import RegattaError, Rejected, Retryable
 from regatta_protocol.ids import DeviceId, Digest, ModelRef
 from regatta_protocol.manifest import MAX_MANIFEST_BYTES, FileRef
@@ -163,7 +163,7 @@ class _Fetch:
             return Failed(err)
         except OSError as err:
             self.cancel()
-            return Failed(Retryable(f"the download cannot be stored: {err}"))
+            return Failed(shortage_of(err, "the download") or Retryable(f"the download cannot be stored: {err}"))
 
 
 class FetchManifest(_Fetch):

@@ -8,16 +8,18 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import Protocol
 
 from regatta_agent.children import Child, Launcher
-from regatta_agent.errors import Unanswered
+from regatta_agent.errors import Unanswered, WrongClock
 from regatta_agent.events import ChildEnded, ChildLine, Event
 from regatta_protocol import topics
 from regatta_protocol.bus import Bus, Message
 from regatta_protocol.codec import decode, decode_zlib, encode
-from regatta_protocol.errors import RegattaError, Rejected, Retryable
+from regatta_protocol.durable import shortage_of
+from regatta_protocol.errors import Expired, RegattaError, Rejected, Retryable
 from regatta_protocol.ids import DeviceId, Digest, ModelRef
 from regatta_protocol.manifest import MAX_MANIFEST_BYTES, target_path
 from regatta_protocol.measurement import RaceReport
@@ -48,6 +50,7 @@ __all__ = [
 logger = logging.getLogger(__name__)
 
 _ANSWER_TIMEOUT_S = 30.0  # a cellular link needs seconds; a lost request is asked again after that
+_CLOCK_TOLERANCE_S = 600.0  # what a board's clock may be off before it, and not the fleet, is why metadata are expired
 _VERIFIER_TIMEOUT_S = 60.0  # 0.2 s on a desktop machine; a slow card under load needs more
 
 
@@ -128,7 +131,7 @@ class Verification:
         try:
             self._child = self._launcher.launch(self._name, verifier_command(), encode(self._job, MAX_JOB_BYTES))
         except OSError as err:
-            raise Retryable(f"the verifier cannot be started: {err}") from err
+            raise shortage_of(err, "the verifier") or Retryable(f"the verifier cannot be started: {err}") from err
 
     def handle(self, event: Event) -> VerifyResult | None:
         """Return the result when it is there.
@@ -236,6 +239,7 @@ class Authorize:
         self._trust_dir = trust_dir
         self._floor = floor
         self._deadline_s = 0.0
+        self._fleet_says_s: float | None = None  # the time, when it answered
         self._verification: Verification | None = None
 
     def begin(self, now_s: float) -> Outcome | None:
@@ -284,6 +288,7 @@ class Authorize:
         if answer.files is None:
             kind = Retryable if answer.retryable else Rejected
             raise kind(f"the fleet gave no signed metadata: {answer.error or 'no reason given'}")
+        self._fleet_says_s = answer.at
         job = MetadataJob(
             trust_dir=str(self._trust_dir),
             root_path=str(self._identity.root_path),
@@ -298,6 +303,8 @@ class Authorize:
     def _conclude(self, result: VerifyResult) -> Outcome:
         try:
             target = result.require().targets.get(self._target)
+        except Expired as err:
+            return Failed(self._wrong_clock() or err, result.root_version)
         except RegattaError as err:
             return Failed(err, result.root_version)
         if target is None:
@@ -306,6 +313,23 @@ class Authorize:
             error = Rejected(f"the manifest has {target.length} bytes, over the limit of {MAX_MANIFEST_BYTES}")
             return Failed(error, result.root_version)
         return Authorized(Digest(target.sha256), target.length, result.versions, result.root_version)
+
+    def _wrong_clock(self) -> WrongClock | None:
+        """Return what is wrong when the fleet's clock is far from the one that found its metadata expired."""
+        here_s, there_s = self._floor.now_s, self._fleet_says_s
+        if there_s is None or abs(here_s - there_s) <= _CLOCK_TOLERANCE_S:
+            return None
+        return WrongClock(
+            f"clock not set: it is {_moment(here_s)} on this board and {_moment(there_s)} at the fleet, so what the "
+            "fleet signed counts as expired; it goes on when the clock is right"
+        )
+
+
+def _moment(at_s: float) -> str:
+    try:
+        return f"{datetime.fromtimestamp(at_s, timezone.utc):%Y-%m-%d %H:%M} UTC"
+    except (OverflowError, ValueError, OSError):
+        return f"second {at_s:.0f}"
 
 
 def response_in(event: Event, device: DeviceId, request: str) -> Response | None:

@@ -6,6 +6,7 @@ Invariants:
 - Nothing is done about a change of the record before the change is on disk. While the disk takes none, only steps
   that need no record are carried out: workers, links, cancelling, and deleting what nobody needs.
 - Every turn is bounded: at most a full inbox is taken in, and planning must run out of recorded steps.
+- What the board lacks for a while (space, descriptors, memory) costs a turn's plan or a step, told once, and no more.
 - The watchdog is fed here and nowhere else.
 """
 
@@ -18,7 +19,7 @@ from dataclasses import dataclass
 from random import Random
 
 from regatta_agent.actions import Actions
-from regatta_agent.clock import Clock
+from regatta_agent.clock import Clock, FlooredClock
 from regatta_agent.core import outcomes, rerace
 from regatta_agent.core.facts import (
     Advance,
@@ -45,14 +46,18 @@ from regatta_agent.jobs import (
     Outcome,
     Raced,
 )
+from regatta_agent.keeping import Keeper
+from regatta_agent.quarantine_file import QuarantineFile
 from regatta_agent.record import RecordFile
+from regatta_agent.renewing import Renewing
 from regatta_agent.reporter import Reporter
 from regatta_agent.serving.events import Drifted, Recovered
 from regatta_agent.status import StatusFile
 from regatta_agent.store import Store
+from regatta_agent.traffic import TrafficBook
 from regatta_agent.workers import WorkerDeath, WorkerNews, WorkerPool
 from regatta_protocol.bus import Bus, Connected, Disconnected, Message, Published
-from regatta_protocol.errors import Misuse, Rejected, StorageFull
+from regatta_protocol.errors import Exhausted, Misuse, Rejected, StorageFull
 from regatta_protocol.ids import ModelRef
 from regatta_protocol.messages import RaceItem, ServingWindow
 from regatta_protocol.policy import Policy
@@ -84,7 +89,10 @@ class Parts:
     desired: DesiredState
     courier: Courier
     reporter: Reporter
+    quarantine: QuarantineFile
+    renewing: Renewing
     notifier: Notifier
+    traffic: TrafficBook
     status: StatusFile
     versions: Mapping[str, str]  # of runtimes, drivers and kernel
 
@@ -94,12 +102,14 @@ class Loop:
 
     def __init__(self, parts: Parts) -> None:
         self._parts = parts
+        self._time = FlooredClock(parts.clock)
         self.record = AgentRecord()
         self.online = False
         self._offline: str | None = None  # why, as the bus last said
         self.stopping: str | None = None  # why; a signal handler sets it, and the loop ends within a turn
-        self._saved: AgentRecord | None = None
-        self._save_failed = False
+        self._keeper = Keeper(parts.record_file, parts.store, parts.clock, parts.limits.space_wait_s)
+        self._trouble: str | None = None  # what kept this turn from planning or acting
+        self._told: str | None = None  # of it, in the log
         self._stored: dict[ModelRef, StoredVersion | None] = {}
 
     def run(self) -> None:
@@ -114,8 +124,7 @@ class Loop:
         parts = self._parts
         parts.store.prepare()
         parts.workers.prepare()
-        self.record = outcomes.recovered(parts.record_file.load(), parts.limits)
-        self._saved = None
+        self.record = outcomes.recovered(self._keeper.load(), parts.limits)
         self._settle()
         parts.status.say(self.online, None)
         parts.bus.start()
@@ -124,7 +133,7 @@ class Loop:
 
     def turn(self, patience_s: float) -> None:
         """Take in what has come (waiting up to `patience_s` for the first), and act on it."""
-        events = 0
+        events, self._trouble = 0, None
         while events < _MAX_EVENTS:
             try:
                 event = self._parts.inbox.get(timeout=patience_s) if patience_s > 0 else self._parts.inbox.get_nowait()
@@ -136,6 +145,7 @@ class Loop:
         self._look_at_deadlines()
         self._settle()
         self._report()
+        self._tell_trouble()
         self._parts.status.say(self.online, self._parts.desired.refused, self._offline)
         self._parts.notifier.alive(f"generation {self.record.generation}, {'online' if self.online else 'offline'}")
 
@@ -146,6 +156,7 @@ class Loop:
         parts.notifier.stopping()
         parts.actions.cancel_all()
         parts.desired.cancel()
+        parts.renewing.cancel()
         parts.workers.stop_all(parts.clock.monotonic())
         while parts.workers.running():
             try:
@@ -155,14 +166,15 @@ class Loop:
                 continue
             if isinstance(event, ChildLine | ChildEnded):
                 self._hear_worker(event)
-        self._save()
+        self._keeper.keep(self.record)
         parts.courier.flush(parts.clock.monotonic(), self.online)
         parts.bus.stop()
+        parts.traffic.close()
         parts.status.clear()
 
     def wall(self) -> float:
         """Return seconds since 1970, never below what is known for sure to be past."""
-        return max(self._parts.clock.wall(), self.record.time_floor)
+        return self._time.wall(self.record.time_floor)
 
     def facts(self) -> Facts:
         """Return the world as it is now."""
@@ -174,6 +186,7 @@ class Loop:
         return Facts(
             now_s=self.wall(),
             online=self.online,
+            clock_unset=self._time.is_unset(self.record.time_floor),
             free_bytes=parts.store.free_bytes(),
             stored={ref: stored for ref, stored in self._stored.items() if stored is not None},
             jobs=parts.actions.kinds(),
@@ -200,6 +213,7 @@ class Loop:
             parts.desired.offer(event, self.record, now_s)
         else:
             self._hear_worker(event)
+        parts.renewing.handle(event, now_s)
         verified = parts.desired.handle(event, self.record, now_s)
         if verified is not None:
             self._take_up(verified)
@@ -235,6 +249,7 @@ class Loop:
         said = news.said
         if isinstance(said, Recovered):
             logger.info("event=recovered version=%s placement=%s", news.ref, said.placement)
+            self._parts.quarantine.absolve(self._parts.store.race(news.ref), said.placement)
             self.record = outcomes.winner_back(self.record, news.ref, said.placement, said.retried)
             return
         if isinstance(said, Drifted):
@@ -245,10 +260,16 @@ class Loop:
             return
         told = Degradation(placement=said.placement, reason=said.reason, since=said.since)
         logger.warning("event=degraded version=%s placement=%s reason=%s", news.ref, said.placement, said.reason)
+        if said.crashed:
+            self._parts.quarantine.strike(self._parts.store.race(news.ref), said.winner, said.reason)
         self.record = outcomes.degraded(self.record, news.ref, told, said.retried)
 
     def _mourn(self, death: WorkerDeath) -> None:
         self._stored.pop(death.ref, None)
+        parts = self._parts
+        if death.starved:
+            self.record = outcomes.starved(self.record, death.ref, death.why, self.wall(), parts.rng, parts.limits)
+            return
         install = self.record.find(death.ref)
         successor = install.successor if install is not None else None
         if install is not None and successor is not None and death.candidate != install.placement:
@@ -284,7 +305,10 @@ class Loop:
             if install is not None and install.racing_again:
                 self.record = rerace.rerace_failed(self.record, ref, outcome.error)
                 return
-            self.record = outcomes.failed(self.record, ref, outcome.error, self.wall(), parts.rng, parts.limits)
+            free_bytes = parts.store.free_bytes()
+            self.record = outcomes.failed(
+                self.record, ref, outcome.error, self.wall(), parts.rng, parts.limits, free_bytes
+            )
 
     def _learn_root(self, root_version: int | None) -> None:
         if root_version is not None and root_version > self.record.root_version:
@@ -321,13 +345,17 @@ class Loop:
         for ref, outcome in parts.actions.tick(now_s):
             self._conclude(ref, outcome)
         parts.desired.tick(self.record, now_s)
+        parts.renewing.tick(now_s)
         parts.workers.tick(now_s)
         parts.courier.flush(now_s, self.online)
+        parts.traffic.tick(now_s)
 
     def _settle(self) -> None:
         """Plan and record until there is nothing more to record; persist; then carry the steps out."""
         for _ in range(_MAX_PLANS):
-            facts = self.facts()
+            facts = self._look()
+            if facts is None:
+                return
             steps = plan(self.record, facts, self._parts.limits)
             recorded = [step for step in steps if isinstance(step, Advance | Revise)]
             if not recorded and not self._carry_out([step for step in steps if not isinstance(step, Advance | Revise)]):
@@ -355,13 +383,18 @@ class Loop:
 
     def _carry_out(self, steps: list[Step]) -> bool:
         """Persist, then do the steps; return whether that changed the record, so that it must be planned again."""
-        saved = self._save()
+        saved = self._keeper.keep(self.record)
         parts = self._parts
         before = self.record
         for step in steps:
             if isinstance(step, Begin) and not saved:
                 continue
-            result = parts.actions.carry_out(step, self.record, self.wall(), parts.clock.monotonic())
+            try:
+                result = parts.actions.carry_out(step, self.record, self.wall(), parts.clock.monotonic())
+            except (OSError, Exhausted) as err:
+                # The steps after it may rest on it, as the end of a worker does on the link that leads elsewhere.
+                self._trouble = f"{type(step).__name__} of {getattr(step, 'ref', 'all')}: {err}"
+                break
             if isinstance(step, Cancel | Collect):
                 self._stored.clear()
             if isinstance(result, WorkerDeath):
@@ -370,32 +403,34 @@ class Loop:
                 self._conclude(*result)
         return self.record is not before
 
-    def _save(self) -> bool:
-        """Persist the record when it differs from what is on disk; return whether the disk has it."""
-        if self._saved is not None and _without_counters(self._saved) == _without_counters(self.record):
-            return True
+    def _look(self) -> Facts | None:
+        """Return the world as it is now, or None when the board has nothing left to look with: it is tried again."""
         try:
-            self._parts.record_file.save(self.record)
-        except (StorageFull, OSError) as err:
-            if not self._save_failed:
-                logger.error("event=record_not_saved error=%s action=nothing_new_is_begun", err)
-            self._save_failed = True
-            return False
-        if self._save_failed:
-            logger.info("event=record_saved_again")
-        self._save_failed = False
-        self._saved = self.record
-        return True
+            return self.facts()
+        except (OSError, Exhausted) as err:
+            self._trouble = f"looking at the files: {err}"
+            return None
+
+    def _tell_trouble(self) -> None:
+        """Log what cannot be done for now, once until it is another, and that it is over."""
+        if self._trouble is None and self._told is not None:
+            logger.info("event=board_out_of_trouble")
+        elif self._trouble != self._told:
+            logger.error("event=board_in_trouble %s action=tried_again_each_turn", self._trouble)
+        self._told = self._trouble
 
     def _report(self) -> None:
         """Tell the fleet, when it can hear and there is something new; the sequence is on disk before it is used."""
         parts = self._parts
-        facts = self.facts()
-        if not self.online or not parts.reporter.due(self.record, facts, parts.clock.monotonic()):
+        facts = self._look() if self.online else None
+        if facts is None:
+            return
+        if not parts.reporter.due(self.record, facts, parts.clock.monotonic()):
+            parts.reporter.beat(parts.clock.monotonic())
             return
         before = self.record
         self.record = before.model_copy(update={"report_sequence": before.report_sequence + 1})
-        if not self._save():
+        if not self._keeper.keep(self.record):
             self.record = before
             return
         try:
@@ -404,12 +439,10 @@ class Loop:
             logger.error("event=report_refused error=%s", err)
 
     def _patience(self) -> float:
-        facts = self.facts()
+        facts = self._look()
+        if facts is None:
+            return _LONGEST_TURN_S
         wake = wake_at(self.record, facts)
         fetching = any(kind in (JobKind.MANIFEST, JobKind.FILES) for kind in facts.jobs.values())
         longest = min(_FETCHING_TURN_S if fetching else _LONGEST_TURN_S, (self._parts.notifier.watchdog_s or 60.0) / 3)
         return longest if wake is None else min(longest, max(0.01, wake - facts.now_s))
-
-
-def _without_counters(record: AgentRecord) -> AgentRecord:
-    return record.model_copy(update={"bytes_received": 0})

@@ -8,22 +8,25 @@ Invariants:
 
 from __future__ import annotations
 
-import errno
+import logging
 import os
 from pathlib import Path
 
 from regatta_agent.errors import WrongBlob
 from regatta_protocol.chunk import chunk_count
-from regatta_protocol.durable import read_bounded, rename_durably, write_durably
-from regatta_protocol.errors import RegattaError, StorageFull
+from regatta_protocol.durable import read_bounded, rename_durably, shortage_of, write_durably
+from regatta_protocol.errors import RegattaError
 from regatta_protocol.ids import digest_of_file
 from regatta_protocol.manifest import FileRef
 
 __all__ = ["PartialFile"]
 
-_SYNC_BYTES = 4 * 1024 * 1024  # re-downloaded at most after a cut; an fsync of 4 MiB takes 0.1-0.5 s on an SD card
+logger = logging.getLogger(__name__)
+
+# A cut costs what was not synced: a thirty-second of the file, so that several cuts stay within 5 % of it; yet a small
+# file is not synced with every chunk, nor a large one at intervals of more than 4 MiB (0.1-0.5 s on an SD card).
+_SYNC_SHARE, _LEAST_SYNC_BYTES, _MOST_SYNC_BYTES = 32, 128 * 1024, 4 * 1024 * 1024
 _HEADER_BYTES = 4  # of the bits: the chunk size, big-endian
-_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 class PartialFile:
@@ -36,6 +39,7 @@ class PartialFile:
         self._file = file
         self._chunk_bytes = chunk_bytes
         self._count = chunk_count(file.size_bytes, chunk_bytes)
+        self._sync_bytes = min(max(file.size_bytes // _SYNC_SHARE, _LEAST_SYNC_BYTES), _MOST_SYNC_BYTES)
         self._unsynced_bytes = 0
         self._descriptor: int | None = None
         self.have = bytearray(self._count)  # one byte a chunk, 0 or 1
@@ -88,7 +92,7 @@ class PartialFile:
             raise _translated(err, self._path) from err
         self.have[index] = 1
         self._unsynced_bytes += len(payload)
-        if self._unsynced_bytes >= _SYNC_BYTES:
+        if self._unsynced_bytes >= self._sync_bytes:
             self.sync()
         return True
 
@@ -148,15 +152,19 @@ class PartialFile:
     def _read_bits(self) -> bytearray | None:
         try:
             data = read_bounded(self._bits_path, _HEADER_BYTES + self._count)
-        except (OSError, RegattaError):
+        except FileNotFoundError:
+            return None
+        except (OSError, RegattaError) as err:
+            logger.warning(
+                "event=partial_unreadable path=%s error=%s action=fetched_from_the_start", self._bits_path, err
+            )
             return None
         right_size = len(data) == _HEADER_BYTES + self._count
         if not right_size or int.from_bytes(data[:_HEADER_BYTES], "big") != self._chunk_bytes:
+            logger.warning("event=partial_of_other_chunks path=%s action=fetched_from_the_start", self._bits_path)
             return None
         return bytearray(1 if byte else 0 for byte in data[_HEADER_BYTES:])
 
 
 def _translated(err: OSError, path: Path) -> Exception:
-    if err.errno in _FULL:
-        return StorageFull(f"no space left to write {path}: free some and it goes on")
-    return err
+    return shortage_of(err, str(path)) or err

@@ -42,7 +42,10 @@ class Priors:
                 raise Rejected(f"it holds the key {prior.report.key}")
         except FileNotFoundError:
             return None
-        except (RegattaError, OSError) as err:
+        except OSError as err:  # perhaps for want of descriptors: nothing says that the entry is bad
+            logger.warning("event=prior_unreadable path=%s error=%s action=kept", path, err)
+            return None
+        except RegattaError as err:
             logger.warning("event=prior_unreadable path=%s error=%s action=removed", path, err)
             self._remove(path)
             return None

@@ -9,8 +9,9 @@ import logging
 from pathlib import Path
 
 from regatta_protocol.codec import decode, encode
-from regatta_protocol.durable import read_bounded, remove_durably, write_durably
+from regatta_protocol.durable import put_aside, read_bounded, remove_durably, write_durably
 from regatta_protocol.errors import RegattaError
+from regatta_protocol.measurement import RaceReport
 from regatta_runtimes.quarantine import Quarantine
 
 __all__ = ["QuarantineFile"]
@@ -32,8 +33,12 @@ class QuarantineFile:
             return decode(Quarantine, read_bounded(self._path, _MAX_BYTES), _MAX_BYTES)
         except FileNotFoundError:
             return Quarantine()
-        except (RegattaError, OSError) as err:
-            logger.error("event=quarantine_unreadable path=%s error=%s", self._path, err)
+        except OSError as err:
+            logger.error("event=quarantine_unreadable path=%s error=%s action=none", self._path, err)
+            return Quarantine()
+        except RegattaError as err:
+            aside = put_aside(self._path)
+            logger.error("event=quarantine_damaged path=%s error=%s action=put_aside_as %s", self._path, err, aside)
             return Quarantine()
 
     def save(self, quarantine: Quarantine) -> None:
@@ -45,6 +50,22 @@ class QuarantineFile:
         except (RegattaError, OSError) as err:
             logger.error("event=quarantine_lost path=%s error=%s", self._path, err)
 
+    def strike(self, report: RaceReport | None, candidate: str, reason: str) -> None:
+        """Take down that what serves crashed or hung: a crash is one wherever it happens.
+
+        Args:
+            report: of the race that placed it, which knows the pair; without one nothing is taken down.
+        """
+        pair = _pair(report, candidate)
+        if pair is not None:
+            self.save(self.load().struck(pair, candidate, reason))
+
+    def absolve(self, report: RaceReport | None, candidate: str) -> None:
+        """Take down that the candidate serves again, sound and fast."""
+        pair = _pair(report, candidate)
+        if pair is not None:
+            self.save(self.load().cleared(pair))
+
     def clear(self) -> None:
         """Forget every crash.
 
@@ -53,3 +74,8 @@ class QuarantineFile:
         """
         if self._path.exists():
             remove_durably(self._path)
+
+
+def _pair(report: RaceReport | None, candidate: str) -> str | None:
+    results = report.candidates if report is not None else ()
+    return next((one.pair for one in results if one.id == candidate), None)

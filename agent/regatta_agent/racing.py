@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import re
 import sys
 from collections.abc import Mapping
@@ -25,8 +26,8 @@ from regatta_agent.store import MAX_RACE_BYTES, Store
 from regatta_protocol import topics
 from regatta_protocol.bus import Bus
 from regatta_protocol.codec import decode, encode
-from regatta_protocol.durable import read_bounded
-from regatta_protocol.errors import RegattaError, Retryable
+from regatta_protocol.durable import read_bounded, shortage_of
+from regatta_protocol.errors import RegattaError, Retryable, StorageFull
 from regatta_protocol.ids import DIGEST_PATTERN, DeviceId, Digest, ModelRef
 from regatta_protocol.manifest import Manifest, Variant
 from regatta_protocol.measurement import PriorRace, RaceReport
@@ -40,6 +41,7 @@ logger = logging.getLogger(__name__)
 
 _MARGIN_S = 120.0  # over the budget: candidates that hang are killed by the race itself first
 _ANSWER_S = 5.0  # patience with the fleet: a satellite link's round trip twice, and less than most races take
+_LEAST_FREE_BYTES = 256 * 1024  # of the folder for spec and report; a report has some 50 KB
 _KEY_LINE = re.compile(rf"key ({DIGEST_PATTERN[1:-1]})".encode())
 
 
@@ -148,7 +150,7 @@ class Race:
             self._spec_path.write_text(json.dumps(spec))
             self._child = self._launcher.launch(self._name, [*argv, "--output", str(self._report_path)], None)
         except OSError as err:
-            return Failed(Retryable(f"the race cannot be started: {err}"))
+            return Failed(shortage_of(err, "the race") or Retryable(f"the race cannot be started: {err}"))
         logger.info("event=race_started version=%s", self._ref)
         return None
 
@@ -166,9 +168,9 @@ class Race:
                 raise Retryable(f"the race {event.describe()}")
             report = decode(RaceReport, read_bounded(self._report_path, MAX_RACE_BYTES), MAX_RACE_BYTES)
         except OSError as err:
-            return Failed(Retryable(f"the race left no report: {err}"))
+            return Failed(self._full() or Retryable(f"the race left no report: {err}"))
         except RegattaError as err:
-            return Failed(Retryable(str(err)))
+            return Failed(self._full() or Retryable(str(err)))
         finally:
             self._clear()
         self._settings.quarantine.save(self._settings.quarantine.load().after(report.candidates))
@@ -220,6 +222,15 @@ class Race:
             self._settings.priors.keep(prior)
         elif self._prior is not None:
             self._settings.priors.keep(self._prior)
+
+    def _full(self) -> StorageFull | None:
+        """Return that the folder for its report is full, where it is: then that is why a race failed."""
+        folder = self._report_path.parent
+        facts = os.statvfs(folder)
+        free_bytes = facts.f_bavail * facts.f_frsize
+        if free_bytes >= _LEAST_FREE_BYTES:
+            return None
+        return StorageFull(f"the race failed with {free_bytes} bytes free in {folder}: free some and it goes on")
 
     def _clear(self) -> None:
         for path in (self._spec_path, self._report_path, self._prior_path):

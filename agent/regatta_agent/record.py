@@ -14,15 +14,14 @@ from pathlib import Path
 
 from regatta_agent.core.installs import AgentRecord
 from regatta_protocol.codec import decode, encode
-from regatta_protocol.durable import read_bounded, write_durably
-from regatta_protocol.errors import Misuse, RegattaError
+from regatta_protocol.durable import put_aside, read_bounded, write_durably
+from regatta_protocol.errors import Misuse, RegattaError, TooNew
 
-__all__ = ["MAX_RECORD_BYTES", "SCHEMA_VERSION", "RecordFile"]
+__all__ = ["MAX_RECORD_BYTES", "RecordFile"]
 
 logger = logging.getLogger(__name__)
 
 MAX_RECORD_BYTES = 4 * 1024 * 1024  # 64 models of 16 versions at about 2 KB
-SCHEMA_VERSION = 1
 
 
 class RecordFile:
@@ -32,29 +31,37 @@ class RecordFile:
         self._path = state_dir / "record.json"
         self._previous = state_dir / "record.previous.json"
 
-    def load(self) -> AgentRecord:
+    def load(self, *, set_aside: bool = False) -> AgentRecord:
         """Return what was last saved, or the copy before it, or an empty record.
+
+        Args:
+            set_aside: a damaged file is kept under another name, for who wants to know; for the agent alone.
 
         Raises:
             Misuse: when a newer agent wrote it: going on would lose what this one does not know.
         """
+        damaged = False
         for path in (self._path, self._previous):
             try:
                 record = decode(AgentRecord, read_bounded(path, MAX_RECORD_BYTES), MAX_RECORD_BYTES)
             except FileNotFoundError:
                 continue
-            except (RegattaError, OSError) as err:
+            except TooNew as err:
+                raise Misuse(f"{path} was written by a newer agent ({err}): install that agent again") from err
+            except OSError as err:
                 logger.error("event=record_unreadable path=%s error=%s action=try_the_copy_before", path, err)
+                damaged = True
                 continue
-            if record.schema_version > SCHEMA_VERSION:
-                raise Misuse(
-                    f"{path} was written by a newer agent (record version {record.schema_version}; this one knows "
-                    f"{SCHEMA_VERSION}): install that agent again"
-                )
+            except RegattaError as err:
+                aside = put_aside(path) if set_aside else None
+                action = f"put_aside_as {aside}" if aside is not None else "try_the_copy_before"
+                logger.error("event=record_damaged path=%s error=%s action=%s", path, err, action)
+                damaged = True
+                continue
             return record
-        if self._path.exists():
+        if damaged:
             logger.error("event=record_rebuilt path=%s action=waiting_for_the_assignment", self._path)
-        return AgentRecord(schema_version=SCHEMA_VERSION)
+        return AgentRecord()
 
     def save(self, record: AgentRecord) -> None:
         """Persist the record; the one before stays beside it.

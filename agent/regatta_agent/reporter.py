@@ -20,6 +20,7 @@ __all__ = ["Reporter", "presence_will"]
 logger = logging.getLogger(__name__)
 
 _SHORTEST_PERIOD_S = 0.1  # a burst of steps is one report
+_LONGEST_PERIOD_S = 86_400.0  # a report lost by a broker that was killed is made good within a day
 
 
 def presence_will(device: DeviceId, boot: str, agent_version: str) -> Will:
@@ -42,23 +43,29 @@ class Reporter:
         self._heartbeat_s = heartbeat_s
         self._said: tuple[int, tuple[ModelReport, ...]] | None = None
         self._said_s = float("-inf")
+        self._beaten_s = float("-inf")  # when the device last said anything that shows it to be there
 
     def connected(self) -> None:
         """Say that the device is up; the report follows."""
         self._said = None
         self._said_s = float("-inf")
-        presence = Presence(up=True, boot=self._boot, agent_version=self._version)
-        try:
-            self._bus.publish(topics.up(self._device, topics.Up.STATE), encode(presence), retain=True)
-        except Retryable as err:
-            logger.debug("event=presence_waits error=%s", err)
+        self._say_up(retain=True)
+
+    def beat(self, now_s: float) -> None:
+        """Say that the device is still up, when it has said nothing for a heartbeat's time.
+
+        It says what the broker retains already, in fewer bytes; a report instead would cost 2 MB a month.
+        """
+        if now_s - self._beaten_s >= self._heartbeat_s:
+            self._beaten_s = now_s
+            self._say_up(retain=False)
 
     def due(self, record: AgentRecord, facts: Facts, now_s: float) -> bool:
-        """Return whether the fleet should hear something new, or hear again that nothing is."""
+        """Return whether the fleet should hear something new, or after a day again that nothing is."""
         if now_s - self._said_s < _SHORTEST_PERIOD_S:
             return False
         return self._said != (record.generation, model_reports(record, facts)) or (
-            now_s - self._said_s >= self._heartbeat_s
+            now_s - self._said_s >= _LONGEST_PERIOD_S
         )
 
     def send(self, record: AgentRecord, facts: Facts, now_s: float) -> None:
@@ -78,10 +85,18 @@ class Reporter:
             bytes_received=record.bytes_received,
             models=models,
         )
-        self._said_s = now_s
+        self._said_s = self._beaten_s = now_s
         self._said = (record.generation, models)
         try:
             self._bus.publish(topics.up(self._device, topics.Up.REPORTED), encode(report))
         except Retryable as err:
             logger.debug("event=report_waits error=%s", err)
             self._said = None
+
+    def _say_up(self, retain: bool) -> None:
+        presence = Presence(up=True, boot=self._boot, agent_version=self._version)
+        payload = encode(presence) if retain else presence.model_dump_json(exclude_defaults=True).encode()
+        try:
+            self._bus.publish(topics.up(self._device, topics.Up.STATE), payload, retain=retain)
+        except Retryable as err:
+            logger.debug("event=presence_waits error=%s", err)

@@ -80,8 +80,12 @@ class StateLock:
 
         Raises:
             Misuse: when another agent has it.
+            OSError: when it is not there and cannot be made.
         """
-        self._descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            self._descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        except OSError:  # a folder that takes nothing still has the lock of the last start
+            self._descriptor = os.open(self._path, os.O_RDONLY | os.O_CLOEXEC)
         try:
             fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as err:

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from regatta_agent.core.facts import StoredVersion
 from regatta_protocol.codec import decode, encode
-from regatta_protocol.durable import read_bounded, remove_durably, write_durably
+from regatta_protocol.durable import read_bounded, remove_durably, shortage_of, write_durably
 from regatta_protocol.errors import BadDigest, RegattaError, Rejected
 from regatta_protocol.ids import Digest, ModelRef, digest_of_bytes, parse_model_ref
 from regatta_protocol.manifest import MAX_MANIFEST_BYTES, FileRef, Manifest
@@ -39,18 +39,25 @@ class Store:
         self.partial = state_dir / "partial"
         self._models = state_dir / "models"
         self._races = state_dir / "races"
+        self._folders = (self.blobs, self.partial, self._models, self._races)
 
     def prepare(self) -> None:
-        """Make the folders and clear what a cut left half-written."""
-        for folder in (self.blobs, self.partial, self._models, self._races):
+        """Make the folders and clear what a cut left half-written.
+
+        Raises:
+            OSError: when a folder is not there and cannot be made.
+        """
+        for folder in self._folders:
             folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-            for leftover in folder.rglob(".*.tmp"):
+        leftovers = [path for folder in self._folders for path in folder.rglob(".*.tmp")]
+        leftovers += self._state_dir.glob(".*.tmp")  # of the record; each bears the id of the process that wrote it
+        # Bits without their file: cut after that moved to its place.
+        leftovers += [bits for bits in self.partial.glob("*.bits") if not bits.with_suffix("").exists()]
+        try:
+            for leftover in leftovers:
                 leftover.unlink(missing_ok=True)
-        for leftover in self._state_dir.glob(".*.tmp"):  # of the record; each bears the id of the process that wrote it
-            leftover.unlink(missing_ok=True)
-        for bits in self.partial.glob("*.bits"):
-            if not bits.with_suffix("").exists():  # cut after the file moved to its place
-                bits.unlink(missing_ok=True)
+        except OSError as err:
+            logger.warning("event=leftovers_kept error=%s", err)
 
     def blob_path(self, digest: Digest) -> Path:
         return self.blobs / digest
@@ -59,12 +66,15 @@ class Store:
         return self._models / ref.name / str(ref.version) / "manifest.json"
 
     def manifest(self, ref: ModelRef) -> Manifest | None:
-        """Return the stored manifest, or None when there is none that can be read."""
+        """Return the stored manifest, or None when there is none that can be read.
+
+        Raises:
+            Exhausted: when it cannot be opened for want of descriptors or memory: that says nothing about the file.
+        """
+        data = self._manifest_bytes(ref)
         try:
-            return decode(Manifest, read_bounded(self.manifest_path(ref), MAX_MANIFEST_BYTES), MAX_MANIFEST_BYTES)
-        except FileNotFoundError:
-            return None
-        except (RegattaError, OSError) as err:
+            return decode(Manifest, data, MAX_MANIFEST_BYTES) if data is not None else None
+        except RegattaError as err:
             logger.error("event=manifest_unreadable version=%s error=%s", ref, err)
             return None
 
@@ -87,13 +97,17 @@ class Store:
         return manifest
 
     def look(self, ref: ModelRef) -> StoredVersion | None:
-        """Return what is here of a version; None without its manifest."""
-        manifest = self.manifest(ref)
-        if manifest is None:
+        """Return what is here of a version; None without its manifest.
+
+        Raises:
+            Exhausted: as `manifest`.
+        """
+        manifest, data = self.manifest(ref), self._manifest_bytes(ref)
+        if manifest is None or data is None:
             return None
         missing = self.missing(manifest)
         return StoredVersion(
-            manifest_digest=digest_of_bytes(read_bounded(self.manifest_path(ref), MAX_MANIFEST_BYTES)),
+            manifest_digest=digest_of_bytes(data),
             missing=len(missing),
             missing_bytes=sum(max(0, file.size_bytes - self._kept_bytes(file.digest)) for file in missing),
         )
@@ -163,6 +177,18 @@ class Store:
                     freed += path.stat().st_size
                     path.unlink()
         return freed
+
+    def _manifest_bytes(self, ref: ModelRef) -> bytes | None:
+        try:
+            return read_bounded(self.manifest_path(ref), MAX_MANIFEST_BYTES)
+        except FileNotFoundError:
+            return None
+        except (RegattaError, OSError) as err:
+            shortage = shortage_of(err, f"the manifest of {ref}") if isinstance(err, OSError) else None
+            if shortage is not None:
+                raise shortage from err
+            logger.error("event=manifest_unreadable version=%s error=%s", ref, err)
+            return None
 
     def _stored_versions(self) -> Iterator[ModelRef]:
         for folder in sorted(self._models.glob("*/*")):

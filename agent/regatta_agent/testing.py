@@ -89,12 +89,16 @@ class ScriptedLauncher:
     race: RunRace
     race_key: Digest | None = None  # what a race asks for before it begins; None: it does not ask
     serve: Callable[[ScriptedChild, ServeSpec], None] | None = None  # None: gets ready at once
+    renew: Callable[[ScriptedChild], None] | None = None  # None: no certificate is due
     children: list[ScriptedChild] = field(default_factory=list)
 
-    def launch(self, name: str, argv: Sequence[str], stdin: bytes | None) -> ScriptedChild:
+    def launch(
+        self, name: str, argv: Sequence[str], stdin: bytes | None, pass_fds: Sequence[int] = ()
+    ) -> ScriptedChild:
         child = ScriptedChild(name, tuple(argv), self, pid=10_000 + len(self.children))
         self.children.append(child)
         programs: Mapping[str, Callable[[ScriptedChild, bytes], None]] = {
+            "regatta_provisioning.renewal": self._renewal,
             "regatta_provisioning.verifier": self._verifier,
             "regatta_runtimes.race": self._race,
             "regatta_agent.serving": self._worker,
@@ -112,6 +116,13 @@ class ScriptedLauncher:
 
     def _verifier(self, child: ScriptedChild, stdin: bytes) -> None:
         child.say(encode(self.verify(parse_job(stdin))))
+        child.end(0)
+
+    def _renewal(self, child: ScriptedChild, _stdin: bytes) -> None:
+        if self.renew is not None:
+            self.renew(child)
+            return
+        child.say(b"not due")
         child.end(0)
 
     def _race(self, child: ScriptedChild, _stdin: bytes) -> None:

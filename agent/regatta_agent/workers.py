@@ -19,7 +19,9 @@ from regatta_agent.core.facts import StartWorker, WorkerFacts
 from regatta_agent.events import ChildEnded, ChildLine
 from regatta_agent.overlays import overlay_of
 from regatta_agent.serving.events import Degraded, Drifted, Failed, Ready, Recovered, WindowClosed, parse_event
-from regatta_agent.serving.spec import Contender, ServeSpec, check_socket_path
+from regatta_agent.serving.settings import ServingSettings
+from regatta_agent.serving.spec import Contender, ServeLimits, ServeSpec, check_socket_path
+from regatta_agent.serving.tcp import TcpListeners
 from regatta_agent.store import Store
 from regatta_protocol.codec import encode
 from regatta_protocol.errors import Rejected
@@ -45,6 +47,7 @@ class WorkerDeath(NamedTuple):
     candidate: str
     why: str
     lived_s: float
+    starved: bool = False  # it could not be started for want of the board's resources: no fault of the version
 
 
 class WorkerNews(NamedTuple):
@@ -87,6 +90,7 @@ class WorkerPool:
         window_s: float,
         power: PowerSettings = PowerSettings(),  # noqa: B008 - frozen
         sysroot: Path = Path("/"),
+        serving: ServingSettings = ServingSettings(),  # noqa: B008 - frozen
     ) -> None:
         self._run_dir = run_dir
         self._folder = run_dir / "workers"
@@ -95,6 +99,8 @@ class WorkerPool:
         self._window_s = window_s
         self._power = power
         self._sysroot = sysroot
+        self._serving = serving
+        self._tcp = TcpListeners(serving)
         self._workers: dict[str, _Worker] = {}
         self._started = 0
 
@@ -125,7 +131,8 @@ class WorkerPool:
         spec_path = self._folder / f"{stem}.json"
         spec_path.write_bytes(encode(spec))
         argv = [sys.executable, "-m", "regatta_agent.serving", str(spec_path)]
-        child = self._launcher.launch(f"worker:{stem}", argv, None)
+        shared = () if spec.tcp_fd is None else (spec.tcp_fd,)
+        child = self._launcher.launch(f"worker:{stem}", argv, None, shared)
         self._workers[f"worker:{stem}"] = _Worker(ref, candidate, spec, spec_path, child, now_s, now_s)
         logger.info("event=worker_started version=%s candidate=%s pid=%d", ref, candidate, child.pid)
 
@@ -139,7 +146,8 @@ class WorkerPool:
                 worker.child.finish()
 
     def stop_all(self, now_s: float) -> None:
-        """Let every worker end."""
+        """Let every worker end, and listen on TCP no more."""
+        self._tcp.close()
         for worker in list(self._workers.values()):
             self.stop(worker.ref, now_s)
 
@@ -261,6 +269,7 @@ class WorkerPool:
         policy = report.policy if report is not None and report.policy is not None else manifest.policy
         winner = self._contender(manifest, step.winner or step.candidate, raced.get)
         labels = manifest.labels
+        standbys = tuple(self._contender(manifest, one, raced.get) for one in step.standbys)
         return ServeSpec(
             model=manifest.name,
             version=manifest.version,
@@ -268,7 +277,8 @@ class WorkerPool:
             variant_path=winner.variant_path,
             plugin=winner.plugin,
             latency=winner.latency,
-            standbys=tuple(self._contender(manifest, one, raced.get) for one in step.standbys),
+            standbys=standbys,
+            companions=() if step.resting is not None else standbys[: policy.pool_size - 1],
             guarded=step.guarded,
             resting=step.resting,
             max_slowdown=policy.max_slowdown,
@@ -279,6 +289,15 @@ class WorkerPool:
             labels_path=self._store.blob_path(labels.digest) if labels is not None else None,
             golden_path=self._store.blob_path(manifest.golden.digest),
             socket_path=socket_path,
+            tcp_fd=self._tcp.fd_of(manifest.name),
+            link_path=self._link(manifest.name),
+            tls=self._serving.tls,
+            token_path=self._serving.token_file,
+            shared_memory=self._serving.shared_memory,
+            non_finite=self._serving.non_finite,
+            max_batch=self._serving.max_batch,
+            batch_delay_us=self._serving.batch_delay_us,
+            limits=ServeLimits(queue_length=self._serving.queue_length, connections=self._serving.connections),
             window_s=self._window_s,
             power=self._power,
             race_power=raced[winner.candidate_id].power if winner.candidate_id in raced else None,

@@ -26,6 +26,7 @@ from regatta_fleet.broker import Broker, BrokerConfig
 from regatta_fleet.controller import INBOX_LENGTH, Controller, Inbox
 from regatta_fleet.database.engine import Database, open_database, sqlite_url
 from regatta_fleet.enrolling import Enroller, FleetFacts
+from regatta_fleet.eviction import Evictor
 from regatta_fleet.home import FleetFile, Home, ServerInfo, listen, server_info, wait_until_free
 from regatta_fleet.ingest import Ingest
 from regatta_fleet.pump import ChunkPump
@@ -92,7 +93,12 @@ def running(settings: Settings) -> Iterator[Running]:
         database = open_database(settings.database or sqlite_url(home.database))
         stack.callback(database.close)
         broker, link = _broker(settings, home, fleet, authority)
-        revoking = RevokingAuthority(authority, _crl_path(home), broker.reload if broker is not None else _nothing)
+        revoking = RevokingAuthority(
+            authority,
+            _crl_path(home),
+            broker.reload if broker is not None else _nothing,
+            Evictor(authority, link, home.keys).cut,
+        )
         revoking.write()
         if broker is not None:
             wait_until_free(settings.host, link.port, "broker")

@@ -249,10 +249,12 @@ class Controller:
     def _response(self, request: Request) -> Response:
         if request.method == "race":
             return self._race_result(request)
+        if request.method != "metadata":
+            raise Rejected(f"this server knows no method {request.method!r}: update it")
         target, root_version = request.params.get("target"), request.params.get("root_version")
         if not isinstance(target, str) or not isinstance(root_version, int):
             raise Rejected("a metadata request needs params target (text) and root_version (number)")
-        return Response(id=request.id, files=self._metadata.files_for(target, root_version))
+        return Response(id=request.id, files=self._metadata.files_for(target, root_version), at=self._clock())
 
     def _race_result(self, request: Request) -> Response:
         key = request.params.get("key")

@@ -3,6 +3,9 @@
 A token is used up by the first device that shows it. The same device (the same public key) may ask again while the
 token is valid and gets the same certificate, because its first answer may have been lost. A token that was made for
 one device id may enrol that id anew; any other may not take an id that is there.
+
+A device that holds its key gets its next certificate without a token, however long it was away, unless it was revoked.
+Every certificate that was ever given to a device and may still be good is on record, and revoking it takes them all.
 """
 
 from __future__ import annotations
@@ -19,6 +22,13 @@ from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from regatta_fleet.database import devices, tokens
+from regatta_fleet.database.certificates import (
+    Issued,
+    add_certificate,
+    certificates_of,
+    forget_certificates,
+    forget_ended,
+)
 from regatta_fleet.database.engine import Database
 from regatta_fleet.database.events import add_event
 from regatta_fleet.database.tokens import TokenRow
@@ -27,14 +37,15 @@ from regatta_fleet.rolling import note_revoked
 from regatta_fleet.schemas import TokenRequest, TokenResponse
 from regatta_protocol.errors import Rejected
 from regatta_protocol.ids import DeviceId
-from regatta_provisioning.enrollment import EnrollRequest, EnrollResponse
+from regatta_provisioning.authority import Holder
+from regatta_provisioning.enrollment import EnrollRequest, EnrollResponse, RenewRequest, RenewResponse
 from regatta_provisioning.tokens import mint_token, new_secret, token_hash
 
 __all__ = ["Enroller", "FleetFacts", "Issuer"]
 
 logger = logging.getLogger(__name__)
 
-CERTIFICATE_DAYS = 365  # no device renews its certificate by itself yet
+CERTIFICATE_DAYS = 90  # a device renews it when 30 are left, or whenever it is back
 _MINT = "mint a new one with `regatta device token`"
 
 
@@ -44,8 +55,14 @@ class Issuer(Protocol):
     def sign_device_csr(self, csr_pem: str, device: DeviceId, valid_days: int) -> str:
         """Return the certificate (PEM) of the device."""
 
+    def holder_of(self, certificate_pem: str, csr_pem: str) -> Holder:
+        """Return whose certificate this is, when the CSR is of its key."""
+
     def revoke(self, serial: int) -> None:
         """Put the certificate on the revocation list."""
+
+    def cut(self, device: DeviceId) -> None:
+        """End the connection that a revoked device may still have."""
 
 
 @dataclass(frozen=True)
@@ -119,19 +136,44 @@ class Enroller:
                     f"`regatta device token --device {device}`"
                 )
             certificate = self._issuer.sign_device_csr(request.csr_pem, device, CERTIFICATE_DAYS)
-            serial = x509.load_pem_x509_certificate(certificate.encode()).serial_number
+            self._revoke_all(device, now)
             with self._database.write() as tx:
                 tokens.use_token(
                     tx, token.secret_hash, device=device, key_digest=key_digest, certificate=certificate, now=now
                 )
-                devices.enroll_device(tx, device, group=token.group, serial=serial, board=request.board, now=now)
+                devices.enroll_device(tx, device, group=token.group, board=request.board, now=now)
+                add_certificate(tx, device, _issued(certificate))
                 text = f"enrolled into group {token.group}" + (" again" if before is not None else "")
                 add_event(tx, now, "device_enrolled", text, device=device)
-            if before is not None and not before.revoked:
-                self._issuer.revoke(before.certificate_serial)
         logger.info("event=device_enrolled device=%s group=%s", device, token.group)
         self._on_change(device)
         return self._answer(device, certificate)
+
+    def renew(self, request: RenewRequest, now: float) -> RenewResponse:
+        """Return the next certificate of the device that holds the key of `request.certificate_pem`.
+
+        A device whose answer was lost asks again with the certificate that it has, and gets another.
+
+        Raises:
+            Rejected: when it does not prove to hold the key of a certificate of this fleet's.
+            Forbidden: when the device was revoked or enrolled anew since.
+        """
+        with self._lock:
+            holder = self._issuer.holder_of(request.certificate_pem, request.csr_pem)
+            with self._database.read() as tx:
+                known = certificates_of(tx, holder.device)
+            if holder.serial not in known:
+                raise Forbidden(
+                    f"device {holder.device!r} was revoked or enrolled anew: enroll it with a token made by "
+                    f"`regatta device token --device {holder.device}`"
+                )
+            certificate = self._issuer.sign_device_csr(request.csr_pem, holder.device, CERTIFICATE_DAYS)
+            with self._database.write() as tx:
+                forget_ended(tx, holder.device, now, but=holder.serial)
+                add_certificate(tx, holder.device, _issued(certificate))
+                add_event(tx, now, "certificate_renewed", f"for {CERTIFICATE_DAYS} days", device=holder.device)
+        logger.info("event=certificate_renewed device=%s", holder.device)
+        return RenewResponse(certificate_pem=certificate)
 
     def revoke(self, device: DeviceId, now: float) -> None:
         """Take the device's certificate and its place in the fleet away.
@@ -147,14 +189,25 @@ class Enroller:
                 row = devices.get_device(tx, device)
             if row is None:
                 raise NotFound(f"there is no device {device!r}: see `regatta status`")
-            self._issuer.revoke(row.certificate_serial)
+            self._revoke_all(device, now)
             if not row.revoked:
                 with self._database.write() as tx:
                     devices.revoke_device(tx, device, now)
                     note_revoked(tx, device)
                     add_event(tx, now, "device_revoked", "revoked by the operator", device=device)
+            self._issuer.cut(device)
         logger.info("event=device_revoked device=%s", device)
         self._on_change(device)
+
+    def _revoke_all(self, device: DeviceId, now: float) -> None:
+        """Put every certificate of the device that has not ended on the list, and renew none of them any more."""
+        with self._database.read() as tx:
+            known = certificates_of(tx, device)
+        for issued in known.values():
+            if issued.expires_at > now:
+                self._issuer.revoke(issued.serial)
+        with self._database.write() as tx:
+            forget_certificates(tx, device)
 
     def _answer(self, device: DeviceId, certificate: str) -> EnrollResponse:
         facts = self.facts
@@ -169,6 +222,11 @@ class Enroller:
             assignment_key=facts.assignment_key,
             assignment_key_id=facts.assignment_key_id,
         )
+
+
+def _issued(certificate_pem: str) -> Issued:
+    certificate = x509.load_pem_x509_certificate(certificate_pem.encode())
+    return Issued(certificate.serial_number, certificate.not_valid_after_utc.timestamp())
 
 
 def _check(token: TokenRow | None, key_digest: str, now: float) -> TokenRow:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from regatta_fleet import figures
 from regatta_fleet.schemas import DeviceModel, DeviceSummary, RolloutDetail, WaveState
 from regatta_protocol.measurement import CandidateResult, Outcome, RaceReport
-from regatta_runtimes.report import OUTCOME_WORDS
+from regatta_runtimes.report import words_of
 
 __all__ = [
     "candidate_verdict",
@@ -30,7 +30,7 @@ def candidate_verdict(result: CandidateResult, report: RaceReport) -> str:
     if result.outcome == Outcome.DROPPED and result.latency is None and reason:
         return reason  # not tried, and why
     if result.outcome != Outcome.MEASURED:
-        words = OUTCOME_WORDS[result.outcome]
+        words = words_of(result.outcome)
         return f"{words}: {reason}" if reason else words
     if reason:
         return reason

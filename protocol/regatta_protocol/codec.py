@@ -1,7 +1,8 @@
 """Bytes to messages and back, with a limit on every size. The only place that compresses or parses wire JSON.
 
 Parsing is pydantic's (Rust): the standard library's json raises RecursionError on deep nesting. Decompression is
-bounded, so that a small message cannot become a large one.
+bounded, so that a small message cannot become a large one. A message's `schema_version` grows only when an older
+program could not read it as it is meant, so one above ours is refused as such, whether or not it parses.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from typing import TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-from regatta_protocol.errors import Rejected, TooLarge
+from regatta_protocol.errors import Rejected, TooLarge, TooNew
 
 __all__ = ["MAX_INFLATED_BYTES", "MAX_PAYLOAD_BYTES", "decode", "decode_zlib", "encode", "encode_zlib"]
 
@@ -19,6 +20,12 @@ MAX_PAYLOAD_BYTES = 65_536 + 16  # AWS IoT Core carries 128 KiB; 64 KiB and a ch
 MAX_INFLATED_BYTES = 2 * 1024 * 1024
 
 M = TypeVar("M", bound=BaseModel)
+
+
+class _Schema(BaseModel):
+    """Of any message, its schema alone."""
+
+    schema_version: int = 0
 
 
 def encode(message: BaseModel, limit_bytes: int = MAX_PAYLOAD_BYTES) -> bytes:
@@ -38,16 +45,40 @@ def decode(kind: type[M], data: bytes, limit_bytes: int = MAX_PAYLOAD_BYTES) -> 
 
     Raises:
         TooLarge: when `data` is over the limit.
+        TooNew: when its schema is newer than ours.
         Rejected: when it is no such message; the text names the first wrong field.
     """
     if len(data) > limit_bytes:
         raise TooLarge(f"{kind.__name__} of {len(data)} bytes is over the limit of {limit_bytes}")
     try:
-        return kind.model_validate_json(data)
+        message = kind.model_validate_json(data)
     except ValidationError as err:
+        _refuse_newer(kind, data)
         first = err.errors(include_url=False, include_input=False)[0]
         where = ".".join(str(part) for part in first["loc"]) or "the whole message"
         raise Rejected(f"this is no {kind.__name__}: {where}: {first['msg']}") from err
+    if getattr(message, "schema_version", 0) > _newest_known(kind):
+        _refuse_newer(kind, data)
+    return message
+
+
+def _newest_known(kind: type[BaseModel]) -> int:
+    """Return the schema that we write, which is the newest that we read; 0 for a message without one."""
+    field = kind.model_fields.get("schema_version")
+    return int(field.default) if field is not None else 0
+
+
+def _refuse_newer(kind: type[BaseModel], data: bytes) -> None:
+    """Raise TooNew when `data` says that it is of a newer schema."""
+    known = _newest_known(kind)
+    try:
+        said = _Schema.model_validate_json(data).schema_version
+    except ValidationError:
+        return
+    if 0 < known < said:
+        raise TooNew(
+            f"this {kind.__name__} is of schema version {said}, and this program knows up to {known}: update it"
+        )
 
 
 def encode_zlib(message: BaseModel, limit_bytes: int = MAX_PAYLOAD_BYTES) -> bytes:

@@ -1,7 +1,8 @@
 """Files that survive a power cut: written whole beside their place, synced, renamed, and the folder synced.
 
 After `write_durably` returns, a cut leaves the new content; before, the old; never a mix. Anything else that
-persists state must come through here. Disk full is told apart, because callers wait for space instead of failing.
+persists state must come through here. Disk full is told apart, because callers wait for space instead of failing;
+`shortage_of` does that for other system calls, and tells want of descriptors, memory and processes apart as well.
 """
 
 from __future__ import annotations
@@ -10,11 +11,29 @@ import errno
 import os
 from pathlib import Path
 
-from regatta_protocol.errors import Rejected, StorageFull, TooLarge
+from regatta_protocol.errors import Exhausted, Rejected, Retryable, StorageFull, TooLarge
 
-__all__ = ["read_bounded", "remove_durably", "rename_durably", "sync_folder", "write_durably"]
+__all__ = [
+    "put_aside",
+    "read_bounded",
+    "remove_durably",
+    "rename_durably",
+    "shortage_of",
+    "sync_folder",
+    "write_durably",
+]
 
 _FULL = {errno.ENOSPC, errno.EDQUOT}
+_EXHAUSTED = {errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN}
+
+
+def shortage_of(err: OSError, what: str) -> Retryable | None:
+    """Return the error that says what the machine lacks for `what`, or None when that is not why it failed."""
+    if err.errno in _FULL:
+        return StorageFull(f"no space left for {what}: free some and it goes on")
+    if err.errno in _EXHAUSTED:
+        return Exhausted(f"no resources left for {what} ({os.strerror(err.errno)}): it goes on when some are free")
+    return None
 
 
 def sync_folder(folder: Path) -> None:
@@ -58,6 +77,16 @@ def rename_durably(source: Path, destination: Path) -> None:
     sync_folder(destination.parent)
     if source.parent != destination.parent:
         sync_folder(source.parent)
+
+
+def put_aside(path: Path) -> Path | None:
+    """Rename a file that is damaged to `<name>.damaged`, in place of an earlier one; None when that is not possible."""
+    aside = path.with_name(f"{path.name}.damaged")
+    try:
+        rename_durably(path, aside)
+    except OSError:
+        return None
+    return aside
 
 
 def remove_durably(path: Path) -> None:

@@ -1,10 +1,17 @@
-"""`StrEnum` for every Python that Regatta supports: Python 3.10 lacks `enum.StrEnum`. Nothing else belongs here."""
+"""Enumerations of text, for every Python that Regatta supports (3.10 lacks `enum.StrEnum`), and for every peer.
+
+`OpenStrEnum` is for what reports and telemetry carry: a value that only a newer peer knows must cost that value and
+not the whole message. What somebody is to act on (an objective, a task) stays closed: there, refusing is right.
+"""
 
 from __future__ import annotations
 
+import re
 from enum import Enum
 
-__all__ = ["StrEnum"]
+__all__ = ["OpenStrEnum", "StrEnum"]
+
+_TEXT = re.compile(r"[a-z0-9_]{1,64}")
 
 
 class StrEnum(str, Enum):
@@ -14,3 +21,24 @@ class StrEnum(str, Enum):
 
     def __format__(self, format_spec: str) -> str:
         return str.__format__(self.value, format_spec)
+
+
+class OpenStrEnum(StrEnum):
+    """A StrEnum that reads a word of a newer peer as UNKNOWN and keeps its text: it is passed on as it came.
+
+    Such a value equals no member, is not among the members, and `known` is False.
+    """
+
+    @classmethod
+    def _missing_(cls, value: object) -> OpenStrEnum | None:
+        if not isinstance(value, str) or _TEXT.fullmatch(value) is None:
+            return None
+        stranger = str.__new__(cls, value)
+        stranger._name_ = "UNKNOWN"
+        stranger._value_ = value
+        return stranger
+
+    @property
+    def known(self) -> bool:
+        """Whether this program knows the value."""
+        return self._value_ in type(self)._value2member_map_

@@ -12,7 +12,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from regatta_protocol.enums import StrEnum
+from regatta_protocol.enums import OpenStrEnum
 from regatta_protocol.ids import DeviceIdField, DigestField
 from regatta_protocol.policy import Policy
 from regatta_protocol.wire import Wire
@@ -119,7 +119,7 @@ def unknown_power(reason: str) -> Power:
     return Power(method="none", reason=reason)
 
 
-class Outcome(StrEnum):
+class Outcome(OpenStrEnum):
     """How a candidate's part in the race ended."""
 
     MEASURED = "measured"

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Discriminator, Field, Tag
 
-from regatta_protocol.enums import StrEnum
+from regatta_protocol.enums import OpenStrEnum
 from regatta_protocol.ids import DeviceIdField, DigestField, ModelNameField
 from regatta_protocol.measurement import Accuracy, BoardFacts, Latency, Power, PriorRace, RaceReport
 from regatta_protocol.policy import Policy
@@ -22,6 +22,7 @@ __all__ = [
     "Get",
     "InstallState",
     "ModelReport",
+    "OtherItem",
     "Presence",
     "RaceItem",
     "Reported",
@@ -71,7 +72,7 @@ class SignedAssignment(Wire):
     signature: str  # Ed25519 (RFC 8032) over the UTF-8 bytes of payload, base64
 
 
-class InstallState(StrEnum):
+class InstallState(OpenStrEnum):
     """Where a version stands on a device; the agent's table of transitions is over these."""
 
     ASSIGNED = "assigned"  # wanted; the signed metadata is being asked for
@@ -146,7 +147,21 @@ class ServingWindow(Wire):
     power: Power | None = None
 
 
-TelemetryItem = Annotated[RaceItem | ServingWindow, Field(discriminator="kind")]
+class OtherItem(Wire):
+    """Telemetry of a kind that only a newer peer knows: the batch's other items count all the same."""
+
+    kind: str = Field(max_length=64)
+
+
+def _kind_of(item: object) -> str:
+    kind = item.get("kind") if isinstance(item, dict) else getattr(item, "kind", None)
+    return str(kind) if kind in ("race", "serving") else "other"
+
+
+TelemetryItem = Annotated[
+    Annotated[RaceItem, Tag("race")] | Annotated[ServingWindow, Tag("serving")] | Annotated[OtherItem, Tag("other")],
+    Discriminator(_kind_of),
+]
 
 
 class TelemetryBatch(Wire):
@@ -162,12 +177,13 @@ class TelemetryBatch(Wire):
 class Request(Wire):
     """A small remote call from a device.
 
-    `metadata`: params `target` (a target path) and `root_version` (int). `race`: param `key` (of a race report).
+    `metadata`: params `target` (a target path) and `root_version` (int). `race`: param `key` (of a race report). A
+    method that the fleet does not know is answered with an error.
     """
 
     schema_version: int = 1
     id: str = Field(min_length=1, max_length=64)
-    method: Literal["metadata", "race"]
+    method: str = Field(max_length=64)
     params: dict[str, str | int] = Field(default_factory=dict, max_length=16)
 
 
@@ -176,7 +192,7 @@ class Response(Wire):
 
     For `metadata`, files maps role file names (`2.root.json`, `timestamp.json`, `7.snapshot.json`, …) to their
     exact text. For `race`, a result with the key that was asked for; `error` says when the fleet knows none. An answer
-    to a failed `Get` has the id `get-{transfer}`.
+    to a failed `Get` has the id `get-{transfer}`. `at` is not signed: it explains, and decides about no trust.
     """
 
     schema_version: int = 1
@@ -185,6 +201,7 @@ class Response(Wire):
     race: PriorRace | None = None
     error: str | None = None
     retryable: bool = False
+    at: float | None = None  # seconds since 1970 by the server's clock; None from older servers
 
 
 class Get(Wire):

@@ -19,6 +19,7 @@ Not here: what is said, and when. MQTT 3.1.1 and QoS 0 and 1 only, so that every
 
 from __future__ import annotations
 
+import datetime
 import logging
 import queue
 import random
@@ -40,6 +41,7 @@ from regatta_protocol.bus import Connected, Disconnected, Event, Inbox, Message,
 from regatta_protocol.codec import MAX_PAYLOAD_BYTES
 from regatta_protocol.errors import Misuse
 from regatta_protocol.outgoing import Outgoing
+from regatta_protocol.traffic import Cause, Ledger, Meter, cause_of, read_tcp_totals
 
 __all__ = ["MAX_PACKET_BYTES", "MqttBus", "MqttConfig", "backoff_s"]
 
@@ -51,6 +53,9 @@ _MAX_HELD = 1000  # messages between CONNACK and SUBACK; the same length as the 
 _READ_BURST = 64  # packets read before writing gets its turn
 _INBOX_POLL_S = 0.2  # how soon stop() ends a wait for room in the inbox
 _MAX_REASONS = 5  # told in one outage: its log must not grow with its length
+# A PUBLISH beside its topic and payload, a PUBACK and a PINGREQ, each in a TLS 1.3 record of its own (22 bytes more).
+_PACKET_BYTES, _ACK_BYTES, _PING_BYTES = 30, 26, 24
+_NOT_VALID_NOW = (9, 10)  # OpenSSL's X509_V_ERR_CERT_NOT_YET_VALID and X509_V_ERR_CERT_HAS_EXPIRED
 _STABLE_S = 30.0  # a connection that held this long forgets earlier failures
 
 
@@ -104,11 +109,14 @@ def _tls_context(config: MqttConfig) -> ssl.SSLContext | None:
 class MqttBus:
     """A `Bus` over a real broker. Build, `start`, take events from the inbox, `stop`; one life only."""
 
-    def __init__(self, config: MqttConfig, inbox: Inbox, chance: random.Random | None = None) -> None:
+    def __init__(
+        self, config: MqttConfig, inbox: Inbox, chance: random.Random | None = None, ledger: Ledger | None = None
+    ) -> None:
         """
         Args:
             inbox: a bounded queue; see the module for what happens when it is full.
             chance: what jitters the retries; by default a generator of its own.
+            ledger: where the bytes of all connections are counted by their causes.
         """
         self._config = config
         self._chance = chance or random.Random()  # noqa: S311 - jitter, not secrets
@@ -116,6 +124,7 @@ class MqttBus:
         self._stopping = threading.Event()
         self._door = _Door(inbox, self._stopping, config.inbox_wait_s)
         self._waker = _Waker()
+        self._ledger = ledger or Ledger()
         self._thread = threading.Thread(target=self._main, name=f"mqtt-{config.client_id}", daemon=True)
         self._told: set[str] = set()  # reasons said in Disconnected since the last Connected
 
@@ -173,12 +182,11 @@ class MqttBus:
     def _main(self) -> None:
         attempt = 0
         while not self._stopping.is_set():
-            connection = _Connection(self._config, self._outgoing, self._door, self._waker, self._stopping)
-            reason = connection.run()
+            connected_at_s, reason = self._connect_once()
             self._outgoing.close()
-            if connection.connected_at_s is not None:
+            if connected_at_s is not None:
                 self._told.clear()
-                if time.monotonic() - connection.connected_at_s >= _STABLE_S:
+                if time.monotonic() - connected_at_s >= _STABLE_S:
                     attempt = 0
             self._report_down(reason)
             self._stopping.wait(
@@ -186,6 +194,19 @@ class MqttBus:
             )
             attempt += 1
         self._waker.close()
+
+    def _connect_once(self) -> tuple[float | None, str]:
+        """Serve one connection to its end; return since when it stood, or None, and why it ended."""
+        connection: _Connection | None = None
+        try:
+            connection = _Connection(
+                self._config, self._outgoing, self._door, self._waker, self._stopping, Meter(self._ledger)
+            )
+            reason = connection.run()
+        except Exception as err:  # want of memory or descriptors: a thread that ended would leave us offline for ever
+            logger.exception("event=mqtt_failed broker=%s:%s", self._config.host, self._config.port)
+            reason = f"cannot connect to {self._config.host}:{self._config.port}: {err!r}"
+        return (connection.connected_at_s if connection is not None else None), reason
 
     def _report_down(self, reason: str) -> None:
         """Say once that the connection is gone, and again only for a few other reasons."""
@@ -269,14 +290,16 @@ class _Connection:
     """One connection from its first packet to its end, on the network thread."""
 
     def __init__(
-        self, config: MqttConfig, outgoing: Outgoing, door: _Door, waker: _Waker, stopping: threading.Event
-    ) -> None:
+        self, config: MqttConfig, outgoing: Outgoing, door: _Door, waker: _Waker, stopping: threading.Event,
+        meter: Meter,
+    ) -> None:  # fmt: skip
         self.connected_at_s: float | None = None
         self._config = config
         self._outgoing = outgoing
         self._door = door
         self._waker = waker
         self._stopping = stopping
+        self._meter = meter
         self._client = self._make_client()
         self._tokens: dict[int, int] = {}  # paho's message id -> our token
         self._subscribing: set[int] = set()  # message ids of SUBSCRIBEs without answer
@@ -295,7 +318,7 @@ class _Connection:
                 self._client.tls_set_context(context)
             self._client.connect(config.host, config.port, config.keepalive_s)
         except (OSError, ValueError) as err:
-            return f"cannot connect to {config.host}:{config.port}: {err}"
+            return f"cannot connect to {config.host}:{config.port}: {err}{_clock_hint(err)}"
         try:
             return self._serve()
         except Exception as err:  # paho parses what strangers send, and raises anything
@@ -304,6 +327,7 @@ class _Connection:
         finally:
             left = self._client.socket()
             if left is not None:  # not by DISCONNECT: then the broker says our will
+                self._settle(rest=Cause.CONNECTION)
                 left.close()
 
     def _make_client(self) -> paho.Client:
@@ -367,6 +391,14 @@ class _Connection:
             client.loop_write()
         if client.socket() is not None:
             client.loop_misc()
+        if self.connected_at_s is not None:
+            self._settle()
+
+    def _settle(self, rest: Cause | None = None) -> None:
+        """Count what the connection has cost since the last time (traffic.py)."""
+        connection = cast("socket.socket | None", self._client.socket())
+        if connection is not None:
+            self._meter.settle(read_tcp_totals(connection), rest)
 
     def _read(self, connection: socket.socket | ssl.SSLSocket) -> None:
         client = self._client
@@ -382,6 +414,7 @@ class _Connection:
     def _send_waiting(self) -> None:
         while self._failure is None and (message := self._outgoing.take()) is not None:
             info = self._client.publish(message.topic, message.payload, message.qos, message.retain)
+            self._meter.sent(cause_of(message.topic), _publish_bytes(message.topic, message.payload))
             if info.rc != MQTTErrorCode.MQTT_ERR_SUCCESS:
                 self._fail(f"a message to {message.topic} could not be sent: {paho.error_string(info.rc)}")
             self._tokens[info.mid] = message.token
@@ -396,6 +429,7 @@ class _Connection:
             self._goodbye = 0
             if will is not None:
                 self._goodbye = self._client.publish(will.topic, will.payload, 1, will.retain).mid
+                self._meter.sent(cause_of(will.topic), _publish_bytes(will.topic, will.payload))
         elif self._goodbye == 0:
             self._client.disconnect()
             self._client.loop_write()
@@ -404,6 +438,7 @@ class _Connection:
         self._failure = self._failure or reason
 
     def _become_connected(self) -> None:
+        self._settle(rest=Cause.CONNECTION)
         self.connected_at_s = time.monotonic()
         self._outgoing.open()
         logger.info(
@@ -429,6 +464,7 @@ class _Connection:
                 logger.debug("event=mqtt_dropped topic=%s reason=inbox_full", event.topic)
         elif self._door.deliver(event):
             self._client.ack(message.mid, message.qos)
+            self._meter.sent(cause_of(event.topic), _ACK_BYTES)
         else:
             self._fail(
                 f"the inbox is full for over {self._config.inbox_wait_s:g} s: {event.topic} is left to the broker"
@@ -467,6 +503,8 @@ class _Connection:
     def _on_message(self, client: paho.Client, userdata: object, message: paho.MQTTMessage) -> None:
         self._door.bytes_received += len(message.payload)
         wrong = _what_is_wrong(message)
+        cause = Cause.OTHER if wrong else cause_of(message.topic)
+        self._meter.received(cause, len(message.payload) + _PACKET_BYTES)
         if wrong:
             # Acknowledged all the same, or it would come back for ever.
             self._door.dropped += 1
@@ -493,16 +531,39 @@ class _Connection:
             if not self._stopping.is_set():
                 return
         message = self._outgoing.done(token)
-        self._door.bytes_sent += 0 if message is None else len(message.payload)
+        if message is not None:
+            self._door.bytes_sent += len(message.payload)
+            if message.qos:
+                self._meter.received(cause_of(message.topic), _ACK_BYTES)
+                # MQTT 3.1.1, 3.1.2.10: PINGREQ is for when nothing else is sent. paho (2.2) takes note of its own pings
+                # only, and would ping on a metered link between heartbeats that are acknowledged anyway.
+                client._last_msg_out = time.monotonic()
 
     def _on_log(self, client: paho.Client, userdata: object, level: int, text: str) -> None:
         if level == LogLevel.MQTT_LOG_ERR:
             self._paho_error = text[:500]
+        elif text == "Sending PINGREQ":  # paho has no other way to tell of these two
+            self._meter.sent(Cause.KEEPALIVE, _PING_BYTES)
+        elif text == "Received PINGRESP":
+            self._meter.received(Cause.KEEPALIVE, _PING_BYTES)
+
+
+def _clock_hint(err: Exception) -> str:
+    """Return what the clock says when a certificate is not valid at this time, for that is the likelier fault."""
+    if not isinstance(err, ssl.SSLCertVerificationError) or err.verify_code not in _NOT_VALID_NOW:
+        return ""
+    now = datetime.datetime.now(datetime.timezone.utc)
+    return f"; this machine's clock says {now:%Y-%m-%d %H:%M} UTC: set it if that is wrong"
 
 
 def _pending(connection: socket.socket | ssl.SSLSocket) -> int:
     """Return how many bytes TLS has taken from the network and not given out: poll() does not see those."""
     return connection.pending() if isinstance(connection, ssl.SSLSocket) else 0
+
+
+def _publish_bytes(topic: str, payload: bytes) -> int:
+    """Return about how long a PUBLISH is: what it counts beside others of the same moment."""
+    return len(topic) + len(payload) + _PACKET_BYTES
 
 
 def _what_is_wrong(message: paho.MQTTMessage) -> str | None:

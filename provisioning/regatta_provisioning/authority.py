@@ -17,9 +17,11 @@ import hashlib
 import ipaddress
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from cryptography import x509
+from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
@@ -32,7 +34,7 @@ from regatta_protocol.ids import DeviceId, parse_device_id
 from regatta_protocol.wire import Wire
 from regatta_provisioning.keys import make_private_folder, read_ec_key, write_private_key
 
-__all__ = ["RESERVED_PREFIX", "Authority", "fingerprint_of", "serial_of"]
+__all__ = ["RESERVED_PREFIX", "Authority", "Holder", "fingerprint_of", "serial_of"]
 
 RESERVED_PREFIX = "regatta-server"
 
@@ -56,6 +58,14 @@ class _Revocation(Wire):
 class _Revoked(Wire):
     schema_version: int = 1
     entries: tuple[_Revocation, ...] = Field(default=(), max_length=100_000)
+
+
+@dataclass(frozen=True)
+class Holder:
+    """Who proved to hold the key of a certificate of this authority."""
+
+    device: DeviceId
+    serial: int
 
 
 class Authority:
@@ -148,6 +158,30 @@ class Authority:
             raise Misuse(f"a certificate of {valid_days} days is not possible: choose 1 to {_CA_DAYS}")
         public_key = _checked_csr(csr_pem, device)
         return _pem(self._issue(device, public_key, valid_days, ExtendedKeyUsageOID.CLIENT_AUTH)).decode()
+
+    def holder_of(self, certificate_pem: str, csr_pem: str) -> Holder:
+        """Return whose certificate this is, when the CSR proves that its sender holds the certificate's key.
+
+        A certificate that has ended is good enough for that, a revoked one is not.
+
+        Raises:
+            Rejected: when it is no device's certificate of this authority, is revoked, or the CSR is of another key.
+        """
+        certificate = _certificate(certificate_pem)
+        try:
+            certificate.verify_directly_issued_by(self._certificate)
+            (name,) = certificate.subject.get_attributes_for_oid(NameOID.COMMON_NAME)
+        except (ValueError, TypeError, InvalidSignature) as err:
+            raise Rejected("the certificate is not of this fleet: enroll the device with a token") from err
+        device = parse_device_id(str(name.value))
+        if device.startswith(RESERVED_PREFIX):
+            raise Rejected(f"{device!r} is the server's own name, and no device's")
+        if _checked_csr(csr_pem, device) != certificate.public_key():
+            raise Rejected("the CSR is of another key than the certificate's")
+        serial = certificate.serial_number
+        if any(entry.serial == f"{serial:x}" for entry in self._read_revoked().entries):
+            raise Rejected("the certificate is revoked: enroll the device with a token made for it")
+        return Holder(device, serial)
 
     def issue_server(
         self, folder: Path, name: str, hosts: Sequence[str], valid_days: int = _SERVER_DAYS

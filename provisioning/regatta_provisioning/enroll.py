@@ -7,29 +7,25 @@ Rules:
   on with the same key after a kill, and the fleet answers the same key again.
 - `identity.json` is written last, in one step. Until then the device is not enrolled, or (with `force`) still is what
   it was; leftovers of other tries are removed only afterwards.
-- Only https, no redirects, every body bounded, one deadline over each request.
+- What goes over the network goes by asking.py: https only, bounded.
 - Run by root for a service, files belong to the owner of the state folder, not to root.
 """
 
 from __future__ import annotations
 
 import base64
-import datetime as dt
 import hashlib
 import hmac
-import http.client
 import logging
 import os
 import ssl
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from urllib.parse import urlsplit
 
 from cryptography import x509
 from cryptography.exceptions import InvalidSignature
-from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 from tuf.api.exceptions import RepositoryError
@@ -37,26 +33,19 @@ from tuf.api.metadata import Metadata, Root
 
 from regatta_protocol.codec import decode, encode
 from regatta_protocol.durable import sync_folder, write_durably
-from regatta_protocol.errors import Misuse, Rejected, Retryable, TooLarge, Untrusted
+from regatta_protocol.errors import Misuse, Rejected, Retryable, Untrusted
 from regatta_protocol.ids import DeviceId
 from regatta_protocol.measurement import BoardFacts
-from regatta_provisioning.enrollment import (
-    CA_PATH,
-    ENROLL_PATH,
-    MAX_ENROLL_BYTES,
-    EnrollRequest,
-    EnrollResponse,
-    Refusal,
-)
+from regatta_provisioning.asking import believing, call, refusal
+from regatta_provisioning.enrollment import CA_PATH, ENROLL_PATH, MAX_ENROLL_BYTES, EnrollRequest, EnrollResponse
 from regatta_provisioning.identity import IDENTITY_FILE, Identity, IdentityFile, load_identity
-from regatta_provisioning.keys import make_private_folder, read_ec_key, write_private_key
+from regatta_provisioning.keys import make_csr, make_private_folder, read_ec_key, write_private_key
 from regatta_provisioning.tokens import EnrollmentToken, parse_token, token_hash
 
 __all__ = ["enroll"]
 
 logger = logging.getLogger(__name__)
 
-_READ_BYTES = 16_384
 _PARTS = ("key-*.pem", "certificate-*.pem", "ca-*.pem", "root-*.json")
 _NEW_TOKEN = "make a new one with `regatta device token`"  # noqa: S105  advice, not a secret
 
@@ -105,7 +94,7 @@ def _enroll(
     stem = token_hash(parsed.secret)[:16]  # of 192 random bits: tells nothing about them
     key = _kept_key(folder / f"key-{stem}.pem")
     ca_pem = _fetch_ca(parsed, timeout_s)
-    request = EnrollRequest(secret=parsed.secret, device=device, csr_pem=_csr(key, device), board=board)
+    request = EnrollRequest(secret=parsed.secret, device=device, csr_pem=make_csr(key, device), board=board)
     response = _ask(parsed, ca_pem, request, timeout_s)
     _check(response, parsed, key, device)
     return _store(folder, stem, parsed, response)
@@ -148,19 +137,12 @@ def _kept_key(path: Path) -> ec.EllipticCurvePrivateKey:
     return read_ec_key(path)
 
 
-def _csr(key: ec.EllipticCurvePrivateKey, device: DeviceId | None) -> str:
-    """Return a CSR that proves that we hold the key; the fleet sets the subject."""
-    subject = x509.Name([] if device is None else [x509.NameAttribute(NameOID.COMMON_NAME, device)])
-    csr = x509.CertificateSigningRequestBuilder().subject_name(subject).sign(key, hashes.SHA256())
-    return csr.public_bytes(serialization.Encoding.PEM).decode()
-
-
 def _fetch_ca(token: EnrollmentToken, timeout_s: float) -> str:
     """Return the fleet's CA (PEM), believed because its fingerprint is the token's."""
     context = ssl.create_default_context()
     context.check_hostname = False
     context.verify_mode = ssl.CERT_NONE  # the fingerprint below decides; nothing secret is sent on this connection
-    status, body = _call(token, "GET", CA_PATH, None, context, timeout_s)
+    status, body = call(token.api_url, "GET", CA_PATH, None, context, timeout_s)
     try:
         certificate = x509.load_pem_x509_certificate(body)
     except ValueError as err:
@@ -179,73 +161,17 @@ def _fetch_ca(token: EnrollmentToken, timeout_s: float) -> str:
 
 
 def _ask(token: EnrollmentToken, ca_pem: str, request: EnrollRequest, timeout_s: float) -> EnrollResponse:
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    context.minimum_version = ssl.TLSVersion.TLSv1_2
-    context.load_verify_locations(cadata=ca_pem)
-    status, body = _call(token, "POST", ENROLL_PATH, encode(request), context, timeout_s)
-    if status in (200, 201):
-        try:
-            return decode(EnrollResponse, body, MAX_ENROLL_BYTES)
-        except Rejected as err:
-            raise Rejected(f"{token.api_url} enrols in a way that this agent does not know ({err}): update it") from err
+    context = believing(ca_pem)
     try:
-        refusal = decode(Refusal, body, MAX_ENROLL_BYTES)
-        said = refusal.error + (f" ({refusal.hint})" if refusal.hint else "")
-    except Rejected:
-        said = "it gave no reason"
-    if status == 429 or status >= 500:
-        raise Retryable(f"{token.api_url} cannot enrol now (status {status}): {said}; try again")
-    raise Rejected(f"{token.api_url} refused to enrol this device (status {status}): {said}")
-
-
-def _call(
-    token: EnrollmentToken, method: str, path: str, body: bytes | None, context: ssl.SSLContext, timeout_s: float
-) -> tuple[int, bytes]:
-    """Return status and body of one request.
-
-    Raises:
-        Retryable: when there is no whole answer within `timeout_s`.
-        Untrusted: when the server does not prove to be the fleet's.
-        TooLarge: when the body is over the limit.
-    """
-    parts = urlsplit(token.api_url)
-    deadline = time.monotonic() + timeout_s
-    connection = http.client.HTTPSConnection(
-        parts.hostname or "", parts.port or 443, timeout=timeout_s, context=context
-    )
-    headers = {"Accept": "application/json", "Connection": "close"}
-    if body is not None:
-        headers["Content-Type"] = "application/json"
+        status, body = call(token.api_url, "POST", ENROLL_PATH, encode(request), context, timeout_s)
+    except Retryable as err:
+        raise Retryable(f"{err}. Run the same command again; the token stays good until it expires") from err
+    if status not in (200, 201):
+        raise refusal(token.api_url, status, body, "enrol")
     try:
-        connection.request(method, parts.path + path, body=body, headers=headers)
-        response = connection.getresponse()
-        return response.status, _read_bounded(response, deadline, token.api_url)
-    except ssl.SSLCertVerificationError as err:
-        raise Untrusted(
-            f"{token.api_url} does not prove to be the fleet's server: {err.verify_message}. This device's clock says "
-            f"{dt.datetime.now(dt.timezone.utc):%Y-%m-%d %H:%M} UTC: set it if that is wrong; or the server's "
-            "certificate does not name this address"
-        ) from err
-    except (OSError, http.client.HTTPException) as err:
-        raise Retryable(
-            f"no answer from {token.api_url} ({type(err).__name__}: {err}): is the server up, and its port open "
-            "from here? Run the same command again; the token stays good until it expires"
-        ) from err
-    finally:
-        connection.close()
-
-
-def _read_bounded(response: http.client.HTTPResponse, deadline: float, url: str) -> bytes:
-    body = b""
-    while piece := response.read1(_READ_BYTES):
-        body += piece
-        if len(body) > MAX_ENROLL_BYTES:
-            raise TooLarge(f"{url} answered with more than {MAX_ENROLL_BYTES} bytes: it is no Regatta server")
-        if time.monotonic() > deadline:
-            raise Retryable(f"{url} answers too slowly ({len(body)} bytes until now): try again")
-    if response.length:
-        raise Retryable(f"the answer of {url} was cut off, {response.length} bytes are missing: try again")
-    return body
+        return decode(EnrollResponse, body, MAX_ENROLL_BYTES)
+    except Rejected as err:
+        raise Rejected(f"{token.api_url} enrols in a way that this agent does not know ({err}): update it") from err
 
 
 def _check(

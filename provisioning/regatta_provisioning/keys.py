@@ -8,16 +8,18 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from cryptography import x509
 from cryptography.exceptions import UnsupportedAlgorithm
-from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.asymmetric.types import PrivateKeyTypes
+from cryptography.x509.oid import NameOID
 
 from regatta_protocol.durable import read_bounded, sync_folder, write_durably
 from regatta_protocol.errors import Misuse
 
-__all__ = ["make_private_folder", "read_ec_key", "read_ed25519_key", "write_private_key"]
+__all__ = ["make_csr", "make_private_folder", "read_ec_key", "read_ed25519_key", "write_private_key"]
 
 _MAX_KEY_BYTES = 16_384  # an RSA key of 4096 bits takes 3.3 kB; ours take 0.3
 
@@ -65,6 +67,13 @@ def read_ed25519_key(path: Path) -> Ed25519PrivateKey:
     if not isinstance(key, Ed25519PrivateKey):
         raise Misuse(f"{path} holds a {type(key).__name__} where an Ed25519 key belongs: it is another key's file")
     return key
+
+
+def make_csr(key: EllipticCurvePrivateKey, common_name: str | None) -> str:
+    """Return a certificate signing request (PEM), which proves that we hold the key; None leaves the subject empty."""
+    names = [] if common_name is None else [x509.NameAttribute(NameOID.COMMON_NAME, common_name)]
+    csr = x509.CertificateSigningRequestBuilder().subject_name(x509.Name(names)).sign(key, hashes.SHA256())
+    return csr.public_bytes(serialization.Encoding.PEM).decode()
 
 
 def _read(path: Path) -> PrivateKeyTypes:

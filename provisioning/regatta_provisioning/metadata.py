@@ -28,8 +28,8 @@ from tuf.api.metadata import Metadata, Root, Targets
 from tuf.ngclient import Updater
 from tuf.ngclient.fetcher import FetcherInterface
 
-from regatta_protocol.durable import read_bounded, write_durably
-from regatta_protocol.errors import Misuse, RegattaError, Retryable, Untrusted
+from regatta_protocol.durable import read_bounded, shortage_of, write_durably
+from regatta_protocol.errors import Expired, Misuse, RegattaError, Retryable, Untrusted
 from regatta_provisioning.keys import make_private_folder
 from regatta_provisioning.verifying import MetadataJob, VerifiedTarget, VerifyResult, refusal
 
@@ -74,7 +74,9 @@ def _open(job: MetadataJob) -> _DurableUpdater:
     except RepositoryError as err:
         raise Misuse(f"the pinned root {job.root_path} is damaged ({err}): enrol again with --force") from err
     except OSError as err:
-        raise Retryable(f"the folder of signed metadata {trust_dir} cannot be used: {err}") from err
+        raise shortage_of(err, f"signed metadata in {trust_dir}") or Retryable(
+            f"the folder of signed metadata {trust_dir} cannot be used: {err}"
+        ) from err
 
 
 def _refresh(updater: _DurableUpdater, job: MetadataJob) -> dict[str, VerifiedTarget]:
@@ -95,11 +97,13 @@ def _refresh(updater: _DurableUpdater, job: MetadataJob) -> dict[str, VerifiedTa
         raise Retryable(f"a file of the fleet's answer cannot be read: {err}") from err
     except (RepositoryError, OSError) as err:
         if isinstance(err, OSError):
-            raise Retryable(f"verified metadata cannot be kept in {job.trust_dir}: {err}") from err
+            raise shortage_of(err, f"signed metadata in {job.trust_dir}") or Retryable(
+                f"verified metadata cannot be kept in {job.trust_dir}: {err}"
+            ) from err
         if updater.root_version < job.floor.get(Root.type, 0):
             raise _lost_roots(updater.root_version, job.floor[Root.type]) from err
         if isinstance(err, ExpiredMetadataError):
-            raise Untrusted(
+            raise Expired(
                 f"the signed metadata are not valid any more ({err}) at {_moment(job.now):%Y-%m-%d %H:%M} UTC: "
                 "the fleet has stopped signing, someone holds back what it signs, or this clock is wrong"
             ) from err

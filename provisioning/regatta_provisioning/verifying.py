@@ -15,7 +15,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, TypeAdapter
 
-from regatta_protocol.errors import Misuse, RegattaError, Rejected, Retryable, Untrusted
+from regatta_protocol.errors import Expired, Misuse, RegattaError, Rejected, Retryable, StorageFull, Untrusted
 from regatta_protocol.ids import DeviceIdField, DigestField
 from regatta_protocol.messages import Assignment, SignedAssignment
 from regatta_protocol.wire import Wire
@@ -34,11 +34,13 @@ __all__ = [
 
 MAX_JOB_BYTES = 4 * 1024 * 1024  # twice what an answer of the fleet may inflate to (codec.py)
 
-Family = Literal["untrusted", "rejected", "retryable", "misuse"]
+Family = Literal["expired", "untrusted", "rejected", "storage_full", "retryable", "misuse"]
 
 _ERRORS: dict[str, type[Exception]] = {
+    "expired": Expired,
     "untrusted": Untrusted,
     "rejected": Rejected,
+    "storage_full": StorageFull,
     "retryable": Retryable,
     "misuse": Misuse,
 }
@@ -104,10 +106,14 @@ class VerifyResult(Wire):
 def refusal(err: RegattaError, root_version: int | None = None) -> VerifyResult:
     """Return the result that says `err`; `require` raises its family again on the other side."""
     family: Family = "misuse"
-    if isinstance(err, Untrusted):
+    if isinstance(err, Expired):
+        family = "expired"
+    elif isinstance(err, Untrusted):
         family = "untrusted"
     elif isinstance(err, Rejected):
         family = "rejected"
+    elif isinstance(err, StorageFull):
+        family = "storage_full"
     elif isinstance(err, Retryable):
         family = "retryable"
     return VerifyResult(ok=False, family=family, reason=str(err), root_version=root_version)

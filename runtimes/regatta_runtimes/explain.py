@@ -13,13 +13,14 @@ from regatta_protocol.policy import Objective, Policy
 from regatta_runtimes.judge import TIE, tied
 from regatta_runtimes.limits import broken_constraint, limits_in_words, unchecked_limits
 from regatta_runtimes.objective import FALLBACK, OBJECTIVES, better, cost, figure
-from regatta_runtimes.report import OUTCOME_WORDS, ranked
+from regatta_runtimes.report import ranked, words_of
 from regatta_runtimes.simplicity import simpler_because
 
 __all__ = ["explain", "naive_default"]
 
 _NAMED = 3  # candidates of a group that are named; the table has them all
 _REASON_CHARS = 200
+_TAIL_GAIN, _TAIL_COST = 2.0, 1.5  # a tail of half the length, for a median of half as much again
 
 
 def explain(report: RaceReport) -> tuple[str, ...]:
@@ -30,6 +31,7 @@ def explain(report: RaceReport) -> tuple[str, ...]:
         lines.append(f"Nothing was placed: none of {len(report.candidates)} candidates can run it and meet the policy.")
     else:
         lines += [_chosen(report, winner), *_accuracy(winner), *_close(report, winner), *_kept(report, winner)]
+        lines += _tail(report, winner)
     lines += [*_excluded(report), *_front(report), *_unknown(report, winner), _measured(report, winner)]
     return tuple(lines)
 
@@ -145,6 +147,27 @@ def _close(report: RaceReport, winner: CandidateResult) -> Iterable[str]:
     yield f"Close, within {TIE:.0%} of the best, so that the simplest was taken: {', '.join(told)}{more}."
 
 
+def _tail(report: RaceReport, winner: CandidateResult) -> Iterable[str]:
+    """Yield who has a far shorter tail at a little more of the median, when the median is what was asked for."""
+    if _objective(report) != "latency_p50" or winner.latency is None:
+        return
+    steadier = [
+        (one.latency.p99_us, one.id, one)
+        for one in _eligible(report)
+        if one.latency is not None
+        and one.latency.p99_us <= winner.latency.p99_us / _TAIL_GAIN
+        and one.latency.p50_us <= winner.latency.p50_us * _TAIL_COST
+    ]
+    if not steadier:
+        return
+    *_, other = min(steadier)
+    ratio = (other.latency.p50_us if other.latency is not None else 0.0) / winner.latency.p50_us
+    yield (
+        f"Mind the tail: its {figure(winner, 'latency_p99')}, and {other.id} has {figure(other, 'latency_p99')} at "
+        f"{ratio:.2f} times the p50. --objective latency-p99 or --max-p99 asks for that."
+    )
+
+
 def _kept(report: RaceReport, winner: CandidateResult) -> Iterable[str]:
     """Yield why what serves was kept, where this race had a better one."""
     if winner.id not in {result.id for result in tied(_eligible(report), _objective(report))}:
@@ -159,7 +182,7 @@ def _excluded(report: RaceReport) -> Iterable[str]:
         if result.id == report.placement:
             continue
         if result.outcome != Outcome.MEASURED:
-            groups.setdefault(OUTCOME_WORDS[result.outcome], []).append(result)
+            groups.setdefault(words_of(result.outcome), []).append(result)
         elif broken_constraint(result, policy) is not None:
             groups.setdefault("over a limit of the policy", []).append(result)
         elif report.placement is not None:

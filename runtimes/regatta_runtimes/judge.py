@@ -25,7 +25,7 @@ from regatta_runtimes.yardstick import Floor, loses_too_much
 
 __all__ = ["TIE", "Verdict", "judge", "tied"]
 
-TIE = 0.02  # of the objective: regret of 2 % is what a race aims at
+TIE = 0.01  # of the objective: half of the regret that a race aims at, the other half is the noise's
 _MAX_REASON_CHARS = 4000  # some 25 candidates with their reasons; the report has them all
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from regatta_protocol.measurement import CandidateResult, Outcome, RaceReport
 
-__all__ = ["OUTCOME_WORDS", "race_document", "ranked"]
+__all__ = ["OUTCOME_WORDS", "race_document", "ranked", "words_of"]
 
 OUTCOME_WORDS = {
     Outcome.MEASURED: "measured",
@@ -28,6 +28,11 @@ OUTCOME_WORDS = {
     Outcome.DROPPED: "dropped early",
     Outcome.QUARANTINED: "in quarantine",
 }
+
+
+def words_of(outcome: Outcome) -> str:
+    """Return the outcome in words; one that only a newer program knows by its name."""
+    return OUTCOME_WORDS.get(outcome, outcome.replace("_", " "))
 
 
 def ranked(report: RaceReport) -> list[CandidateResult]:

@@ -23,7 +23,8 @@ from regatta_protocol.errors import RegattaError  # noqa: E402
 from regatta_protocol.measurement import CandidateResult, Outcome, RaceReport  # noqa: E402
 from regatta_runtimes.golden import write_golden  # noqa: E402
 from regatta_runtimes.race import RaceSpec, RaceVariant, run_race  # noqa: E402
-from tiny_models import dense_model, shared_data  # noqa: E402
+from shared_data import find_shared  # noqa: E402
+from tiny_models import dense_model  # noqa: E402
 
 _HERE = Path(__file__).parent
 _SOUND = (Outcome.MEASURED, Outcome.DROPPED)
@@ -39,10 +40,9 @@ def _models(folder: Path, only: str) -> list[Path]:
     tiny = folder / "dense.tflite"
     weights = np.random.default_rng(1).normal(size=(32, 64)).astype(np.float32)
     tiny.write_bytes(dense_model(weights, np.zeros(32, dtype=np.float32)))
-    data = shared_data()
-    if data is None:
+    real = [path for path in find_shared("*/*.tflite") if "edgetpu" not in path.name]
+    if not real:
         print("no real models: ../shared/data is absent, so only a tiny one is raced\n")
-    real = [] if data is None else [path for path in sorted(data.glob("*/*.tflite")) if "edgetpu" not in path.name]
     return [path for path in (tiny, *real) if only in path.name]
 
 

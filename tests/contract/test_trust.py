@@ -66,7 +66,7 @@ def test_metadata_from_the_repository_are_judged_alike(run_job: Verify, tmp_path
             ({**new, "timestamp.json": new["timestamp.json"].replace("2026", "2036")}, START),
             ({}, START),
         )
-    ] == [None, "untrusted", "untrusted", "untrusted", "untrusted", "retryable"]
+    ] == [None, "untrusted", "untrusted", "expired", "untrusted", "retryable"]
 
 
 @dataclass

@@ -17,7 +17,7 @@ from regatta_protocol import topics
 from regatta_protocol.codec import encode, encode_zlib
 from regatta_protocol.errors import StorageFull
 from regatta_protocol.ids import ModelName
-from regatta_protocol.messages import RaceItem, Response, SignedAssignment
+from regatta_protocol.messages import RaceItem, Response, ServingWindow, SignedAssignment
 from regatta_protocol.testing import Faults
 
 
@@ -356,17 +356,20 @@ def test_a_disk_that_takes_no_record_begins_nothing_and_keeps_serving(
     """Persist, then act: without the first there is none of the second, and it goes on when there is space."""
     rig = installed(tmp_path)
     rig.fleet.push(2)
-    save = RecordFile.save
+    save, tries = RecordFile.save, itertools.count()
 
     def full(_self: RecordFile, _record: AgentRecord) -> None:
+        next(tries)
         raise StorageFull("no space left")
 
     monkeypatch.setattr(RecordFile, "save", full)
     rig.fleet.assign(2, "r2")
-    rig.run(10)
+    rig.run(50)
     assert rig.fleet.gets and rig.races == [1]
     assert rig.serving() == 1
+    assert next(tries) == 1, "a full disk is written to again and again"
     monkeypatch.setattr(RecordFile, "save", save)
+    monkeypatch.setattr(Store, "free_bytes", lambda _self: 10**12)
 
     assert rig.run(until=rig.committed(2))
 
@@ -484,7 +487,7 @@ def test_telemetry_survives_a_restart_and_is_told_once(tmp_path: Path) -> None:
     rig.broker.start()
     rig.run(15)
 
-    windows = [item for batch in rig.fleet.batches[before:] for item in batch.items if item.kind == "serving"]
+    windows = [item for batch in rig.fleet.batches[before:] for item in batch.items if isinstance(item, ServingWindow)]
     assert [window.requests for window in windows] == [5]
     assert rig.outbox.waiting() == 0
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -12,20 +13,44 @@ from pathlib import Path
 
 import pytest
 
+from enrolled import enrolled
 from mosquitto import Wire, connected, require_mosquitto, running_wire
 from polling import wait_until
 from regatta_protocol import topics
 from regatta_protocol.bus import Message
 from regatta_protocol.codec import decode
 from regatta_protocol.messages import Presence, Reported
-from regatta_provisioning.assignments import AssignmentKey
-from regatta_provisioning.identity import IdentityFile
-from regatta_provisioning.repository import MetadataRepository
 
 pytestmark = pytest.mark.system
 
 DEVICE = "pi-one"
 _PROGRAM = "from regatta_agent.cli import main; main()"
+_NOT_AT_REST = {  # what must not lie in the memory of a process that runs for months, and why it is not needed
+    "numpy": "tensors are the workers'",
+    "ai_edge_litert": "a model is code: only workers load runtimes",
+    "tflite_runtime": "a model is code: only workers load runtimes",
+    "onnxruntime": "a model is code: only workers load runtimes",
+    "openvino": "a model is code: only workers load runtimes",
+    "regatta_runtimes.backends": "they belong to the workers",
+    "regatta_runtimes.board": "a child looks at the board",
+    "cryptography": "signatures are checked by the verifier process",
+    "securesystemslib": "signatures are checked by the verifier process",
+    "tuf": "signatures are checked by the verifier process",
+    "requests": "only enrolment speaks HTTP",
+    "http": "only enrolment speaks HTTP",
+    "urllib.request": "paho asks for proxies only with PySocks",
+    "httptools": "the workers serve, not the daemon",
+    "email": "nothing here is mail; HTTP and package metadata bring it",
+    "importlib.metadata": "no plug-in may change what the wire accepts",
+    "zipfile": "importlib.metadata brings it",
+    "click": "the daemon's command line is read without it",
+    "psutil": "/proc is read where one figure is needed",
+    "tomllib": "there is no settings file to read",
+    "asyncio": "one thread and a queue",
+    "ctypes": "nothing foreign is called",
+    "multiprocessing": "children are started by subprocess",
+    "unittest": "no test code runs on a board",
+}
 
 
 @pytest.fixture
@@ -36,36 +61,31 @@ def wire(tmp_path: Path) -> Iterator[Wire]:
         yield running
 
 
-def _enrolled(wire: Wire, folder: Path) -> Path:
-    """Return a state folder with an identity that this wire's authority gave."""
-    identity = folder / "state" / "identity"
-    identity.mkdir(parents=True)
-    config = wire.mqtt_config(DEVICE)
-    assert config.key_path is not None and config.cert_path is not None and config.ca_path is not None
-    (identity / "key.pem").write_bytes(config.key_path.read_bytes())
-    (identity / "cert.pem").write_bytes(config.cert_path.read_bytes())
-    (identity / "ca.pem").write_bytes(config.ca_path.read_bytes())
-    (identity / "root.json").write_text(MetadataRepository.create(folder / "metadata").root_json)
-    key = AssignmentKey.create(folder / "assignments")
-    file = IdentityFile.model_validate(
-        {
-            "fleet": "fleet", "device": DEVICE, "broker_host": config.host, "broker_port": config.port,
-            "api_url": "https://localhost", "assignment_key": key.public_key_b64, "assignment_key_id": key.key_id,
-            "key": "key.pem", "certificate": "cert.pem", "ca": "ca.pem", "root": "root.json",
-        }
-    )  # fmt: skip
-    (identity / "identity.json").write_text(file.model_dump_json())
-    return folder / "state"
-
-
-def _start(state: Path) -> subprocess.Popen[bytes]:
+def _start(state: Path, **environment: str) -> subprocess.Popen[bytes]:
     argv = [sys.executable, "-c", _PROGRAM, "run", "--state-dir", str(state), "--run-dir", str(state.parent / "run")]
-    return subprocess.Popen(argv, stderr=(state.parent / "agent.log").open("ab"))
+    with (state.parent / "agent.log").open("ab") as log:
+        return subprocess.Popen(argv, stderr=log, env={**os.environ, **environment})
+
+
+def test_at_rest_it_holds_nothing_that_it_does_not_use(wire: Wire, tmp_path: Path) -> None:
+    """Enrolled, connected and idle, the control process has imported none of what is named above."""
+    agent = _start(enrolled(wire, tmp_path, DEVICE), PYTHONPROFILEIMPORTTIME="1")
+    shown = tmp_path / "run" / "agent.json"
+    try:
+        wait_until(lambda: shown.exists() and json.loads(shown.read_text())["online"], 30, "agent.json says online")
+    finally:
+        agent.terminate()
+        assert agent.wait(20) == 0
+    lines = [line for line in (tmp_path / "agent.log").read_text().splitlines() if line.startswith("import time:")]
+    imported = {line.rsplit("|", 1)[1].strip() for line in lines}
+
+    assert "paho.mqtt.client" in imported and "pydantic" in imported
+    assert [name for name in _NOT_AT_REST if name in imported] == []
 
 
 def test_it_is_there_reports_and_leaves_as_it_should(wire: Wire, tmp_path: Path) -> None:
     """Up and a report after start; down after SIGTERM with status 0; down by the will after SIGKILL."""
-    state = _enrolled(wire, tmp_path)
+    state = enrolled(wire, tmp_path, DEVICE)
     server = wire.mqtt_config("regatta-server", filters=topics.SERVER_FILTERS)
     with connected(server) as (_, inbox):
 
@@ -101,7 +121,7 @@ def test_it_is_there_reports_and_leaves_as_it_should(wire: Wire, tmp_path: Path)
 
 def test_an_unreachable_broker_is_named_by_status(wire: Wire, tmp_path: Path) -> None:
     """The agent keeps running, and `status` says why it is not connected; once the broker is back, it connects."""
-    state = _enrolled(wire, tmp_path)
+    state = enrolled(wire, tmp_path, DEVICE)
     wire.broker.stop()
     status = [sys.executable, "-m", "regatta_agent", "status", "--state-dir", str(state)]
     status += ["--run-dir", str(tmp_path / "run")]

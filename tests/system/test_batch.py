@@ -16,11 +16,11 @@ import pytest
 from click.testing import CliRunner, Result
 
 from polling import wait_until
-from regatta_agent.cli import cli
+from regatta_agent.cli.commands import cli
 from regatta_agent.client import Client
 from regatta_agent.serving.alone import MODEL_NAME, ModelFile, serve_alone
 from regatta_protocol.errors import Misuse, Rejected, Retryable
-from tiny_model import write_tiny_model
+from tiny_models import write_tiny_model
 
 pytestmark = pytest.mark.system
 

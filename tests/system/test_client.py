@@ -21,7 +21,7 @@ from regatta_agent.serving.tensors import Array
 from regatta_protocol.errors import Misuse, Rejected, Retryable
 from serving_process import ServingProcess, serving
 from shared_data import shared_file
-from tiny_model import write_tiny_model
+from tiny_models import write_tiny_model
 
 pytestmark = pytest.mark.system
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -64,12 +66,18 @@ def _answer(rig: RealRig) -> np.ndarray[tuple[int, ...], np.dtype[np.float32]]:
 
 def _maps_of_family(pid: int) -> str:
     """Return what a process and its children have mapped."""
-    children = [int(one) for file in Path(f"/proc/{pid}/task").glob("*/children") for one in file.read_text().split()]
-    return Path(f"/proc/{pid}/maps").read_text() + "".join(_maps_of_family(child) for child in children)
+    return Path(f"/proc/{pid}/maps").read_text() + "".join(_maps_of_family(child) for child in _children(pid))
+
+
+def _children(pid: int) -> list[int]:
+    return [int(one) for file in Path(f"/proc/{pid}/task").glob("*/children") for one in file.read_text().split()]
 
 
 def test_what_was_raced_is_what_serves(rig: RealRig, tmp_path: Path, library: Path) -> None:
-    """The set of options that works is placed, and its library and options reach the worker, which loads it."""
+    """The set of options that works is placed, and its library and options reach the worker, which loads it.
+
+    It is the only candidate: when its runner is killed, another worker serves from it.
+    """
     tensors = tuple(TensorSpec(name=name, dtype="float32", shape=(1, 4)) for name in ("in", "out"))
     push_model(rig, tmp_path, 1, unary_model(), (tensors[0], tensors[1]), ("mine",))
     rig.fleet.assign(1, trial_s=0.2)
@@ -84,6 +92,12 @@ def test_what_was_raced_is_what_serves(rig: RealRig, tmp_path: Path, library: Pa
     }
     assert rig.install(1).placement == "litert/float32/mine+works/t1"
     assert str(library) in _maps_of_family(rig.worker_pid())
+    np.testing.assert_array_equal(_answer(rig), np.abs(X))
+
+    before = rig.worker_pid()
+    (runner,) = _children(before)
+    os.kill(runner, signal.SIGKILL)
+    assert rig.live(lambda: _serves(rig) and rig.worker_pid() != before), rig.install(1)
     np.testing.assert_array_equal(_answer(rig), np.abs(X))
 
 

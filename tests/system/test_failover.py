@@ -17,12 +17,12 @@ from accelerator import Accelerator, build_delegate
 from load import Load
 from polling import wait_until
 from regatta_agent.client import Client
-from regatta_agent.serving.events import Degraded, Recovered, WindowClosed, WorkerEvent
+from regatta_agent.serving.events import Degraded, Failed, Recovered, WindowClosed, WorkerEvent
 from regatta_agent.serving.spec import Contender, ServeLimits, ServeSpec
+from regatta_protocol.errors import Retryable
 from regatta_protocol.measurement import Latency
-from regatta_runtimes.golden import write_golden
 from serving_process import ServingProcess
-from tiny_models import unary_model
+from tiny_models import unary_model, write_abs_golden
 
 pytestmark = pytest.mark.system
 
@@ -51,7 +51,7 @@ def accelerator(library: Path, tmp_path: Path) -> Accelerator:
 def _spec(folder: Path, accelerator: Accelerator, **more: Any) -> ServeSpec:
     model, golden = folder / "abs.tflite", folder / "golden.npz"
     model.write_bytes(unary_model())
-    write_golden({"float32": model}, golden, count=4)
+    write_abs_golden(golden, "float32")
     values: dict[str, Any] = {
         "model": "abs",
         "version": 1,
@@ -112,17 +112,17 @@ def _placement(worker: _Watched) -> str:
 
 
 @pytest.mark.parametrize(
-    ("fault", "says"),
+    ("fault", "says", "crashed"),
     [
-        ("segfault_late", "SIGSEGV"),
-        ("abort_late", "SIGABRT"),
-        ("hang_late", "hung: no answer within 0.5 s"),
-        ("invoke", "the device is gone"),
-        ("leak", "SIGABRT"),
+        ("segfault_late", "SIGSEGV", True),
+        ("abort_late", "SIGABRT", True),
+        ("hang_late", "hung: no answer within 0.5 s", True),
+        ("invoke", "the device is gone", False),
+        ("leak", "SIGABRT", True),
     ],
 )
 def test_the_next_best_answers_the_very_request_and_the_winner_is_taken_back(
-    tmp_path: Path, accelerator: Accelerator, fault: str, says: str
+    tmp_path: Path, accelerator: Accelerator, fault: str, says: str, crashed: bool
 ) -> None:
     """Under load: nothing is lost or wrong, no gap of a second; degraded with the reason, then recovered."""
     with _serving(_spec(tmp_path, accelerator), tmp_path) as worker:
@@ -142,10 +142,26 @@ def test_the_next_best_answers_the_very_request_and_the_winner_is_taken_back(
     assert load.longest_gap_s() < 1.0 + 1.0  # the promise is 1 s on a machine that does nothing else
     assert (degraded.winner, degraded.placement) == (WINNER, STANDBY)
     assert says in degraded.reason
+    assert degraded.crashed is crashed
     assert recovered.placement == WINNER
     assert len(recovered.retried) >= 1
     assert {window.placement for window in windows if window.requests} == {WINNER, STANDBY}
     assert sum(window.errors for window in windows) == 0
+
+
+def test_a_worker_whose_only_candidate_is_gone_ends_for_another_to_begin(
+    tmp_path: Path, accelerator: Accelerator
+) -> None:
+    """With the reason, and within a second or so: nothing would ever answer in it again."""
+    with _serving(_spec(tmp_path, accelerator, standbys=()), tmp_path) as worker:
+        (runner,) = _children(worker.process.pid)
+        os.kill(runner, signal.SIGKILL)
+        failed = worker.until(Failed)
+        status = worker.process.wait(20.0)
+
+    assert "SIGKILL" in failed.reason
+    assert "there is no standby" in failed.reason
+    assert (failed.family, status) == ("retryable", Retryable.exit_code)
 
 
 def test_a_runner_that_is_killed_while_nobody_asks_is_noticed(tmp_path: Path, accelerator: Accelerator) -> None:
@@ -218,6 +234,7 @@ def test_a_winner_that_cannot_be_opened_is_stood_in_for_from_the_start(
 
     np.testing.assert_array_equal(output, np.abs(X))
     assert "SIGSEGV" in degraded.reason
+    assert degraded.crashed
 
 
 def test_a_winner_at_rest_comes_back_guarded(tmp_path: Path, accelerator: Accelerator) -> None:

@@ -10,7 +10,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from regatta_agent.asking import Reply
-from regatta_agent.cli import cli
+from regatta_agent.cli.commands import cli
 from regatta_agent.cli.drawing import draw
 from regatta_protocol.errors import Rejected
 from shared_data import REPOSITORY, shared_file

@@ -26,12 +26,13 @@ from fleet_parts import DIGITS, make_variant, reference
 from mosquitto import connected, require_mosquitto
 from regatta_fleet.home import ServerInfo, read_server_info
 from regatta_fleet.schemas import BundleDraft
-from regatta_protocol.bus import Event, Message
+from regatta_protocol.bus import Connected, Event, Message
 from regatta_protocol.chunk import unpack_chunk
 from regatta_protocol.codec import decode, decode_zlib, encode
+from regatta_protocol.errors import Rejected
 from regatta_protocol.ids import digest_of_bytes
 from regatta_protocol.manifest import Manifest, target_path
-from regatta_protocol.measurement import Accuracy
+from regatta_protocol.measurement import Accuracy, BoardFacts
 from regatta_protocol.messages import (
     Assignment,
     Get,
@@ -46,8 +47,10 @@ from regatta_protocol.messages import (
 from regatta_protocol.mqtt import MqttBus, MqttConfig
 from regatta_protocol.topics import Up, device_filters, up
 from regatta_provisioning.assignments import verify_assignment
-from regatta_provisioning.authority import fingerprint_of
+from regatta_provisioning.authority import fingerprint_of, serial_of
+from regatta_provisioning.enroll import enroll
 from regatta_provisioning.enrollment import EnrollResponse
+from regatta_provisioning.renewal import renew
 from regatta_provisioning.tokens import parse_token
 
 pytestmark = pytest.mark.system
@@ -364,24 +367,61 @@ def test_a_killed_broker_comes_back_and_nothing_is_forgotten(server: Server, tmp
     _poll(lambda: bool(server.call("GET", "/api/v1/status")["broker_up"]), "the server is connected again")
 
 
-def test_a_revoked_device_stays_out(server: Server, tmp_path: Path) -> None:
-    """It cannot connect again, and the fleet shows it as revoked."""
-    device = Device(tmp_path / "device", _token(server))
-    with connected(device.config):
-        pass
-    server.call("DELETE", f"/api/v1/devices/{device.id}")
+def _gets_in(config: MqttConfig) -> bool:
+    """Say whether a fresh connection is accepted, or else refused."""
+    inbox: queue.Queue[Event] = queue.Queue(100)
+    bus = MqttBus(config, inbox)
+    bus.start()
+    try:
+        return isinstance(inbox.get(timeout=DEADLINE_S), Connected)
+    finally:
+        bus.stop()
 
+
+def test_a_revoked_device_stays_out(server: Server, tmp_path: Path) -> None:
+    """Its connection is cut, it cannot connect again, and the fleet shows it as revoked."""
+    device = Device(tmp_path / "device", _token(server))
     inbox: queue.Queue[Event] = queue.Queue(100)
     bus = MqttBus(device.config, inbox)
     bus.start()
     try:
-        with pytest.raises(queue.Empty):
-            while True:
-                event = inbox.get(timeout=2)
-                assert type(event).__name__ == "Disconnected", event
+        assert isinstance(inbox.get(timeout=DEADLINE_S), Connected)
+        server.call("DELETE", f"/api/v1/devices/{device.id}")
+        while type(inbox.get(timeout=DEADLINE_S)).__name__ != "Disconnected":
+            pass
     finally:
         bus.stop()
+    assert not any(_gets_in(device.config) for _ in range(5))
     assert server.call("GET", f"/api/v1/devices/{device.id}")["revoked"]
+
+
+def test_a_device_renews_its_certificate_until_it_is_revoked(server: Server, tmp_path: Path) -> None:
+    """By the real server: the next certificate opens the broker, a renewal that is not due asks nobody."""
+    folder = tmp_path / "identity"
+    identity = enroll(_token(server), folder, device=None, board=BoardFacts(), timeout_s=DEADLINE_S)
+    before = identity.certificate_path.read_text()
+
+    assert renew(folder, now=time.time()) is None
+    renewed = renew(folder, now=time.time() + 80 * 86_400, timeout_s=DEADLINE_S)
+
+    after = identity.certificate_path.read_text()
+    assert renewed is not None and not renewed.is_due(time.time())
+    assert serial_of(after) != serial_of(before)
+    config = MqttConfig(
+        host=identity.broker_host,
+        port=identity.broker_port,
+        client_id=identity.device,
+        ca_path=identity.ca_path,
+        cert_path=identity.certificate_path,
+        key_path=identity.key_path,
+        filters=device_filters(identity.device),
+    )
+    with connected(config):
+        pass
+    server.call("DELETE", f"/api/v1/devices/{identity.device}")
+    with pytest.raises(Rejected, match="revoked"):
+        renew(folder, now=time.time(), force=True, timeout_s=DEADLINE_S)
+    assert identity.certificate_path.read_text() == after
 
 
 def test_two_servers_do_not_run_one_home(server: Server) -> None:

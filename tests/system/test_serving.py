@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
+import select
 import signal
 import socket
 import struct
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +18,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
+from polling import wait_until
 from regatta_agent.cli.infer import infer
 from regatta_agent.client import Client, ServerBusy
 from regatta_agent.serving.caller import Call, Caller
@@ -23,8 +27,9 @@ from regatta_agent.serving.spec import ServeLimits, ServeSpec
 from regatta_protocol import sketch
 from regatta_protocol.errors import Misuse, Rejected, Retryable
 from regatta_runtimes.golden import write_golden
-from serving_process import ServingProcess, post, raw_exchange, receive_answer, serving, shared_data, status_of
-from tiny_model import write_tiny_model
+from serving_process import ServingProcess, post, raw_exchange, receive_answer, serving, status_of
+from shared_data import shared_file
+from tiny_models import write_tiny_model
 
 pytestmark = pytest.mark.system
 
@@ -283,6 +288,70 @@ def test_more_connections_than_allowed_are_refused_then_idle_ones_make_room(work
     finally:
         for connection in idle:
             connection.close()
+
+
+def test_a_crowd_of_idle_connections_is_bounded_and_leaves_nothing(folder: Path) -> None:
+    """Beyond the number set each newcomer is told so; those inside are answered; afterwards no descriptor is left.
+
+    The crowd has clients of every bad kind: silent, slow, dead in the middle, too large, cut off, with a region that
+    shrinks.
+    """
+    shm = Path(f"/dev/shm/regatta-crowd-{os.getpid()}")
+    shm.write_bytes(bytes(256))
+    limits = LIMITS.model_copy(update={"connections": 100, "idle_timeout_s": 60.0})
+    with serving(_spec(folder, version=10, limits=limits, shared_memory=True), folder) as process, ExitStack() as stack:
+        stack.callback(shm.unlink)
+        client = stack.enter_context(Client(process.spec.socket_path))
+        client.infer("tiny", IMAGE)
+        register = f'{{"key":"/{shm.name}","byte_size":256}}'.encode()
+        raw_exchange(process.spec.socket_path, post("/v2/systemsharedmemory/region/r/register", register))
+        descriptors = Path(f"/proc/{process.process.pid}/fd")
+        before = _open_files(descriptors)
+
+        _ask_badly(process.spec.socket_path, shm)
+        crowd = [stack.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)) for _ in range(400)]
+        for connection in crowd:
+            connection.connect(str(process.spec.socket_path))
+        wait_until(lambda: len(_told(crowd)) >= 300, 10, "all but a hundred were refused, or gave way when long idle")
+        answers = [receive_answer(connection) for connection in _told(crowd)]
+        assert client.infer("tiny", IMAGE)["scores"].shape == (1, 10)
+        for connection in crowd:
+            connection.close()
+
+        assert {status_of(answer) for answer in answers if answer} == {503}
+        assert all(b"too many connections" in answer for answer in answers if answer)
+        wait_until(lambda: len(_open_files(descriptors)) <= len(before), 10, f"no more are open than {before}")
+
+
+def _open_files(descriptors: Path) -> list[str]:
+    """Return what a process has open."""
+    return [str(one.readlink()) for one in descriptors.iterdir()]
+
+
+def _ask_badly(path: Path, shm: Path) -> None:
+    request = post("/v2/models/tiny/infer", IMAGE.tobytes(), Inference_Header_Content_Length=0)
+    for data in (request[:20], request[:-1], request, b"\x00" * 100):
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as dying:
+            dying.connect(str(path))
+            dying.sendall(data)
+    assert status_of(raw_exchange(path, post(INFER, IMAGE.tobytes()[:-1], Inference_Header_Content_Length=0))) == 400
+    head = b"POST " + INFER.encode() + b" HTTP/1.1\r\nhost: x\r\ncontent-length: 999999999\r\n\r\n"
+    assert status_of(raw_exchange(path, head)) == 413
+    os.truncate(shm, 100)
+    region = {"shared_memory_region": "r", "shared_memory_byte_size": 256}
+    shared = _json_request(parameters=region)
+    del shared["inputs"][0]["data"]
+    answer = raw_exchange(path, post(INFER, json.dumps(shared).encode()))
+    assert (status_of(answer), b"100 bytes now" in answer) == (400, True)
+
+
+def _told(connections: list[socket.socket]) -> list[socket.socket]:
+    """Return those on which the worker has sent something, or which it has closed."""
+    poll = select.poll()
+    for connection in connections:
+        poll.register(connection, select.POLLIN)
+    ready = {number for number, _ in poll.poll(0)}
+    return [connection for connection in connections if connection.fileno() in ready]
 
 
 def _polls(seconds: float = 10.0) -> Iterator[None]:
@@ -553,18 +622,15 @@ def test_infer_takes_a_label_for_each_sample(worker: ServingProcess, folder: Pat
 def test_a_picture_of_a_cat_is_a_cat(tmp_path: Path) -> None:
     """MobileNet v2, uint8, sees an Egyptian cat in cat.bmp."""
     pytest.importorskip("PIL", reason="pictures need the images extra")
-    data = shared_data()
-    if data is None:
-        pytest.skip("the models beside the checkout are absent")
     spec = ServeSpec(
         model="mobilenet",
         version=1,
         candidate_id="litert/uint8/xnnpack/t1",
-        variant_path=data / "coral" / "mobilenet_v2_1.0_224_quant.tflite",
-        labels_path=data / "coral" / "imagenet_labels.txt",
+        variant_path=shared_file("coral/mobilenet_v2_1.0_224_quant.tflite"),
+        labels_path=shared_file("coral/imagenet_labels.txt"),
         socket_path=tmp_path / "mobilenet.sock",
     )
-    cat = str(data / "coral" / "cat.bmp")
+    cat = str(shared_file("coral/cat.bmp"))
     with serving(spec, tmp_path):
         result = CliRunner().invoke(
             infer, ["mobilenet", cat, "--top", "1", "--label", "Egyptian cat", "--run-dir", str(tmp_path)]

@@ -29,7 +29,7 @@ from regatta_fleet.schemas import RolloutDetail, RolloutState, WaveState
 from regatta_protocol.errors import RegattaError, Retryable
 from regatta_protocol.ids import ModelName, ModelRef
 from regatta_protocol.messages import InstallState
-from tiny_model import write_tiny_model
+from tiny_models import write_tiny_model
 
 pytestmark = [pytest.mark.system, pytest.mark.timeout(150)]
 

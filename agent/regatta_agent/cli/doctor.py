@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import platform
 import shutil
+import time
 from collections.abc import Callable, Iterable
 from dataclasses import asdict
 from pathlib import Path
@@ -21,6 +22,7 @@ from regatta_protocol.measurement import BoardFacts
 __all__ = ["doctor"]
 
 _LOW_SPACE_BYTES = 200 * 1024 * 1024
+_MAX_PEM_BYTES = 16_384
 _METER_S = 5.0  # to connect to a smart plug's broker and hear from it; a sensor of the board takes milliseconds
 _SYS_LANDLOCK_CREATE_RULESET = 444  # the same number on every architecture
 _LANDLOCK_CREATE_RULESET_VERSION = 1
@@ -182,11 +184,20 @@ def _confinement(config: AgentConfig) -> Iterable[Finding]:
 
 
 def _identity(config: AgentConfig) -> Iterable[Finding]:
+    from regatta_protocol.durable import read_bounded
     from regatta_provisioning.identity import load_identity
+    from regatta_provisioning.renewal import validity_of
 
     identity = load_identity(config.state_dir / "identity")
     where = f"{identity.device} of {identity.fleet}, broker {identity.broker_host}:{identity.broker_port}"
     yield Finding("Agent", "identity", "ok", where)
+    validity = validity_of(read_bounded(identity.certificate_path, _MAX_PEM_BYTES))
+    now = time.time()
+    until = (
+        f"{'good until' if now < validity.ends else 'ended'} {time.strftime('%Y-%m-%d', time.gmtime(validity.ends))}"
+    )
+    due = validity.is_due(now)
+    yield Finding("Agent", "certificate", "note" if due else "ok", until, "regatta-agent renew" if due else None)
 
 
 def _daemon(config: AgentConfig) -> Iterable[Finding]:

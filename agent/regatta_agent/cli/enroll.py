@@ -1,14 +1,15 @@
-"""`regatta-agent enroll`: make this device's key, have it certified by the fleet, and pin the fleet's root."""
+"""`regatta-agent enroll` and `renew`: have this device's key certified by the fleet, at first and again."""
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 
 import click
 
 from regatta_agent.cli.options import as_json, folder_options, print_json
 
-__all__ = ["enroll"]
+__all__ = ["enroll", "renew"]
 
 
 @click.command()
@@ -55,3 +56,36 @@ def enroll(
         print_json({"fleet": identity.fleet, "device": identity.device, "api_url": identity.api_url})
         return
     click.echo(f"enrolled as {identity.device} in the fleet {identity.fleet}; start it with `regatta-agent run`")
+
+
+@click.command()
+@click.option("--force", is_flag=True, help="Renew although it is not due.")
+@click.option("--timeout", "timeout_s", type=click.FloatRange(min=1), default=30.0, show_default=True, help="Seconds.")
+@folder_options
+@as_json
+def renew(
+    force: bool,
+    timeout_s: float,
+    config_path: Path | None,
+    state_dir: Path | None,
+    run_dir: Path | None,
+    json_output: bool,
+) -> None:
+    """Renew this device's certificate when a third of its life or less is left. The daemon does so by itself, daily.
+
+    \b
+    Examples:
+      regatta-agent renew
+      regatta-agent renew --force
+    """
+    from regatta_agent.config import load_config
+    from regatta_provisioning.renewal import renew as ask
+
+    config = load_config(config_path, {"state_dir": state_dir, "run_dir": run_dir})
+    renewed = ask(config.state_dir / "identity", now=time.time(), force=force, timeout_s=timeout_s)
+    if json_output:
+        print_json({"renewed": renewed is not None, "ends": None if renewed is None else renewed.ends})
+        return
+    click.echo(
+        "not due yet" if renewed is None else f"renewed until {time.strftime('%Y-%m-%d', time.gmtime(renewed.ends))}"
+    )

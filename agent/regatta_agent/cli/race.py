@@ -12,11 +12,13 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from regatta_agent.cli.options import as_json, print_json
+from regatta_agent.cli.options import as_json, config_option, print_json
 from regatta_runtimes.policy_options import given_policy, policy_options
 
 if TYPE_CHECKING:
     from click._termui_impl import ProgressBar
+
+    from regatta_runtimes.power.settings import PowerSettings
 
 __all__ = ["race"]
 
@@ -33,6 +35,17 @@ _FILE = click.Path(path_type=Path)
 @policy_options
 @click.option("--budget", "budget_s", type=click.FloatRange(min=0.5, max=3600), default=20.0, show_default=True)
 @click.option("--threads", multiple=True, type=click.IntRange(1, 64), help="May be given several times.")
+@click.option("--delegates", multiple=True, type=_FILE, metavar="FILE.toml", help="More delegates; may be repeated.")
+@click.option("--power-command", metavar="'PROGRAM ARG…'", help="A program that prints the power in watts when run.")
+@click.option(
+    "--power-period",
+    "power_period_s",
+    type=click.FloatRange(0.02, 3600),
+    default=1.0,
+    show_default=True,
+    help="Seconds after which its figure is a new one.",
+)
+@config_option
 @click.option("--output", type=_FILE, metavar="FILE.json", help="Also write what --json prints to a file.")
 @click.option("--plot", type=_FILE, metavar="FILE.svg|.png", help="Also draw it; needs the extra [plot].")
 @as_json
@@ -42,6 +55,10 @@ def race(
     evaluation: Path | None,
     budget_s: float,
     threads: tuple[int, ...],
+    delegates: tuple[Path, ...],
+    power_command: str | None,
+    power_period_s: float,
+    config_path: Path | None,
     output: Path | None,
     plot: Path | None,
     json_output: bool,
@@ -49,22 +66,26 @@ def race(
 ) -> None:
     """Race every way of running MODEL.tflite on this board. Several files race as variants of one model.
 
-    Progress goes to standard error. Ends with 0 when something was placed, 65 when nothing can run the model or
-    nothing meets the policy (the table, the JSON and the plot are made all the same), 78 when no runtime or no
-    matplotlib is installed.
+    Delegate files and the power meter are those of agent.toml where there is one; --delegates adds files, and
+    --power-command takes the meter's place. Progress goes to standard error. Ends with 0 when something was placed, 65
+    when nothing can run the model or nothing meets the policy (the table, the JSON and the plot are made all the same),
+    78 when no runtime or no matplotlib is installed.
 
     \b
     Examples:
       regatta-agent race mobilenet.tflite
       regatta-agent race float32.tflite int8.tflite --evaluation eval.npz --accuracy-drop 1% --plot race.png
       regatta-agent race model.tflite --objective latency-p99 --max-memory 128MiB --json --output race.json
+      regatta-agent race model.tflite --delegates mynpu.toml --power-command 'read-meter --watts' --power-period 0.1
     """
     from regatta_agent.cli.why import print_race
+    from regatta_agent.config import load_config
     from regatta_protocol.errors import Rejected
     from regatta_runtimes.race import RaceSpec, RaceVariant, run_race
     from regatta_runtimes.report import race_document
 
-    _check_inputs(models, golden, evaluation)
+    _check_inputs(models, golden, evaluation, *delegates)
+    config = load_config(config_path)
     _check_outputs(output, plot)
     names = _names(models)
     spec = RaceSpec(
@@ -78,6 +99,9 @@ def race(
         policy=given_policy(options),
         threads=threads or None,
         budget_s=budget_s,
+        sysroot=str(config.sysroot),
+        delegate_files=tuple(str(path.absolute()) for path in (*config.delegate_files, *delegates)),
+        power=config.power if power_command is None else _meter(power_command, power_period_s),
     )
     with _progress(budget_s) as tell:
         report = run_race(spec, tell)
@@ -103,7 +127,23 @@ def _check_inputs(models: tuple[Path, ...], *samples: Path | None) -> None:
         raise Misuse(f"{len(models)} files are over the limit of {_MAX_VARIANTS} variants in one race")
     for path in (*models, *samples):
         if path is not None and not path.is_file():
-            raise Rejected(f"{path} is not a file: give the path of a model or sample file")
+            raise Rejected(f"{path} is not a file: give the path of a model, sample or delegate file")
+
+
+def _meter(command: str, period_s: float) -> PowerSettings:
+    """Return the settings of a meter that is a program.
+
+    Raises:
+        click.UsageError: when the text is no command.
+    """
+    import shlex
+
+    from regatta_runtimes.power.settings import CommandSettings, PowerSettings
+
+    try:
+        return PowerSettings(command=CommandSettings(run=tuple(shlex.split(command)), period_s=period_s))
+    except ValueError as err:
+        raise click.UsageError(f"--power-command {command!r} is no program with arguments") from err
 
 
 def _check_outputs(output: Path | None, plot: Path | None) -> None:

@@ -15,7 +15,7 @@ from matplotlib.ticker import FuncFormatter, NullFormatter
 
 from regatta_protocol.measurement import CandidateResult, Outcome, RaceReport
 from regatta_runtimes.pareto import dominates
-from regatta_runtimes.report import OUTCOME_WORDS, ranked
+from regatta_runtimes.report import ranked, words_of
 
 __all__ = ["draw_race", "race_figure"]
 
@@ -157,7 +157,7 @@ def _legend(shown: list[CandidateResult], report: RaceReport) -> list[Line2D]:
     entries: dict[str, str] = {}
     for result in shown:
         placed = result.id == report.placement
-        words = "placed" if placed else OUTCOME_WORDS[result.outcome]
+        words = "placed" if placed else words_of(result.outcome)
         entries.setdefault(words, _color(result, report))
     return [
         Line2D([], [], color=color, marker="*" if words == "placed" else "o", linestyle="none", label=words)
@@ -178,7 +178,7 @@ def _footnote(report: RaceReport, left_out: int) -> str:
     failed: dict[str, int] = {}
     for result in report.candidates:
         if result.latency is None:
-            words = OUTCOME_WORDS[result.outcome]
+            words = words_of(result.outcome)
             failed[words] = failed.get(words, 0) + 1
     if failed:
         parts.append("not timed: " + ", ".join(f"{words} ({count})" for words, count in failed.items()))

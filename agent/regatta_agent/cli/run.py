@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import logging
-import sys
 from pathlib import Path
 
 import click
@@ -23,12 +21,6 @@ def run(config_path: Path | None, state_dir: Path | None, run_dir: Path | None) 
       regatta-agent run
       regatta-agent run --state-dir ./state --run-dir ./run
     """
-    from regatta_agent.bootstrap import run_agent
-    from regatta_agent.config import load_config
+    from regatta_agent.daemon import DaemonOptions, run_daemon
 
-    config = load_config(config_path, {"state_dir": state_dir, "run_dir": run_dir})
-    if not logging.getLogger().handlers:
-        logging.basicConfig(
-            level=config.log_level.upper(), stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s %(message)s"
-        )
-    run_agent(config)
+    run_daemon(DaemonOptions(config_path, state_dir, run_dir))

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 import time
+from dataclasses import asdict
 from pathlib import Path
 
 import click
 
+from regatta_agent.backlog import Backlog, read_backlog
 from regatta_agent.cli.options import as_json, folder_options, print_json, print_table
+from regatta_agent.cli.traffic import show_traffic
 from regatta_agent.config import load_config
 from regatta_agent.core.installs import AgentRecord, Install
 from regatta_agent.record import RecordFile
@@ -21,21 +24,29 @@ __all__ = ["install_json", "microseconds", "reason_text", "status"]
 
 @click.command()
 @folder_options
+@click.option("--bytes", "show_bytes", is_flag=True, help="Show what the network was used for, in bytes by cause.")
 @as_json
-def status(config_path: Path | None, state_dir: Path | None, run_dir: Path | None, json_output: bool) -> None:
+def status(
+    config_path: Path | None, state_dir: Path | None, run_dir: Path | None, show_bytes: bool, json_output: bool
+) -> None:
     """Show what this device is, and where every version of its models stands.
 
     \b
     Examples:
       regatta-agent status
+      regatta-agent status --bytes
       regatta-agent status --json --state-dir ./state --run-dir ./run
     """
     config = load_config(config_path, {"state_dir": state_dir, "run_dir": run_dir})
     if not config.state_dir.is_dir():
         raise Misuse(f"there is no state in {config.state_dir}: enroll this device first, or give --state-dir")
+    if show_bytes:
+        show_traffic(config, json_output)
+        return
     running = is_running(config.state_dir)
     said = read_status(config.run_dir) if running else None
     record = RecordFile(config.state_dir).load()
+    backlog = read_backlog(config.state_dir / "outbox.sqlite")
     identity = None
     try:
         identity = load_identity(config.state_dir / "identity")
@@ -53,6 +64,7 @@ def status(config_path: Path | None, state_dir: Path | None, run_dir: Path | Non
                 "refused": said.refused if said is not None else None,
                 "generation": record.generation,
                 "bytes_received": record.bytes_received,
+                "telemetry": asdict(backlog) if backlog is not None else None,
                 "models": [install_json(record, install, config.run_dir) for install in record.all()],
             }
         )
@@ -65,6 +77,8 @@ def status(config_path: Path | None, state_dir: Path | None, run_dir: Path | Non
             click.echo(f"refused     {said.refused}")
     click.echo(f"generation  {record.generation}")
     click.echo(f"received    {record.bytes_received:,} bytes over MQTT")
+    if backlog is not None:
+        click.echo(f"telemetry   {_backlog_text(backlog)}")
     installs = list(record.all())
     if not installs:
         click.echo("\nno model is assigned yet")
@@ -117,6 +131,13 @@ def _broker_text(said: AgentStatus) -> str:
     if said.online:
         return "connected"
     return f"not connected{f' ({said.offline})' if said.offline else ''}: it serves what it has, and tries again"
+
+
+def _backlog_text(backlog: Backlog) -> str:
+    waiting = f"{backlog.items} items of {backlog.size_bytes:,} bytes wait" if backlog.items else "nothing waits"
+    merged = f"; {backlog.thinned:,} windows were merged for want of room" if backlog.thinned else ""
+    lost = f"; {backlog.dropped:,} items are lost" if backlog.dropped else ""
+    return waiting + merged + lost
 
 
 def microseconds(latency_us: float) -> str:

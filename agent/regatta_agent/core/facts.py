@@ -50,7 +50,7 @@ class Limits:
     max_attempts: int = 8
     backoff_base_s: float = 2.0
     backoff_cap_s: float = 300.0
-    space_backoff_cap_s: float = 3600.0  # a full disk is tried again at most once an hour, unless space appears
+    space_wait_s: float = 3600.0  # a full disk is tried again at most once an hour, unless space appears
     trial_deaths: int = 2  # a worker that dies this often before its trial is over fails it
     failover_deaths: int = 3  # then the next best candidate serves
     rerace_interval_s: float = 6 * 3600.0  # between races beside a serving worker, whatever asks for them
@@ -87,6 +87,7 @@ class Facts:
     now_s: float  # seconds since 1970, never below the record's floor
     online: bool
     free_bytes: int
+    clock_unset: bool = False  # the board's own clock says a time that is past for sure
     stored: Mapping[ModelRef, StoredVersion] = field(default_factory=lambda: MappingProxyType({}))
     jobs: Mapping[ModelRef, JobKind] = field(default_factory=lambda: MappingProxyType({}))
     workers: Mapping[ModelRef, WorkerFacts] = field(default_factory=lambda: MappingProxyType({}))

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from regatta_agent.core.states import Event, next_state
 from regatta_protocol.ids import DigestField, ModelName, ModelNameField, ModelRef
@@ -59,6 +59,7 @@ class Install(Wire):
     waits: int = Field(default=0, ge=0)  # for space or an answer, since it was assigned: no failures, so not bounded
     reason: str | None = None
     not_before: float | None = None  # seconds since 1970: do not try again earlier
+    full_at_bytes: int | None = None  # how much was free when the disk was found full: with more it is tried at once
     manifest_digest: DigestField | None = None  # from the signed metadata
     manifest_bytes: int | None = None
     bad_digests: tuple[DigestField, ...] = ()  # files that arrived with another digest, once per time
@@ -74,6 +75,13 @@ class Install(Wire):
     successor: RaceSummary | None = None  # a new race's, whose winner takes over once its worker is ready
     retried: tuple[float, ...] = ()  # when the winner was retried within the last day, in seconds since 1970
     committed_at: float | None = None  # when it passed its trial, first or last
+
+    @field_validator("state")
+    @classmethod
+    def _known(cls, state: InstallState) -> InstallState:
+        if not state.known:  # there would be no way out of it: it is better to begin anew
+            raise ValueError(f"the state {state} is one of a newer agent")
+        return state
 
     @property
     def ref(self) -> ModelRef:
@@ -107,7 +115,7 @@ class AgentRecord(Wire):
     installs: dict[ModelNameField, tuple[Install, ...]] = Field(default_factory=dict)
     role_versions: dict[str, int] = Field(default_factory=dict)  # high-water mark of the signed metadata's roles
     root_version: int = Field(default=1, ge=1)  # of the metadata's root: what to ask the fleet for next
-    time_floor: float = 0.0  # the latest time ever known for sure; boards have no clock battery
+    time_floor: float = 0.0  # when the newest assignment was signed, so past for sure; boards have no clock battery
     report_sequence: int = Field(default=0, ge=0)
     bytes_received: int = Field(default=0, ge=0)
 
@@ -165,7 +173,13 @@ class AgentRecord(Wire):
         install = self.find(ref)
         state = next_state(install.state if install is not None else InstallState.RETIRED, event)
         install = install or Install(name=ref.name, version=ref.version)
-        update: Mapping[str, Any] = {"state": state, "reason": None, "not_before": None, **changes}
+        update: Mapping[str, Any] = {
+            "state": state,
+            "reason": None,
+            "not_before": None,
+            "full_at_bytes": None,
+            **changes,
+        }
         return self.with_install(install.model_copy(update=update))
 
     def changed(self, ref: ModelRef, **changes: Any) -> AgentRecord:  # noqa: ANN401 - fields of Install

@@ -13,8 +13,8 @@ from regatta_agent.core.facts import Limits
 from regatta_agent.core.installs import AgentRecord, Degradation, Install, RaceSummary
 from regatta_agent.core.standbys import next_candidate
 from regatta_agent.core.states import Event
-from regatta_agent.errors import Unanswered, WrongBlob
-from regatta_protocol.errors import RegattaError, Rejected, StorageFull, Untrusted
+from regatta_agent.errors import Unanswered, WrongBlob, WrongClock
+from regatta_protocol.errors import Exhausted, RegattaError, Rejected, StorageFull, Untrusted
 from regatta_protocol.ids import Digest, ModelRef
 from regatta_protocol.manifest import Policy
 from regatta_protocol.measurement import CandidateResult, Outcome, RaceReport
@@ -27,6 +27,7 @@ __all__ = [
     "manifest_stored",
     "raced",
     "recovered",
+    "starved",
     "summary_of",
     "take_up",
     "winner_back",
@@ -39,7 +40,11 @@ _LONG_LIFE_S = 300.0  # a worker that lived that long died for the first time
 
 
 def take_up(record: AgentRecord, signed: SignedAssignment, assignment: Assignment) -> AgentRecord:
-    """Return the record with a newer assignment; an older or equal generation changes nothing."""
+    """Return the record with a newer assignment; an older or equal generation changes nothing.
+
+    The floor of time is the newest word of the fleet's key, and not the highest: a server whose clock was years ahead
+    for an hour must not let all metadata be expired here for years.
+    """
     if record.assignment is not None and assignment.generation <= record.generation:
         return record
     return record.model_copy(
@@ -47,7 +52,7 @@ def take_up(record: AgentRecord, signed: SignedAssignment, assignment: Assignmen
             "generation": assignment.generation,
             "signed": signed,
             "assignment": assignment,
-            "time_floor": max(record.time_floor, assignment.issued_at),
+            "time_floor": assignment.issued_at,
         }
     )
 
@@ -121,11 +126,19 @@ def raced(record: AgentRecord, report: RaceReport, ref: ModelRef, summary: RaceS
 
 
 def failed(
-    record: AgentRecord, ref: ModelRef, error: RegattaError, now_s: float, rng: Random, limits: Limits
+    record: AgentRecord,
+    ref: ModelRef,
+    error: RegattaError,
+    now_s: float,
+    rng: Random,
+    limits: Limits,
+    free_bytes: int | None = None,
 ) -> AgentRecord:
     """Return the record after the job of `ref` failed: a later try, or the end.
 
-    - StorageFull waits for space and Unanswered for the fleet: no fault of the version, so it costs no attempt.
+    - StorageFull waits an hour, or until there are more than `free_bytes` (planner.py).
+    - Unanswered waits for the fleet, WrongClock for the right time, Exhausted for the board: like StorageFull they are
+      no fault of the version, so they cost no attempt.
     - A file with a wrong digest is fetched once more, then the version fails.
     - Untrusted metadata may be stale, so it is asked for again, within the attempts.
     - Anything else that is Rejected fails the version at once.
@@ -134,9 +147,12 @@ def failed(
     if install is None:
         return record
     again = Event.INTERRUPTED if install.state is _S.RACING else None
-    if isinstance(error, StorageFull | Unanswered):
-        cap_s = limits.space_backoff_cap_s if isinstance(error, StorageFull) else limits.backoff_cap_s
-        wait_s = _jittered(rng, limits.backoff_base_s, cap_s, install.waits)
+    if isinstance(error, StorageFull):
+        wait_s = rng.uniform(limits.space_wait_s, 1.1 * limits.space_wait_s)
+        waits = install.waits + 1
+        return _later(record, install, again, str(error), now_s + wait_s, waits=waits, full_at_bytes=free_bytes)
+    if isinstance(error, Unanswered | WrongClock | Exhausted):
+        wait_s = _jittered(rng, limits.backoff_base_s, limits.backoff_cap_s, install.waits)
         return _later(record, install, again, str(error), now_s + wait_s, waits=install.waits + 1)
     attempt = install.attempt + 1
     if isinstance(error, WrongBlob) and error.digest not in install.bad_digests:
@@ -184,6 +200,19 @@ def worker_died(
     return _restarted(record, install, reason, now_s + wait_s, deaths)
 
 
+def starved(record: AgentRecord, ref: ModelRef, why: str, now_s: float, rng: Random, limits: Limits) -> AgentRecord:
+    """Return the record after a worker could not be started for want of the board's resources: it is tried again.
+
+    That is no death: neither is a trial lost by it, nor does the next candidate take over.
+    """
+    install = record.find(ref)
+    if install is None or install.state not in _WITH_WORKER:
+        return record
+    wait_s = _jittered(rng, limits.backoff_base_s, 60.0, min(install.waits, 5))
+    reason = f"its worker cannot be started: {why}"
+    return record.changed(ref, reason=reason, not_before=now_s + wait_s, waits=install.waits + 1)
+
+
 def degraded(record: AgentRecord, ref: ModelRef, said: Degradation, retried: tuple[float, ...]) -> AgentRecord:
     """Return the record after a worker said that another candidate than the winner serves."""
     install = record.find(ref)
@@ -229,7 +258,7 @@ def _later(
     event: Event | None,
     reason: str,
     not_before: float | None,
-    **changes: int | tuple[Digest, ...],
+    **changes: int | tuple[Digest, ...] | None,
 ) -> AgentRecord:
     if event is None:
         return record.changed(install.ref, reason=reason, not_before=not_before, **changes)

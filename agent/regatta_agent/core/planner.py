@@ -47,6 +47,7 @@ _JOBS = {
     _S.DOWNLOADING: JobKind.FILES,
     _S.RACING: JobKind.RACE,
 }
+_SPACE_CAME_BYTES = 1_000_000  # less comes and goes with logs
 _RACES = (JobKind.RACE, JobKind.RERACE)
 _WITH_WORKER = (_S.PLACED, _S.ON_TRIAL, _S.COMMITTED)
 _NEW_START: dict[str, Any] = {
@@ -134,7 +135,9 @@ def _pursue(record: AgentRecord, facts: Facts, limits: Limits, install: Install)
     if (obstacle := _obstacle(facts, limits, install, kind)) is not None:
         told = (install.reason or "").partition(",")[0] == obstacle.partition(",")[0]
         return [] if told else _because(install, obstacle)  # free space changes all the time; that is no news
-    return _because(install, None) or [Begin(install.ref, kind)]
+    fresh = {"reason": None, "full_at_bytes": None, "not_before": None}
+    changed = (install.reason, install.full_at_bytes) != (None, None)
+    return [Revise(install.ref, fresh)] if changed else [Begin(install.ref, kind)]
 
 
 def _skip(facts: Facts, install: Install) -> Step | None:
@@ -158,6 +161,10 @@ def _obstacle(facts: Facts, limits: Limits, install: Install, kind: JobKind) -> 
         return f"waiting: {running} is first ({kind})"
     if kind is JobKind.RACE:
         return None
+    if not facts.online and facts.clock_unset:
+        return (
+            "offline: this board's clock is not set, so no certificate is valid yet: it goes on when the clock is set"
+        )
     if not facts.online:
         return "offline: it goes on when the broker can be reached"
     stored = facts.stored.get(install.ref)
@@ -213,7 +220,7 @@ def _replace(facts: Facts, install: Install, race: RaceSummary, worker: WorkerFa
     both = (worker, facts.successors.get(install.ref))
     other = next((one for one in both if one is not None and one.candidate == race.placement), None)
     if other is None:
-        serves = worker.ready and not worker.stopping
+        serves = worker.ready and not worker.stopping and not _due_later(install, facts)
         return [start_of(install.model_copy(update=fresh), race.placement)] if serves and both[1] is None else []
     if not other.ready or other.stopping:
         return []
@@ -308,6 +315,8 @@ def _complete(facts: Facts, install: Install) -> bool:
 
 def _due_later(install: Install, facts: Facts) -> bool:
     """Return whether a back-off is still running; one that lies absurdly far off is a clock that jumped."""
+    if install.full_at_bytes is not None and facts.free_bytes >= install.full_at_bytes + _SPACE_CAME_BYTES:
+        return False
     return install.not_before is not None and facts.now_s < install.not_before < facts.now_s + 2 * 3600.0
 
 

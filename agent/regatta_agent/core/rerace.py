@@ -31,8 +31,8 @@ def rerace_reason(install: Install, facts: Facts, limits: Limits) -> str | None:
     if race is None or install.successor is not None:
         return None
     if install.outdated:
-        tried = install.rerace == _POLICY_CHANGED and install.reraced_at is not None  # and came to nothing
-        waits = tried and facts.now_s < (install.reraced_at or 0.0) + limits.rerace_interval_s
+        tried = install.reraced_at if install.rerace == _POLICY_CHANGED else None  # and came to nothing
+        waits = tried is not None and tried <= facts.now_s < tried + limits.rerace_interval_s
         return None if waits else _POLICY_CHANGED
     if install.degraded is not None:
         return None

@@ -20,6 +20,7 @@ from typing import Protocol, TypeVar
 from regatta_agent.core.retries import RetryLimits, next_retry, of_the_last_day
 from regatta_agent.serving.events import Degraded, Drifted, Recovered
 from regatta_agent.serving.failover import Failover, Switch
+from regatta_agent.serving.guarded import RunnerLost
 from regatta_agent.serving.pace import Drift, is_faster
 from regatta_agent.serving.seat import Seat, open_seat
 from regatta_agent.serving.spec import ServeSpec
@@ -66,7 +67,7 @@ class Caretaker:
         self._limits = RetryLimits(limits.retry_base_s, limits.retry_cap_s, limits.retries_per_day)
         self._retried = spec.retried
         self._degraded: Degraded | None = None
-        self._retry_at = 0.0  # seconds since 1970, while degraded
+        self._retry_at = 0.0  # monotonic, while degraded: the wall clock may be set by years meanwhile
         self._slow = False
         self._compare_wait_s, self._compare_not_before = _COMPARE_FIRST_S, 0.0
         self._may_hold = True
@@ -98,7 +99,7 @@ class Caretaker:
             self._degraded = None
             return Recovered(placement=switch.placement, retried=self._retried)
         since = switch.at if self._degraded is None else self._degraded.since
-        self._retry_at = next_retry(self._retried, switch.at, self._rng, self._limits)
+        self._wait_from(switch.at)
         self._degraded = Degraded(
             winner=switch.winner,
             placement=switch.placement,
@@ -107,7 +108,7 @@ class Caretaker:
             retried=self._retried,
         )
         self._wake.set()
-        return self._degraded
+        return self._degraded.model_copy(update={"crashed": switch.crashed})
 
     def _run(self) -> None:
         tasks = (self._hold_standby, self._retry_winner, self._compare, self._check, self._look_for_drift)
@@ -125,7 +126,7 @@ class Caretaker:
     def _patience_s(self) -> float:
         waits = [_LONGEST_S, self._check_at - time.monotonic(), self._drift_at - time.monotonic()]
         if self._degraded is not None:
-            waits.append(self._retry_at - time.time())
+            waits.append(self._retry_at - time.monotonic())
         if self._failover.serving.is_remote:
             waits.append(_LOOK_S)
         return max(0.01, min(waits))
@@ -150,13 +151,15 @@ class Caretaker:
     def _retry_winner(self) -> None:
         """Open the winner afresh when its time has come; let it serve when it is sound and fast enough."""
         degraded, now = self._degraded, time.time()
-        if degraded is None or now < self._retry_at:
+        if degraded is None or time.monotonic() < self._retry_at:
             return
         self._retried = (*of_the_last_day(self._retried, now), now)[-self._limits.per_day :]
         self._tell(degraded.model_copy(update={"retried": self._retried}))  # on disk before it may end the board
         try:
             winner, _ = open_seat(self._spec.winner(), self._spec, self._failover.signature)
         except RegattaError as err:
+            if isinstance(err, RunnerLost):
+                self._tell(degraded.model_copy(update={"retried": self._retried, "crashed": True}))
             self._put_off(degraded, str(err))
             return
         try:
@@ -180,11 +183,14 @@ class Caretaker:
         return f"it takes {found_us:.0f} us, {latency.p50_us:.0f} us in its race, and what serves {now_us:.0f} us"
 
     def _put_off(self, degraded: Degraded, why: str) -> None:
-        now = time.time()
-        self._retry_at = next_retry(self._retried, now, self._rng, self._limits)
+        self._wait_from(time.time())
         logger.info("event=winner_not_back candidate=%s why=%s", degraded.winner, why)
         if self._degraded is degraded:
             self._degraded = degraded.model_copy(update={"retried": self._retried})
+
+    def _wait_from(self, now: float) -> None:
+        """Let the next retry be due after its wait, which is reckoned from `now` (seconds since 1970)."""
+        self._retry_at = time.monotonic() + next_retry(self._retried, now, self._rng, self._limits) - now
 
     def _compare(self) -> None:
         """Let the next best one serve when what serves is slow and that one is clearly faster now."""

@@ -34,7 +34,7 @@ class Finished(Generic[T]):
     """What came of a piece of work: a value or an error, and when the thread began and ended with it."""
 
     value: T | None
-    error: BaseException | None
+    error: Exception | None
     began_ns: int  # time.perf_counter_ns
     ended_ns: int
 
@@ -42,13 +42,16 @@ class Finished(Generic[T]):
 class Engine:
     """A thread that works off a queue in order, and the loop's own thread for brief work."""
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, queue_length: int, brief_ns: int = 0) -> None:
+    def __init__(
+        self, loop: asyncio.AbstractEventLoop, queue_length: int, brief_ns: int = 0, name: str = "inference"
+    ) -> None:
         """Keep the bounds.
 
         Args:
             loop: whose thread submits.
             queue_length: how many pieces may wait or run.
             brief_ns: work that takes less on average may be done on the loop's thread; 0: none ever is.
+            name: of the thread.
         """
         self._loop = loop
         self._queue_length = queue_length
@@ -57,7 +60,7 @@ class Engine:
         self._had_its_turn = False  # a piece was done on the loop's thread in this turn of the loop
         # SimpleQueue is the fast one (C) and has no bound: `pending`, which only the loop's thread changes, is it.
         self._queue: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
-        self._thread = threading.Thread(target=self._work, name="inference", daemon=True)
+        self._thread = threading.Thread(target=self._work, name=name, daemon=True)
         self._began_ns: int | None = None
         self.pending = 0
 

@@ -82,6 +82,7 @@ class Degraded(Wire):
     reason: str
     since: float  # seconds since 1970
     retried: tuple[float, ...] = ()  # when the winner was retried within the last day
+    crashed: bool = False  # this news is of a crash or a hang of the winner's library, and not said for another reason
 
 
 class Recovered(Wire):

@@ -2,7 +2,8 @@
 
 A request that the serving candidate fails is computed by a standby and answered; only then do they change places, so
 that a request which no candidate can compute degrades nothing. Slow things (opening, retrying, comparing) are
-caretaker.py's. Everything here but `stuck_s` is called on the engine's thread alone, one call at a time.
+caretaker.py's. When what serves is gone and there is no standby, the session is `lost`, and the worker ends for
+another to begin. Everything here but `stuck_s` and `lost` is called on the engine's thread alone, one call at a time.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from regatta_agent.serving.events import SelfTest
+from regatta_agent.serving.guarded import RunnerLost
 from regatta_agent.serving.seat import Seat, Signature, is_guarded, open_seat
 from regatta_agent.serving.spec import Contender, ServeSpec
 from regatta_agent.serving.tensors import Array
@@ -33,6 +35,7 @@ class Switch:
     placement: str
     reason: str | None
     at: float  # seconds since 1970
+    crashed: bool = False  # the winner's runner crashed or hung
 
 
 @dataclass(frozen=True)
@@ -41,6 +44,7 @@ class Opened:
 
     self_test: SelfTest
     degraded: str | None
+    crashed: bool = False  # the winner's runner crashed or hung while it was opened
 
 
 class Failover:
@@ -62,6 +66,7 @@ class Failover:
         self._on_slow = on_slow
         self.serving = serving
         self.ready: Seat | None = None  # a standby that is held ready
+        self.lost: str | None = None  # why nothing can serve any more in this process
 
     @property
     def inputs(self) -> tuple[TensorSpec, ...]:
@@ -100,13 +105,22 @@ class Failover:
             self._on_slow()
         return outputs
 
+    def run_together(self, inputs: Sequence[Array], rows: int) -> list[Array]:
+        """Return the outputs for the inputs of several requests joined, of what serves and of nobody else.
+
+        Raises:
+            InvokeFailed: when it fails; nobody changes places then, and each request is to be run alone.
+        """
+        return self.serving.run_rows(inputs, rows)
+
     def give_way(self, standby: Seat, reason: str) -> None:
         """Let `standby` serve from now on."""
         before, self.serving = self.serving, standby
         if self.ready is standby:
             self.ready = None
+        crashed = before.id == self._spec.candidate_id and not before.is_alive()
         before.close()
-        self._tell(reason)
+        self._tell(reason, crashed)
 
     def take_back(self, winner: Seat) -> None:
         """Let the winner serve again; who stood in for it is held ready."""
@@ -178,6 +192,8 @@ class Failover:
                 self.give_way(standby, reason)
                 return
         logger.error("event=no_standby placement=%s reason=%s", seat.id, reason)
+        if not seat.is_alive():
+            self.lost = reason
 
     def _others(self) -> list[Contender]:
         """Return who may take over: the standby that is ready first, then the others, best first."""
@@ -203,9 +219,9 @@ class Failover:
             self.ready = None
         seat.close()
 
-    def _tell(self, reason: str | None) -> None:
-        switch = Switch(self._spec.candidate_id, self.serving.id, reason if self.is_degraded else None, time.time())
-        self._on_switch(switch)
+    def _tell(self, reason: str | None, crashed: bool = False) -> None:
+        told = reason if self.is_degraded else None
+        self._on_switch(Switch(self._spec.candidate_id, self.serving.id, told, time.time(), crashed))
 
 
 def open_failover(
@@ -226,5 +242,6 @@ def open_failover(
             first = first or err
             continue
         reason = spec.resting or (str(first) if first is not None else None)
-        return Failover(spec, seat, on_switch, on_slow), Opened(tested, reason)
+        crashed = spec.resting is None and isinstance(first, RunnerLost)  # the winner's error comes first
+        return Failover(spec, seat, on_switch, on_slow), Opened(tested, reason, crashed)
     raise first or Misuse(f"{spec.candidate_id} rests and no standby is given: this is a bug of the agent")

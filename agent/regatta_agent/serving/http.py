@@ -13,6 +13,7 @@ Invariants:
 from __future__ import annotations
 
 import asyncio
+import hmac
 import json
 import logging
 import time
@@ -26,7 +27,17 @@ import httptools
 
 from regatta_agent.serving.spec import ServeLimits
 
-__all__ = ["Handler", "HttpServer", "Request", "Respond", "Response", "error_response", "json_response"]
+__all__ = [
+    "Connection",
+    "Endpoint",
+    "Handler",
+    "HttpServer",
+    "Request",
+    "Respond",
+    "Response",
+    "error_response",
+    "json_response",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -38,6 +49,14 @@ _REASONS = {status.value: status.phrase.encode() for status in HTTPStatus}
 
 
 @dataclass(frozen=True)
+class Endpoint:
+    """Where connections come in, and what they must give there."""
+
+    token: bytes | None = None  # every request needs it as `Authorization: Bearer`
+    local: bool = True  # only this machine reaches it
+
+
+@dataclass(frozen=True)
 class Request:
     """A whole request. Header names are lower-case; of repeated headers the last counts."""
 
@@ -45,6 +64,7 @@ class Request:
     path: str
     headers: dict[bytes, bytes]
     body: bytes
+    local: bool = True  # it came from this machine
 
 
 @dataclass(frozen=True)
@@ -81,9 +101,9 @@ class HttpServer:
     last_request_at: float = 0.0  # monotonic seconds
     held_bytes: int = 0  # of bodies being received or answered
 
-    def connection(self) -> Connection:
+    def connection(self, endpoint: Endpoint) -> Connection:
         """Return the protocol object of a new connection, for asyncio's server."""
-        return Connection(self)
+        return Connection(self, endpoint)
 
     def admit(self) -> bool:
         """Return whether one more connection may come, closing the longest idle one when there are too many."""
@@ -121,8 +141,9 @@ class HttpServer:
 class Connection(asyncio.Protocol):
     """One connection: bytes in, requests to the handler, answers out."""
 
-    def __init__(self, server: HttpServer) -> None:
+    def __init__(self, server: HttpServer, endpoint: Endpoint) -> None:
         self._server = server
+        self._endpoint = endpoint
         self._limits = server.limits
         self._transport: asyncio.Transport | None = None
         self._parser = httptools.HttpRequestParser(self)
@@ -218,6 +239,8 @@ class Connection(asyncio.Protocol):
 
     def on_headers_complete(self) -> None:
         self._in_headers = False
+        if self._refusal is None:
+            self._check_token()
         if self._refusal is not None:
             return
         length = self._headers.get(b"content-length", b"0")
@@ -250,7 +273,7 @@ class Connection(asyncio.Protocol):
             self._refusal = error_response(400, "the request's target is no path")
             return
         body = self._body[0] if len(self._body) == 1 else b"".join(self._body)
-        request = Request(self._parser.get_method(), path, self._headers, body)
+        request = Request(self._parser.get_method(), path, self._headers, body, self._endpoint.local)
         self._waiting.append((request, self._parser.should_keep_alive()))
 
     # what the callbacks share
@@ -264,6 +287,15 @@ class Connection(asyncio.Protocol):
         if self._refusal is None:
             text = f"the request's headers are over the limit of {self._limits.header_bytes} bytes"
             self._refusal = error_response(431, text)
+
+    def _check_token(self) -> None:
+        token = self._endpoint.token
+        if token is None:
+            return
+        given = self._headers.get(b"authorization", b"")
+        if not hmac.compare_digest(given, b"Bearer " + token):
+            text = "give the token of this endpoint: Authorization: Bearer TOKEN"
+            self._refusal = error_response(401, text, ((b"www-authenticate", b"Bearer"),))
 
     def _check_body(self, size: int) -> None:
         limit = self._server.body_limit_bytes

@@ -12,25 +12,28 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from regatta_agent.serving.tensors import (
     Array,
+    check_size,
     datatype_of,
     decode_binary,
     decode_json,
     encode_binary,
     encode_json,
 )
+from regatta_agent.serving.waiting import DEFAULT_PRIORITY, LOWEST_PRIORITY
 from regatta_protocol.codec import decode
 from regatta_protocol.errors import Rejected
 
-__all__ = ["InferRequest", "NamedTensor", "WantedOutput", "parse_infer", "render_infer"]
+__all__ = ["InferRequest", "NamedTensor", "RegionSlice", "SharedMemory", "WantedOutput", "parse_infer", "render_infer"]
 
 MAX_TENSORS = 256  # TFLite models with more inputs or outputs are not known to us
 MAX_CLASSES = 1000
+_MAX_TIMEOUT_US = 3_600_000_000
 
 
 @dataclass(frozen=True)
@@ -40,13 +43,34 @@ class NamedTensor:
     array: Array
 
 
+class SharedMemory(Protocol):
+    """Where tensors come from and go to that are in a region; see shared_memory.py, also for what it raises."""
+
+    def read(self, name: str, offset: int, size: int) -> memoryview: ...
+
+    def write(self, name: str, offset: int, size: int, data: bytes) -> None: ...
+
+
+@dataclass(frozen=True)
+class RegionSlice:
+    """`size` bytes from `offset` of a registered region."""
+
+    name: str
+    offset: int
+    size: int
+
+
 @dataclass(frozen=True)
 class WantedOutput:
-    """An output that the request names. `classes` > 0 asks for the top classes in place of the tensor."""
+    """An output that the request names. `classes` > 0 asks for the top classes in place of the tensor.
+
+    `region`: the output goes there, and not into the answer.
+    """
 
     name: str
     binary: bool
     classes: int = 0
+    region: RegionSlice | None = None
 
 
 @dataclass(frozen=True)
@@ -61,6 +85,8 @@ class InferRequest:
     outputs: tuple[WantedOutput, ...]
     binary_default: bool
     raw: memoryview | None = None
+    priority: int = DEFAULT_PRIORITY  # 1 is the highest
+    timeout_us: int | None = None  # from its arrival; it is not computed after that
     processed: bool = False  # the input is a picture or a sound, and the answer a document (regatta_agent.processing)
     stacked: bool = False  # inputs hold many samples along their first dimension, computed one after another
 
@@ -91,12 +117,13 @@ class _Request(BaseModel):
     outputs: list[_Output] = Field(default_factory=list, max_length=MAX_TENSORS)
 
 
-def parse_infer(body: bytes, header_length: bytes | None) -> InferRequest:
+def parse_infer(body: bytes, header_length: bytes | None, shared: SharedMemory | None = None) -> InferRequest:
     """Return the request in `body`; its arrays share memory with `body`.
 
     Args:
         body: the whole HTTP body, bounded by the caller.
         header_length: the text of Inference-Header-Content-Length, or None when the header is missing.
+        shared: the registered regions, or None where the request may name none.
 
     Raises:
         Rejected: when it is no infer request; the text says which field is wrong.
@@ -108,7 +135,7 @@ def parse_infer(body: bytes, header_length: bytes | None) -> InferRequest:
     rest = memoryview(body)[length:]
     inputs: list[NamedTensor] = []
     for tensor in document.inputs:
-        array, rest = _decode(tensor, rest, has_binary=header_length is not None)
+        array, rest = _decode(tensor, rest, has_binary=header_length is not None, shared=shared)
         inputs.append(NamedTensor(tensor.name, tensor.datatype, array))
     if rest:
         raise Rejected(f"{len(rest)} bytes follow the last input: binary_data_size and the body do not agree")
@@ -118,6 +145,7 @@ def parse_infer(body: bytes, header_length: bytes | None) -> InferRequest:
             output.name,
             _flag(output.parameters, "binary_data", default=binary_default),
             _classes(output.name, output.parameters),
+            _region(f"output {output.name!r}", output.parameters, offered=shared is not None),
         )
         for output in document.outputs
     )
@@ -125,7 +153,16 @@ def parse_infer(body: bytes, header_length: bytes | None) -> InferRequest:
     stacked = _flag(document.parameters, "stacked", default=False)
     if processed and stacked:
         raise Rejected("a request is processed or stacked, not both: pictures and sounds are sent one by one")
-    return InferRequest(document.id, tuple(inputs), outputs, binary_default, processed=processed, stacked=stacked)
+    return InferRequest(
+        document.id,
+        tuple(inputs),
+        outputs,
+        binary_default,
+        priority=_whole(document.parameters, "priority", LOWEST_PRIORITY) or DEFAULT_PRIORITY,
+        timeout_us=_whole(document.parameters, "timeout", _MAX_TIMEOUT_US) or None,
+        processed=processed,
+        stacked=stacked,
+    )
 
 
 def _header_length(text: bytes | None, body_bytes: int) -> int:
@@ -139,12 +176,20 @@ def _header_length(text: bytes | None, body_bytes: int) -> int:
     return int(text)
 
 
-def _decode(tensor: _Tensor, rest: memoryview, *, has_binary: bool) -> tuple[Array, memoryview]:
+def _decode(
+    tensor: _Tensor, rest: memoryview, *, has_binary: bool, shared: SharedMemory | None
+) -> tuple[Array, memoryview]:
     """Return the input's array and what is left of the binary part."""
-    if "shared_memory_region" in tensor.parameters:
-        raise Rejected(f"input {tensor.name!r}: shared memory is not offered here: send the tensor in the body")
+    region = _region(f"input {tensor.name!r}", tensor.parameters, offered=shared is not None)
     size = tensor.parameters.get("binary_data_size")
     try:
+        if region is not None and shared is not None:
+            if size is not None or tensor.data is not None:
+                raise Rejected("shared_memory_region is given beside data or binary_data_size: use one")
+            check_size(tensor.datatype, tensor.shape, region.size)
+            return decode_binary(
+                tensor.datatype, tensor.shape, shared.read(region.name, region.offset, region.size)
+            ), rest
         if size is None:
             if tensor.data is None:
                 raise Rejected("there is no data: give data, or binary_data_size and the bytes")
@@ -169,9 +214,31 @@ def _flag(parameters: dict[str, Any], name: str, *, default: bool) -> bool:
     return value
 
 
+def _whole(parameters: dict[str, Any], name: str, greatest: int) -> int:
+    """Return a parameter that is a whole number; 0, which stands for the default, when it is absent."""
+    value = parameters.get(name, 0)
+    if type(value) is not int or not 0 <= value <= greatest:
+        raise Rejected(f"parameter {name} must be a whole number from 0 to {greatest}")
+    return value
+
+
+def _region(owner: str, parameters: dict[str, Any], *, offered: bool) -> RegionSlice | None:
+    """Return the slice of a region that the parameters of `owner` name, or None when they name none."""
+    name = parameters.get("shared_memory_region")
+    if name is None:
+        return None
+    if not offered:
+        raise Rejected(f"{owner}: shared memory is not offered here: send tensors in the body, or set shared_memory")
+    size, offset = parameters.get("shared_memory_byte_size"), parameters.get("shared_memory_offset", 0)
+    numbers = all(type(value) is int and value >= 0 for value in (size, offset))
+    if not isinstance(name, str) or not numbers:
+        raise Rejected(
+            f"{owner}: shared_memory_region must be a name, shared_memory_byte_size and shared_memory_offset bytes"
+        )
+    return RegionSlice(name, int(offset), int(size or 0))
+
+
 def _classes(output: str, parameters: dict[str, Any]) -> int:
-    if "shared_memory_region" in parameters:
-        raise Rejected(f"output {output!r}: shared memory is not offered here")
     count = parameters.get("classification", 0)
     if not isinstance(count, int) or isinstance(count, bool) or not 0 <= count <= MAX_CLASSES:
         raise Rejected(f"output {output!r}: classification must be a number of classes up to {MAX_CLASSES}")
@@ -179,25 +246,32 @@ def _classes(output: str, parameters: dict[str, Any]) -> int:
 
 
 def render_infer(
-    model: str, version: int, request_id: str | None, outputs: Sequence[tuple[NamedTensor, bool]]
+    model: str,
+    version: int,
+    request_id: str | None,
+    outputs: Sequence[tuple[NamedTensor, WantedOutput]],
+    shared: SharedMemory | None = None,
 ) -> tuple[bytes, int | None]:
     """Return the body of an answer, and the length of its JSON part when binary tensors follow (else None).
 
     Args:
-        outputs: each tensor, and whether it goes as binary.
+        outputs: each tensor, and how it is wanted.
+        shared: the registered regions.
 
     Raises:
-        Rejected: when JSON cannot carry an output.
+        Rejected: when JSON cannot carry an output, or a region cannot take it.
     """
     entries: list[dict[str, Any]] = []
     tail: list[bytes] = []
-    for tensor, binary in outputs:
+    for tensor, wish in outputs:
         entry: dict[str, Any] = {
             "name": tensor.name,
             "datatype": tensor.datatype or datatype_of(tensor.array.dtype),
             "shape": list(tensor.array.shape),
         }
-        if binary:
+        if wish.region is not None and shared is not None:
+            entry["parameters"] = _share(tensor, wish.region, shared)
+        elif wish.binary:
             tail.append(encode_binary(tensor.array))
             entry["parameters"] = {"binary_data_size": len(tail[-1])}
         else:
@@ -210,3 +284,14 @@ def render_infer(
     if not tail:
         return header, None
     return b"".join((header, *tail)), len(header)
+
+
+def _share(tensor: NamedTensor, region: RegionSlice, shared: SharedMemory) -> dict[str, Any]:
+    """Put an output into its region, and return the parameters that say where it is."""
+    data = encode_binary(tensor.array)
+    try:
+        shared.write(region.name, region.offset, region.size, data)
+    except Rejected as err:
+        raise Rejected(f"output {tensor.name!r}: {err}") from err
+    where: dict[str, Any] = {"shared_memory_region": region.name, "shared_memory_byte_size": len(data)}
+    return {**where, "shared_memory_offset": region.offset} if region.offset else where

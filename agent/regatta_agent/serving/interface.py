@@ -15,9 +15,11 @@ from typing import Any
 import numpy as np
 
 from regatta_agent.serving.inference import InferRequest, NamedTensor, WantedOutput
+from regatta_agent.serving.settings import NonFinite
 from regatta_agent.serving.tensors import Array, all_finite, datatype_of, decode_binary
 from regatta_protocol.errors import Rejected
 from regatta_protocol.manifest import ImageInput, TensorSpec
+from regatta_protocol.processing import Processing
 from regatta_runtimes.session import dequantize, quantize
 
 __all__ = ["ModelInterface", "body_limit_bytes", "image_input"]
@@ -68,12 +70,16 @@ class ModelInterface:
         inputs: Sequence[TensorSpec],
         outputs: Sequence[TensorSpec],
         labels: Sequence[str] = (),
-        image: ImageInput | None = None,
+        processing: Processing | None = None,
+        non_finite: NonFinite = "reject",
     ) -> None:
         self.inputs = tuple(inputs)
         self.outputs = tuple(outputs)
         self.labels = tuple(labels)
-        self.image = image
+        self.processing = processing or Processing()
+        self.image = self.processing.image
+        self.non_finite: NonFinite = non_finite
+        self._takes_any = non_finite == "pass"
         self._input_types = tuple(datatype_of(spec.dtype) for spec in inputs)
         self._output_types = tuple(datatype_of(spec.dtype) for spec in outputs)
         self._input_index = {spec.name: index for index, spec in enumerate(inputs)}
@@ -129,9 +135,8 @@ class ModelInterface:
         also = " or FP32 in real values" if spec.scale is not None else ""
         raise Rejected(f"input {spec.name!r} is {datatype}{also} and {tensor.datatype} came")
 
-    @staticmethod
-    def _finite(array: Array, spec: TensorSpec) -> Array:
-        if not all_finite(array):
+    def _finite(self, array: Array, spec: TensorSpec) -> Array:
+        if not self._takes_any and not all_finite(array):
             raise Rejected(f"input {spec.name!r} holds NaN or infinity: remove them")
         return array
 
@@ -158,8 +163,8 @@ class ModelInterface:
 
     def answer(
         self, natives: Sequence[Array], wanted: Sequence[tuple[int, WantedOutput]], *, real: bool
-    ) -> list[tuple[NamedTensor, bool]]:
-        """Return the tensors of the answer with whether each goes as binary."""
+    ) -> list[tuple[NamedTensor, WantedOutput]]:
+        """Return the tensors of the answer, each with how it is wanted."""
         tensors = []
         for index, wish in wanted:
             spec, datatype, array = self.outputs[index], self._output_types[index], natives[index]
@@ -167,7 +172,7 @@ class ModelInterface:
                 array, datatype = self._classes(dequantize(array, spec), wish.classes), "BYTES"
             elif real and spec.scale is not None:
                 array, datatype = dequantize(array, spec), "FP32"
-            tensors.append((NamedTensor(spec.name, datatype, array), wish.binary))
+            tensors.append((NamedTensor(spec.name, datatype, array), wish))
         return tensors
 
     def _classes(self, scores: Array, count: int) -> Array:

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 from regatta_agent.processing.processor import Prepared, Processor, encode_document
-from regatta_agent.serving.inference import InferRequest, NamedTensor
+from regatta_agent.serving.inference import InferRequest, NamedTensor, WantedOutput
 from regatta_agent.serving.interface import ModelInterface
 from regatta_agent.serving.tensors import Array, datatype_of
 from regatta_protocol.errors import Rejected
@@ -25,21 +24,23 @@ _RESULT = "result"
 
 @dataclass(frozen=True)
 class Processed:
-    """The tensors of the answer with whether each goes as binary, the outputs of the first sample, and the run time."""
+    """The tensors of the answer with how each is wanted, the outputs of the first sample, and where the time went."""
 
-    tensors: list[tuple[NamedTensor, bool]]
+    tensors: list[tuple[NamedTensor, WantedOutput]]
     outputs: list[Array]
+    prepare_ns: int
     compute_ns: int
+    conclude_ns: int
 
 
-def open_processor(processing: Processing, interface: ModelInterface) -> Processor:
+def open_processor(interface: ModelInterface) -> Processor:
     """Return the processor of a model; one that prepares nothing when the description does not fit the model.
 
     A version was checked when it was pushed. Should a newer fleet describe what this agent does not understand, its
     own inputs and outputs are served all the same.
     """
     try:
-        return Processor(processing, interface.inputs, interface.outputs, interface.labels)
+        return Processor(interface.processing, interface.inputs, interface.outputs, interface.labels)
     except Rejected as err:
         logger.warning("event=processing_left_out reason=%s", err)
         return Processor(Processing(), interface.inputs, interface.outputs, interface.labels)
@@ -54,6 +55,7 @@ def infer_processed(
         Rejected: when the request does not fit the description.
         Retryable: when the runtime fails.
     """
+    began_ns = time.perf_counter_ns()
     if processor.takes_raw:
         natives, _ = interface.to_native(request)
         prepared = Prepared((natives,))
@@ -61,21 +63,21 @@ def infer_processed(
         prepared = processor.prepare(request.inputs[0].array)
     else:
         raise Rejected(f"a processed request has one input, a picture or a sound, and {len(request.inputs)} came")
-    began_ns = time.perf_counter_ns()
+    prepared_ns = time.perf_counter_ns()
     outputs = [session.run(sample) for sample in prepared.samples]
-    compute_ns = time.perf_counter_ns() - began_ns
+    computed_ns = time.perf_counter_ns()
     top = next((wish.classes for wish in request.outputs if wish.name == _RESULT), 0)
     outcome = processor.conclude(prepared, outputs, top)
-    return Processed(_tensors({_RESULT: encode_document(outcome), **outcome.arrays}, request), outputs[0], compute_ns)
+    tensors = _tensors({_RESULT: encode_document(outcome), **outcome.arrays}, request)
+    concluded_ns = time.perf_counter_ns()
+    return Processed(tensors, outputs[0], prepared_ns - began_ns, computed_ns - prepared_ns, concluded_ns - computed_ns)
 
 
-def _tensors(arrays: dict[str, Array], request: InferRequest) -> list[tuple[NamedTensor, bool]]:
+def _tensors(arrays: dict[str, Array], request: InferRequest) -> list[tuple[NamedTensor, WantedOutput]]:
     """Return the arrays that the request asks for; all of them when it names none."""
-    asked: Sequence[tuple[str, bool]] = [(wish.name, wish.binary) for wish in request.outputs]
-    for name, _ in asked:
-        if name not in arrays:
-            raise Rejected(f"there is no output {name[:120]!r} of a processed request: there are {', '.join(arrays)}")
-    return [
-        (NamedTensor(name, datatype_of(arrays[name].dtype), arrays[name]), binary)
-        for name, binary in asked or [(name, request.binary_default) for name in arrays]
-    ]
+    for wish in request.outputs:
+        if wish.name not in arrays:
+            text = f"there is no output {wish.name[:120]!r} of a processed request: there are {', '.join(arrays)}"
+            raise Rejected(text)
+    wishes = request.outputs or tuple(WantedOutput(name, request.binary_default) for name in arrays)
+    return [(NamedTensor(wish.name, datatype_of(arrays[wish.name].dtype), arrays[wish.name]), wish) for wish in wishes]

@@ -70,6 +70,7 @@ class Seat:
         self.pace = Pace(None if contender.latency is None else contender.latency.p50_us, max_slowdown)
         self.compute_ns = 0  # of the last inference, inside the runtime
         self.running_since_ns: int | None = None  # an inference in this process; any thread may read it
+        self._rows = 1  # of the inference at hand
         self._own = Signature(session.inputs, session.outputs)
         self._same = _kinds(self._own) == _kinds(signature)
 
@@ -77,6 +78,20 @@ class Seat:
     def id(self) -> str:
         """The candidate's id."""
         return self.contender.candidate_id
+
+    def run_rows(self, inputs: Sequence[Array], rows: int) -> list[Array]:
+        """Return the outputs for inputs of so many requests joined, which may take so many times as long; see run."""
+        self._rows = rows
+        session = self.session
+        patience_s = session.patience_s if isinstance(session, GuardedSession) else 0.0
+        try:
+            if isinstance(session, GuardedSession):
+                session.patience_s = patience_s * rows
+            return self.run(inputs)
+        finally:
+            self._rows = 1
+            if isinstance(session, GuardedSession):
+                session.patience_s = patience_s
 
     def run(self, inputs: Sequence[Array]) -> list[Array]:
         """Return the outputs in the worker's signature; raises as Session.run."""
@@ -135,7 +150,11 @@ class Seat:
 
     def hang_s(self) -> float:
         """Return after how long an inference is called hanging."""
-        return _hang_s(self.contender)
+        return _hang_s(self.contender) * self._rows
+
+    def samples(self, golden: Path | None) -> list[list[Array]]:
+        """Return inputs to try it with, in its own dtypes: the golden samples, or noise."""
+        return _samples(golden, self.contender, self.session).inputs
 
     def close(self) -> None:
         """Release the model, and after it the FPGA. May be called twice."""
@@ -144,13 +163,16 @@ class Seat:
             self._hold.close()
 
 
-def open_seat(contender: Contender, spec: ServeSpec, signature: Signature | None) -> tuple[Seat, SelfTest]:
+def open_seat(
+    contender: Contender, spec: ServeSpec, signature: Signature | None, *, guarded: bool = False
+) -> tuple[Seat, SelfTest]:
     """Return the contender opened and tested.
 
     Args:
         contender: which one.
         spec: of the worker.
         signature: what the worker's clients see; None: the candidate's own tensors.
+        guarded: run it in a runner also when it computes on the processor.
 
     Raises:
         Rejected: when a file is missing, the runtime or delegate refuses, the self-test fails, or its tensors cannot
@@ -164,7 +186,7 @@ def open_seat(contender: Contender, spec: ServeSpec, signature: Signature | None
         hold = hold_overlay(spec, contender)
         if hold is not None:
             stack.enter_context(hold)
-        session = _open(contender, spec)
+        session = _open(contender, spec, guarded)
         stack.callback(session.close)
         own = Signature(session.inputs, session.outputs)
         if signature is not None and _shapes(own) != _shapes(signature):
@@ -180,10 +202,10 @@ def open_seat(contender: Contender, spec: ServeSpec, signature: Signature | None
     return seat, tested
 
 
-def _open(contender: Contender, spec: ServeSpec) -> Session:
+def _open(contender: Contender, spec: ServeSpec, guarded: bool) -> Session:
     candidate = replace(parse_candidate_id(contender.candidate_id), plugin=contender.plugin)
-    guarded = spec.guarded and contender.candidate_id == spec.candidate_id
-    if not is_guarded(contender.candidate_id, guarded):
+    winner_guarded = spec.guarded and contender.candidate_id == spec.candidate_id
+    if not is_guarded(contender.candidate_id, guarded or winner_guarded):
         return open_session(candidate, contender.variant_path)
     try:
         session = GuardedSession(contender, spec.limits.runner_bytes, spec.limits.open_s)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from pydantic import Field
 
+from regatta_agent.serving.settings import NonFinite, TlsFiles
 from regatta_agent.serving.socketpath import MAX_SOCKET_PATH_BYTES, check_socket_path
 from regatta_protocol.ids import ModelNameField
 from regatta_protocol.measurement import Latency, Power
@@ -61,6 +62,7 @@ class ServeSpec(Wire):
     plugin: Plugin | None = None
     latency: Latency | None = None  # of the candidate in the race
     standbys: tuple[Contender, ...] = Field(default=(), max_length=8)  # who takes over, best first
+    companions: tuple[Contender, ...] = Field(default=(), max_length=3)  # who serves at the same time
     guarded: bool = False  # run the candidate in a process of its own even when it computes on the processor
     resting: str | None = None  # why the first standby serves from the start; the candidate is retried later
     max_slowdown: float = Field(default=3.0, gt=1)
@@ -71,7 +73,15 @@ class ServeSpec(Wire):
     labels_path: Path | None = None
     golden_path: Path | None = None
     socket_path: Path
-    tcp: str | None = None  # HOST:PORT on loopback; port 0 takes a free one, told in the ready event
+    tcp: str | None = None  # HOST:PORT; port 0 takes a free one, told in the ready event
+    tcp_fd: int | None = None  # or a listening socket that all workers of the model share; see link_path
+    link_path: Path | None = None  # the model's socket: the worker that it leads to accepts from tcp_fd
+    tls: TlsFiles | None = None
+    token_path: Path | None = None
+    shared_memory: bool = False
+    non_finite: NonFinite = "reject"
+    max_batch: int = Field(default=16, ge=1, le=256)  # rows computed together, where it pays; 1: never
+    batch_delay_us: int = Field(default=0, ge=0, le=1_000_000)
     window_s: float = Field(default=5.0, gt=0, le=3600)
     power: PowerSettings = PowerSettings()
     race_power: Power | None = None  # what the race measured of this candidate

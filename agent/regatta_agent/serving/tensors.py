@@ -25,6 +25,7 @@ __all__ = [
     "MAX_DIMENSIONS",
     "Array",
     "all_finite",
+    "check_size",
     "datatype_of",
     "decode_binary",
     "decode_json",
@@ -101,6 +102,20 @@ def _dtype_of(datatype: str) -> np.dtype[Any]:
     return dtype
 
 
+def check_size(datatype: str, shape: Sequence[int], size_bytes: int) -> None:
+    """Do nothing when a tensor has so many bytes; what BYTES has is known when it is decoded.
+
+    Raises:
+        Rejected: otherwise.
+    """
+    wanted = element_count(shape) * _dtype_of(datatype).itemsize
+    if datatype != "BYTES" and size_bytes != wanted:
+        raise Rejected(
+            f"{datatype} of shape {list(shape)} needs {wanted} bytes and {size_bytes} came: "
+            "check binary_data_size and that the whole tensor was sent"
+        )
+
+
 def decode_binary(datatype: str, shape: Sequence[int], data: bytes | memoryview) -> Array:
     """Return the tensor in `data`; it shares memory with `data` except for BOOL and BYTES.
 
@@ -110,12 +125,7 @@ def decode_binary(datatype: str, shape: Sequence[int], data: bytes | memoryview)
     dtype, count = _dtype_of(datatype), element_count(shape)
     if datatype == "BYTES":
         return _decode_bytes(count, memoryview(data)).reshape(shape)
-    wanted = count * dtype.itemsize
-    if len(data) != wanted:
-        raise Rejected(
-            f"{datatype} of shape {list(shape)} needs {wanted} bytes and {len(data)} came: "
-            "check binary_data_size and that the whole tensor was sent"
-        )
+    check_size(datatype, shape, len(data))
     if datatype == "BOOL":
         flags: Array = np.frombuffer(data, dtype=np.uint8) != 0
         return flags.reshape(shape)

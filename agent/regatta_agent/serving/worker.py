@@ -11,19 +11,15 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import ipaddress
 import logging
 import os
 import queue
 import resource
 import signal
-import socket
-import stat
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from random import Random
@@ -32,16 +28,21 @@ from typing import Any, TypeVar, cast
 from pydantic import BaseModel
 
 from regatta_agent.serving.caretaker import Caretaker
+from regatta_agent.serving.companions import Companions
 from regatta_agent.serving.engine import Engine, Finished
 from regatta_agent.serving.events import Failed, Ready, family_of
 from regatta_agent.serving.failover import Failover, Opened, Switch
 from regatta_agent.serving.feedback import Feedback
 from regatta_agent.serving.http import HttpServer
+from regatta_agent.serving.inferring import Inferences
+from regatta_agent.serving.lane import Batches
+from regatta_agent.serving.listening import Listeners
 from regatta_agent.serving.placed import PlacedModel, open_placed
 from regatta_agent.serving.power import PowerMeter
 from regatta_agent.serving.seat import is_guarded
 from regatta_agent.serving.service import Service
-from regatta_agent.serving.spec import MAX_SPEC_BYTES, ServeSpec, check_socket_path
+from regatta_agent.serving.shared_memory import Regions
+from regatta_agent.serving.spec import MAX_SPEC_BYTES, ServeSpec
 from regatta_agent.serving.window import Placement, Tally
 from regatta_protocol.codec import decode
 from regatta_protocol.durable import read_bounded
@@ -60,13 +61,18 @@ _SWEEP_S = 0.5
 _HANG_LOOK_S, _HANG_LOOKS = 0.05, 4
 _DRAIN_POLL_S = 0.02
 _BRIEF_NS = 1_000_000  # what the loop may be kept from other connections; wake-ups of a thread cost 0.03 ms
-_BACKLOG = 128
+_ENGINE_QUEUE = 16  # the lane has two pieces in hand, and the caretaker asks one thing at a time
+_OTHER_FILES = 160  # pipes, listeners, runners, sensors, libraries, and 64 shared-memory regions
 _EVENT_QUEUE = 64  # lines; a parent that does not read loses windows, not the serving
 _LAST_WORDS_S = 2.0
 
 
 class Hung(Retryable):
     """An inference went on beyond its limit; only the end of the process stops it."""
+
+
+class Lost(Retryable):
+    """The runner of what serves is gone, and there is no standby."""
 
 
 class Reporter:
@@ -106,58 +112,16 @@ def contain() -> None:
     die_with_parent(os.getppid())
 
 
-def bind_unix(path: Path) -> socket.socket:
-    """Return a socket bound at `path`, in place of one that nobody listens on. Group members may connect.
-
-    Raises:
-        Misuse: when the path is too long, its folder cannot be written, or another process listens there.
-    """
-    check_socket_path(path)
-    with contextlib.suppress(FileNotFoundError):
-        if stat.S_ISSOCK(path.lstat().st_mode) and not _is_listening(path):
-            path.unlink()
-    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
-    try:
-        listener.bind(str(path))
-        path.chmod(0o660)
-    except OSError as err:
-        listener.close()
-        raise Misuse(f"cannot listen on {path}: {err.strerror}: check its folder, --run-dir and who else runs") from err
-    return listener
-
-
-def _is_listening(path: Path) -> bool:
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
-        probe.settimeout(1.0)
-        try:
-            probe.connect(str(path))
-        except OSError:
-            return False
-    return True
-
-
-def bind_tcp(address: str) -> socket.socket:
-    """Return a socket bound to HOST:PORT on loopback.
-
-    Raises:
-        Misuse: when the address is not on loopback or is taken.
-    """
-    host, _, port = address.rpartition(":")
-    host = host.strip("[]")
-    try:
-        is_loopback = ipaddress.ip_address(host).is_loopback and int(port) < 65_536
-    except ValueError:
-        is_loopback = False
-    if not is_loopback:
-        raise Misuse(f"tcp address {address!r} is not on loopback: write 127.0.0.1:PORT, for there is no TLS here")
-    listener = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_STREAM)
-    try:
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind((host, int(port)))
-    except OSError as err:
-        listener.close()
-        raise Misuse(f"cannot listen on {address}: {err.strerror}: free the port or set another") from err
-    return listener
+def _room_for(connections: int) -> int:
+    """Return how many of so many connections this process may have, after raising its limit of open files."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = connections + _OTHER_FILES
+    if hard != resource.RLIM_INFINITY and wanted > hard:
+        logger.warning("event=fewer_connections wanted=%d open_files=%d", connections, hard)
+        wanted = hard
+    if soft != resource.RLIM_INFINITY and wanted > soft:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+    return max(1, wanted - _OTHER_FILES)
 
 
 class Worker:
@@ -171,13 +135,19 @@ class Worker:
         self._stop = asyncio.Event()
         # A delegate on the processor does not mind which thread calls it; what is asked of a runner may take long.
         brief_ns = 0 if is_guarded(spec.candidate_id, spec.guarded) else _BRIEF_NS
-        self._engine = Engine(self._loop, spec.limits.queue_length, brief_ns)
+        self._engine = Engine(self._loop, _ENGINE_QUEUE, brief_ns)
         self._tally = Tally(Placement(spec.model, spec.version, spec.candidate_id), start=time.time())
         self._feedback = Feedback()
         self._caretaker: Caretaker | None = None
         self._meter = PowerMeter(partial(open_sensor, spec.power), spec.race_power)
-        self._service = Service(self._engine, self._tally, self._feedback, lambda: len(self._server.connections))
-        self._server = HttpServer(self._service.handle, spec.limits, body_limit_bytes=MAX_SPEC_BYTES)
+        self._regions = Regions() if spec.shared_memory else None
+        self._inferences = Inferences(self._loop, self._tally, self._feedback, spec.limits.queue_length, self._regions)
+        self._companions = Companions(self._loop, spec, self._inferences)
+        self._service = Service(
+            self._inferences, self._tally, self._feedback, lambda: len(self._server.connections), self._regions
+        )
+        limits = spec.limits.model_copy(update={"connections": _room_for(spec.limits.connections)})
+        self._server = HttpServer(self._service.handle, limits, body_limit_bytes=MAX_SPEC_BYTES)
 
     async def run(self) -> None:
         """Serve until told to stop.
@@ -186,22 +156,13 @@ class Worker:
             RegattaError: when the model cannot be served.
         """
         self._watch_parent()
-        listeners = [bind_unix(self._spec.socket_path)]
+        listeners = Listeners(self._spec, self._server.connection)
         try:
-            if self._spec.tcp is not None:
-                listeners.append(bind_tcp(self._spec.tcp))
-            servers = [
-                await self._loop.create_server(self._server.connection, sock=listener, backlog=_BACKLOG)
-                if listener.family != socket.AF_UNIX
-                else await self._loop.create_unix_server(self._server.connection, sock=listener, backlog=_BACKLOG)
-                for listener in listeners
-            ]
-            await self._serve(listeners[-1] if self._spec.tcp is not None else None)
-            await self._drain(servers)
+            await listeners.start()
+            await self._serve(listeners)
+            await self._drain(listeners)
         finally:
-            for listener in listeners:
-                listener.close()
-            self._spec.socket_path.unlink(missing_ok=True)
+            listeners.close()
 
     def _watch_parent(self) -> None:
         for number in (signal.SIGTERM, signal.SIGINT):
@@ -216,7 +177,7 @@ class Worker:
 
         threading.Thread(target=wait_for_eof, name="parent", daemon=True).start()
 
-    async def _serve(self, tcp: socket.socket | None) -> None:
+    async def _serve(self, listeners: Listeners) -> None:
         self._engine.start()
         loaded: asyncio.Future[Finished[_Placed]] = self._loop.create_future()
         self._engine.submit(lambda: open_placed(self._spec, self._switching, self._slow), loaded.set_result)
@@ -229,20 +190,24 @@ class Worker:
         placed, failover, opened = finished.value
         limit = self._spec.limits.body_bytes or placed.body_limit_bytes()
         self._server.body_limit_bytes = limit
-        self._service.placed = placed
+        if self._regions is not None:
+            self._regions.limit_bytes = limit
+        batches = Batches(placed.most_rows, self._spec.batch_delay_us * 1000) if placed.most_rows > 1 else None
+        self._inferences.add(None, placed, self._engine, batches=batches)
+        self._companions.open(failover.signature, placed.interface)
         self._meter.start()
-        threading.Thread(target=self._watch_for_hang, args=(failover,), name="watch", daemon=True).start()
+        threading.Thread(target=self._watch_for_end, args=(failover,), name="watch", daemon=True).start()
         self._tally.start = time.time()
-        address = None if tcp is None else "{}:{}".format(*tcp.getsockname()[:2])
         load_us = (finished.ended_ns - self._started_ns) / 1000
-        self._reporter.tell(Ready(load_us=load_us, self_test=opened.self_test, tcp=address))
+        self._reporter.tell(Ready(load_us=load_us, self_test=opened.self_test, tcp=listeners.tcp_address))
         logger.info("event=ready model=%s version=%s load_us=%.0f", self._spec.model, self._spec.version, load_us)
         rng = Random()  # noqa: S311 - jitter, not secrets
         self._caretaker = Caretaker(self._spec, failover, self._on_engine, self._reporter.tell, rng)
         if opened.degraded is not None:
-            self._switched(Switch(self._spec.candidate_id, failover.serving.id, opened.degraded, time.time()))
+            begun = Switch(self._spec.candidate_id, failover.serving.id, opened.degraded, time.time(), opened.crashed)
+            self._switched(begun)
         self._caretaker.start()
-        await self._tick_until_stopped()
+        await self._tick_until_stopped(listeners)
 
     async def _until_loaded(self, loaded: asyncio.Future[Finished[_Placed]]) -> Finished[_Placed] | None:
         """Return what came of loading, or None when told to stop before."""
@@ -257,13 +222,14 @@ class Worker:
             return None
         raise Hung(f"{self._spec.candidate_id} was not loaded and tested after {limit_s:g} s")
 
-    async def _tick_until_stopped(self) -> None:
+    async def _tick_until_stopped(self, listeners: Listeners) -> None:
         window_ends = self._loop.time() + self._spec.window_s
         while not self._stop.is_set():
             with contextlib.suppress(asyncio.TimeoutError):
                 wait_s = min(_SWEEP_S, max(0.0, window_ends - self._loop.time()))
                 await asyncio.wait_for(self._stop.wait(), wait_s)
             self._server.sweep()
+            await listeners.follow()
             if self._loop.time() >= window_ends:
                 self._close_window()
                 window_ends += self._spec.window_s
@@ -278,7 +244,7 @@ class Worker:
         log("event=switched placement=%s winner=%s reason=%s", switch.placement, switch.winner, switch.reason)
         if self._tally.requests:
             self._close_window()
-        self._tally.placement = replace(self._tally.placement, candidate_id=switch.placement)
+        self._tally.place(switch.placement)
         self._service.degraded = switch.reason
         self._reporter.tell(self._caretaker.switched(switch))
 
@@ -305,17 +271,22 @@ class Worker:
             raise finished.error
         return cast(T, finished.value)
 
-    def _watch_for_hang(self, failover: Failover) -> None:
-        """End the process when an inference in it hangs; on a thread of its own, for the loop's may be what hangs.
+    def _watch_for_end(self, failover: Failover) -> None:
+        """End the process when an inference in it hangs, or nothing can serve in it any more.
 
-        It must be found hanging several times in a row: a process that was stopped has not computed meanwhile.
+        On a thread of its own, for the loop's may be what hangs. It must be found hanging several times in a row: a
+        process that was stopped has not computed meanwhile.
         """
         limit_s, pause, found = self._spec.limits.hang_s, threading.Event(), 0
-        while found < _HANG_LOOKS:
+        while found < _HANG_LOOKS and failover.lost is None:
             pause.wait(min(_HANG_LOOK_S, limit_s))
             stuck = self._engine.running_s() > limit_s or failover.stuck_s(limit_s) > 0
             found = found + 1 if stuck else 0
-        error = Hung(f"an inference of {failover.serving.id} has not ended after {failover.hang_s(limit_s):g} s")
+        error: Retryable
+        if failover.lost is not None:
+            error = Lost(f"{failover.lost}, and there is no standby")
+        else:
+            error = Hung(f"an inference of {failover.serving.id} has not ended after {failover.hang_s(limit_s):g} s")
         self._spec.socket_path.unlink(missing_ok=True)
         os._exit(_fail(error, self._reporter))
 
@@ -324,18 +295,18 @@ class Worker:
         power = self._meter.take(inferences=tally.requests - tally.errors)
         self._reporter.tell(tally.close(now, self._feedback.take(), power))
 
-    async def _drain(self, servers: Sequence[asyncio.AbstractServer]) -> None:
+    async def _drain(self, listeners: Listeners) -> None:
         """Answer what is under way and what still comes, until it is quiet or the time is up."""
         limits, began = self._spec.limits, self._loop.time()
         self._server.draining = self._service.draining = True
+        listeners.leave()
         while (elapsed := self._loop.time() - began) < limits.drain_s:
             quiet_s = time.monotonic() - self._server.last_request_at
             if self._server.busy == 0 and min(quiet_s, elapsed) >= limits.drain_quiet_s:
                 break
             await asyncio.sleep(_DRAIN_POLL_S)
-        for server in servers:
-            server.close()
-        while self._engine.pending and self._loop.time() - began < limits.drain_s + 1.0:
+        listeners.stop()
+        while self._inferences.pending and self._loop.time() - began < limits.drain_s + 1.0:
             await asyncio.sleep(_DRAIN_POLL_S)
         self._server.close_idle()
         await asyncio.sleep(0)
@@ -343,8 +314,9 @@ class Worker:
         self._meter.stop()
         if self._caretaker is not None:
             self._caretaker.stop(timeout_s=1.0)
-        if self._engine.stop(timeout_s=1.0) and self._service.placed is not None:
-            self._service.placed.close()
+        self._companions.close(timeout_s=1.0)
+        if self._engine.stop(timeout_s=1.0) and self._inferences.placed is not None:
+            self._inferences.placed.close()
         logger.info("event=drained model=%s seconds=%.3f", self._spec.model, self._loop.time() - began)
 
 

@@ -1,7 +1,8 @@
-"""The devices' API: two endpoints over HTTPS with the fleet's own authority, for enrolment. All else is MQTT.
+"""The devices' API: HTTPS with the fleet's own authority, for enrolment and renewal. All else is MQTT.
 
-`GET /api/v1/ca` is public (the token's fingerprint tells the device whether to believe it). Attempts to enrol are
-limited for each address and for all together; secrets of 192 bits cannot be guessed, so this only bounds the work.
+`GET /api/v1/ca` is public (the token's fingerprint tells the device whether to believe it). Attempts to enrol or to
+renew are limited for each address and for all together; secrets of 192 bits cannot be guessed, so this only bounds the
+work.
 """
 
 from __future__ import annotations
@@ -16,7 +17,16 @@ from regatta_fleet.api.limits import BodyLimit, RateLimit
 from regatta_fleet.api.problems import ANSWERS, answer_with_problems
 from regatta_fleet.enrolling import Enroller
 from regatta_fleet.errors import TooMany
-from regatta_provisioning.enrollment import CA_PATH, ENROLL_PATH, MAX_ENROLL_BYTES, EnrollRequest, EnrollResponse
+from regatta_provisioning.enrollment import (
+    CA_PATH,
+    ENROLL_PATH,
+    MAX_ENROLL_BYTES,
+    RENEW_PATH,
+    EnrollRequest,
+    EnrollResponse,
+    RenewRequest,
+    RenewResponse,
+)
 
 __all__ = ["device_app"]
 
@@ -49,5 +59,13 @@ def device_app(
         if not by_address.allow(address) or not for_all.allow(""):
             raise TooMany("too many attempts to enrol at the moment: try again in some seconds")
         return await run_in_threadpool(enroller.enroll, body, clock())
+
+    @app.post(RENEW_PATH, responses=ANSWERS)
+    async def renew(body: RenewRequest, request: Request) -> RenewResponse:
+        """Exchange a certificate that ends soon, or has ended, for the next one of the same key."""
+        address = request.client.host if request.client is not None else ""
+        if not by_address.allow(address) or not for_all.allow(""):
+            raise TooMany("too many requests at the moment: try again in some seconds")
+        return await run_in_threadpool(enroller.renew, body, clock())
 
     return app

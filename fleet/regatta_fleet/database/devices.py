@@ -44,7 +44,6 @@ class DeviceRow:
     id: DeviceId
     group: str
     enrolled_at: float
-    certificate_serial: int
     revoked_at: float | None
     up: bool
     agent_version: str | None
@@ -70,7 +69,7 @@ class Desired:
     models: dict[ModelName, DesiredModel]
 
 
-def enroll_device(tx: Connection, device: DeviceId, *, group: str, serial: int, board: BoardFacts, now: float) -> None:
+def enroll_device(tx: Connection, device: DeviceId, *, group: str, board: BoardFacts, now: float) -> None:
     """Add the device, or give one that is known a fresh start: not revoked, nothing reported yet.
 
     Its generation goes on growing: what was published before stays older than what comes.
@@ -78,7 +77,6 @@ def enroll_device(tx: Connection, device: DeviceId, *, group: str, serial: int, 
     values = {
         "group_name": group,
         "enrolled_at": now,
-        "certificate_serial": str(serial),
         "revoked_at": None,
         "up": False,
         "board": encode(board).decode(),
@@ -262,7 +260,6 @@ def _device(row: Row[tuple[object, ...]]) -> DeviceRow:
         id=row.id,
         group=row.group_name,
         enrolled_at=row.enrolled_at,
-        certificate_serial=int(row.certificate_serial),
         revoked_at=row.revoked_at,
         up=bool(row.up),
         agent_version=row.agent_version,

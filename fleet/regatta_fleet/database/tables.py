@@ -24,6 +24,7 @@ from sqlalchemy import (
 __all__ = [
     "assignments",
     "batches",
+    "certificates",
     "device_models",
     "devices",
     "events",
@@ -55,7 +56,6 @@ devices = Table(
     Column("id", _ID, primary_key=True),
     Column("group_name", _ID, nullable=False),
     Column("enrolled_at", Float, nullable=False),
-    Column("certificate_serial", String(64), nullable=False),  # decimal
     Column("revoked_at", Float),
     Column("up", Boolean, nullable=False, default=False),
     Column("boot", String(128)),
@@ -68,6 +68,14 @@ devices = Table(
     Column("reported_sequence", BigInteger),
     Column("bytes_received", BigInteger, nullable=False, default=0),
     Column("dropped_items", BigInteger, nullable=False, default=0),
+)
+
+certificates = Table(
+    "certificates",
+    metadata,
+    Column("device", ForeignKey("devices.id"), primary_key=True),
+    Column("serial", String(64), primary_key=True),  # decimal
+    Column("expires_at", Float, nullable=False),
 )
 
 device_models = Table(

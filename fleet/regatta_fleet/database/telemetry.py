@@ -38,7 +38,7 @@ def record_batch(tx: Connection, batch: TelemetryBatch, now: float) -> bool:
         if isinstance(item, RaceItem):
             _add_race(tx, batch.device, item)
             note_race(tx, batch.device, item, now)
-        else:
+        elif isinstance(item, ServingWindow):
             _add_window(tx, batch.device, item)
     return True
 

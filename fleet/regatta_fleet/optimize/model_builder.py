@@ -103,6 +103,16 @@ class ModelBuilder:
         options.fusedActivationFunction = getattr(schema.ActivationFunctionType, activation)
         return self._operator("ADD", [left, right], name, shape, options)
 
+    def multiply(self, name: str, left: int, right: int, shape: Sequence[int]) -> int:
+        """Add MUL of two tensors, of one shape or by channel."""
+        return self._operator("MUL", [left, right], name, shape, schema.MulOptionsT())
+
+    def concatenate(self, name: str, sources: Sequence[int], shape: Sequence[int], *, axis: int = -1) -> int:
+        """Add CONCATENATION along an axis, of the channels unless another is given."""
+        options = schema.ConcatenationOptionsT()
+        options.axis = axis
+        return self._operator("CONCATENATION", sources, name, shape, options)
+
     def relu(self, name: str, source: int, shape: Sequence[int]) -> int:
         """Add RELU by itself."""
         return self._operator("RELU", [source], name, shape, None)

@@ -26,22 +26,28 @@ from regatta_protocol.manifest import Policy
 __all__ = [
     "PRUNING_SHARES",
     "VARIANT_SETS",
+    "TrainedName",
     "Trial",
     "VariantName",
     "Work",
     "check_model",
     "make_trials",
     "parse_variants",
+    "quantize_pruned",
+    "split_off",
 ]
 
 Floats = npt.NDArray[np.float32]
 Progress = Callable[[str, float], None]
-VariantName = Literal[Scheme, "int8-pruned", "mixed"]
+Untrained = Literal[Scheme, "int8-pruned", "mixed"]
+TrainedName = Literal["int8-distilled", "int8-trained", "int4-trained", "sparse"]  # these need PyTorch
+VariantName = Literal[Untrained, TrainedName]
 
 VARIANT_SETS: dict[str, tuple[VariantName, ...]] = {
     "quick": ("int8", "int8-pruned"),
     "standard": ("int8", "int8-float-stem", "int8-pruned", "int8-weights", "float16"),
-    "all": get_args(VariantName),
+    "all": get_args(Untrained),
+    "trained": get_args(VariantName),
 }
 _SEARCH_S = 600.0  # two files a layer and one a step; KWS with ten layers takes 1 s, deep networks minutes
 
@@ -112,11 +118,11 @@ def parse_variants(text: str) -> tuple[VariantName, ...]:
     if text in VARIANT_SETS:
         return VARIANT_SETS[text]
     names = tuple(dict.fromkeys(name.strip() for name in text.split(",")))
-    unknown = [name for name in names if name not in VARIANT_SETS["all"]]
+    unknown = [name for name in names if name not in get_args(VariantName)]
     if unknown:
         raise Rejected(
             f"there is no variant {unknown[0]!r}: give {', '.join(VARIANT_SETS)}, or names out of "
-            f"{', '.join(VARIANT_SETS['all'])} with commas between"
+            f"{', '.join(get_args(VariantName))} with commas between"
         )
     return cast("tuple[VariantName, ...]", names)
 
@@ -147,6 +153,11 @@ def make_trials(work: Work, wanted: Sequence[VariantName]) -> list[Trial]:
         trials.append(_mixed(work, normal))
     if "int8-pruned" in wanted:
         trials += _pruned(work, normal)
+    trained = [name for name in get_args(TrainedName) if name in wanted]
+    if trained:
+        from regatta_fleet.optimize.train.trials import make_trained  # it builds on this module
+
+        trials += make_trained(work, trained)
     return trials
 
 
@@ -176,13 +187,22 @@ def _mixed(work: Work, normal: Path) -> Trial:
     return work.judge_made(Trial("mixed", path, made.notes, macs=work.macs), made)
 
 
-def _pruned(work: Work, normal: Path) -> list[Trial]:
-    """Return int8-pruned at the greatest share of filters that keeps the accuracy, after those that did not."""
+def split_off(work: Work) -> tuple[Path, Path] | tuple[None, None]:
+    """Write the tuning samples to fit on, and those held back to judge by; None when there are too few."""
     rest = np.arange(len(work.tuning)) % _HELD_BACK == _HELD_BACK - 1
     if not rest.any():
+        return None, None
+    fit, held_back = work.path("fit.npz"), work.path("held-back.npz")
+    write_samples(fit, work.tuning.chosen(~rest))
+    write_samples(held_back, work.tuning.chosen(rest))
+    return fit, held_back
+
+
+def _pruned(work: Work, normal: Path) -> list[Trial]:
+    """Return int8-pruned at the greatest share of filters that keeps the accuracy, after those that did not."""
+    fit, held_back = split_off(work)
+    if fit is None or held_back is None:
         return []
-    write_samples(work.path("fit.npz"), work.tuning.chosen(~rest))
-    write_samples(work.path("held-back.npz"), work.tuning.chosen(rest))
     trials: list[Trial] = []
     left: tuple[float, ...] = PRUNING_SHARES
     while left:
@@ -190,8 +210,8 @@ def _pruned(work: Work, normal: Path) -> list[Trial]:
         path = work.path(f"pruned-{len(left)}.tflite")
         step = Prune(
             model=str(normal),
-            samples=str(work.path("fit.npz")),
-            held_back=str(work.path("held-back.npz")),
+            samples=str(fit),
+            held_back=str(held_back),
             output=str(path),
             shares=left,
             max_drop=work.policy.max_accuracy_drop,
@@ -204,7 +224,7 @@ def _pruned(work: Work, normal: Path) -> list[Trial]:
             steps = (f"{100 * attempt.share:g} % of the filters pruned by reconstruction", *attempt.notes)
             trial = Trial("int8-pruned", path, steps, macs=attempt.cost.macs)
             if attempt.reason is None:
-                trials.append(_pruned_int8(work, trial))
+                trials.append(quantize_pruned(work, trial))
             else:
                 trials.append(replace(trial, refused=f"on samples held back from tuning, {attempt.reason}"))
         if trials[-1].refused is None:
@@ -213,7 +233,8 @@ def _pruned(work: Work, normal: Path) -> list[Trial]:
     return trials
 
 
-def _pruned_int8(work: Work, pruned: Trial) -> Trial:
+def quantize_pruned(work: Work, pruned: Trial) -> Trial:
+    """Return int8 of a pruned float model, judged."""
     path = pruned.path.with_name(f"{pruned.path.stem}-int8.tflite")
     step = Quantize(model=str(pruned.path), samples=str(work.path("tuning.npz")), outputs={"int8": str(path)})
     try:

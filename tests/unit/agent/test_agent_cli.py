@@ -6,14 +6,19 @@ import json
 import re
 import subprocess
 import sys
+from importlib import metadata
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
 
 from device_rig import Rig
-from regatta_agent.cli import COMMANDS, cli, main
+from regatta_agent.cli import main
+from regatta_agent.cli.commands import COMMANDS, cli
+from regatta_agent.cli.run import run as run_command
 from regatta_agent.config import AgentConfig, load_config
+from regatta_agent.daemon import OPTIONS, DaemonOptions, daemon_options
+from regatta_agent.versions import installed_version
 from regatta_protocol import errors
 from regatta_protocol.errors import Misuse
 
@@ -27,16 +32,37 @@ def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, 
     return int(ended.value.code or 0), out, err
 
 
-def test_the_control_process_imports_nothing_heavy() -> None:
-    """`regatta-agent run` holds no runtime, numpy, cryptography or TUF."""
+def test_a_plain_run_is_told_from_what_click_must_read() -> None:
+    """The daemon starts without the command line's library, and takes every option that `run --help` shows."""
+    declared = {option for parameter in run_command.params for option in parameter.opts}
+    told = daemon_options(["run", "--state-dir", "s", "--config", "c", "--run-dir", "r"])
+
+    assert declared == set(OPTIONS)
+    assert told == DaemonOptions(Path("c"), Path("s"), Path("r"))
+    assert daemon_options(["run"]) == DaemonOptions()
+    for other in ([], ["status"], ["run", "--help"], ["run", "--state-dir"], ["run", "--no", "x"], ["-v", "run"]):
+        assert daemon_options(other) is None
+
+
+def test_what_is_left_out_comes_back_when_it_is_called() -> None:
+    """A stand-in costs nothing but time: a library that needs the module after all gets it."""
     code = (
-        "import sys, regatta_agent.bootstrap, regatta_agent.cli.run, regatta_protocol.mqtt, regatta_runtimes.board\n"
-        "heavy = {'numpy', 'ai_edge_litert', 'tflite_runtime', 'cryptography', 'tuf', 'securesystemslib', 'requests'}\n"
-        "print(sorted(heavy & set(sys.modules)))"
+        "import sys; from regatta_agent.unloaded import leave_out\n"
+        "leave_out(['urllib.request', 'importlib.metadata'])\n"
+        "import urllib.request; from importlib.metadata import version\n"
+        "assert 'email' not in sys.modules and 'http.client' not in sys.modules\n"
+        "print(version('pydantic'), 'email' in sys.modules, urllib.request.url2pathname('/a%20b'))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
 
-    assert done.stdout.strip() == "[]"
+    assert done.stdout.split(maxsplit=2) == [metadata.version("pydantic"), "True", "/a b\n"]
+
+
+def test_an_installed_version_is_what_the_metadata_says() -> None:
+    """Read from a folder's name alone, so that the daemon needs no package metadata in memory."""
+    assert installed_version("paho-mqtt") == metadata.version("paho-mqtt")
+    assert installed_version("typing-extensions") == metadata.version("typing-extensions")
+    assert installed_version("no-such-distribution") is None
 
 
 def test_help_lists_every_command_and_imports_none(capsys: pytest.CaptureFixture[str]) -> None:
@@ -148,3 +174,13 @@ def test_flags_come_before_environment_before_file(tmp_path: Path, monkeypatch: 
 
     assert (str(config.state_dir), str(config.run_dir), config.max_attempts) == ("/flag", "/environment", 3)
     assert AgentConfig().max_attempts == 8
+
+
+def test_a_metered_link_brings_its_own_defaults(tmp_path: Path) -> None:
+    """One key sets the profile; a key that is given keeps its value."""
+    path = tmp_path / "agent.toml"
+    path.write_text('link = "metered"\ntelemetry_period_s = 60')
+    config = load_config(path)
+
+    assert (config.telemetry_period_s, config.heartbeat_period_s, config.keepalive_s) == (60.0, 1800.0, 2400)
+    assert AgentConfig().keepalive_s == 60

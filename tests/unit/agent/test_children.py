@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import queue
+import subprocess
 import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from unittest import mock
 
 import pytest
 
@@ -94,3 +98,38 @@ def test_a_state_folder_has_one_agent(tmp_path: Path) -> None:
         StateLock(tmp_path).take()
     lock.release()
     assert not is_running(tmp_path)
+
+
+def test_a_child_that_cannot_be_listened_to_still_ends(
+    launcher: ProcessLauncher, inbox: queue.Queue[Event], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What waits for its end would otherwise wait for ever; the child is killed, and the end says why."""
+    monkeypatch.setattr("selectors.PollSelector", mock.Mock(side_effect=OSError(errno.EMFILE, "Too many open files")))
+    launcher.launch("deaf", [sys.executable, "-c", "import time; time.sleep(60)"], None)
+
+    ended = inbox.get(timeout=20)
+    assert isinstance(ended, ChildEnded)
+    assert (ended.child, ended.status) == ("deaf", -9)
+    assert "Too many open files" in ended.describe()
+
+
+def test_a_child_without_a_thread_to_listen_is_not_started(
+    launcher: ProcessLauncher, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A board at its limit of threads says so as the system calls do, and nothing is left running."""
+    started: list[int] = []
+    real = subprocess.Popen
+
+    def noted(*given: object, **named: object) -> object:
+        popen = real(*given, **named)  # type: ignore[call-overload]
+        started.append(popen.pid)
+        return popen
+
+    monkeypatch.setattr("subprocess.Popen", noted)
+    monkeypatch.setattr("threading.Thread.start", mock.Mock(side_effect=RuntimeError("can't start new thread")))
+
+    with pytest.raises(OSError, match="no thread could be started for mute") as caught:
+        launcher.launch("mute", [sys.executable, "-c", "import time; time.sleep(60)"], None)
+    assert caught.value.errno == errno.EAGAIN
+    with pytest.raises(ProcessLookupError):
+        os.kill(started[0], 0)

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
+from unittest import mock
+
+import pytest
 
 from regatta_agent.courier import Courier
 from regatta_agent.outbox import Outbox
+from regatta_protocol.errors import StorageFull
 from regatta_protocol.ids import DeviceId, ModelName
 from regatta_protocol.measurement import BoardFacts, RaceReport
 from regatta_protocol.messages import RaceItem, ServingWindow
@@ -45,4 +49,26 @@ def test_a_race_does_not_wait_for_the_period(tmp_path: Path) -> None:
     courier.flush(3.0, online=True)
 
     assert (waited, len(broker.published)) == (1, 2)
+    outbox.close()
+
+
+def test_a_batch_that_cannot_be_forgotten_is_not_sent_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The broker has it, and the disk is full: it waits to be deleted, and goes out a second time to nobody."""
+    broker = _Broker()
+    outbox = Outbox(tmp_path / "outbox.sqlite", DeviceId("d"), 1_000_000)
+    outbox.open()
+    courier = Courier(outbox, broker, DeviceId("d"), 1.0)
+    window = ServingWindow(model=ModelName("m"), version=1, placement="p", start=0, stop=1, requests=1, errors=0)
+    courier.keep(window)
+    courier.flush(1.0, online=True)
+    acknowledge = Outbox.acknowledge
+    monkeypatch.setattr(Outbox, "acknowledge", mock.Mock(side_effect=StorageFull("no space left")))
+    assert courier.acknowledged(1)
+    for now_s in range(2, 300):
+        courier.flush(float(now_s), online=True)
+
+    assert len(broker.published) == 1
+    monkeypatch.setattr(Outbox, "acknowledge", acknowledge)
+    courier.flush(400.0, online=True)
+    assert (len(broker.published), outbox.waiting()) == (1, 0)
     outbox.close()

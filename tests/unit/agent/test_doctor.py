@@ -10,7 +10,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from board_trees import lay_out, tree_text
-from regatta_agent.cli import cli
+from regatta_agent.cli.commands import cli
 from regatta_agent.cli.finding import Finding, print_findings
 from regatta_agent.cli.hardware import User, access_fix, describe_accelerators, describe_heat
 from regatta_protocol.errors import Rejected

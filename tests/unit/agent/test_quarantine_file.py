@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from regatta_agent.cli import cli
+from regatta_agent.cli.commands import cli
 from regatta_agent.quarantine_file import QuarantineFile
+from regatta_protocol.measurement import BoardFacts, CandidateResult, Outcome, RaceReport
 from regatta_runtimes.quarantine import Quarantine
 
 TWICE = Quarantine().struck("p", "litert/int8/vx/t1", "SIGSEGV").struck("p", "litert/int8/vx/t1", "SIGSEGV")
@@ -40,6 +41,33 @@ def test_a_folder_that_cannot_be_written_costs_only_the_memory(
     QuarantineFile(tmp_path / "gone").save(TWICE)
 
     assert "quarantine_lost" in caplog.text
+
+
+def test_a_crash_while_serving_counts_and_a_return_clears_it(tmp_path: Path) -> None:
+    """By the pair that the race knew; without its report, or of a candidate that is not in it, nothing is counted."""
+    tpu, cpu = "litert/int8/edgetpu/t1", "litert/int8/none/t1"
+    raced = tuple(
+        CandidateResult(
+            id=one, runtime="litert", variant="int8", delegate=one.split("/")[2], threads=1, outcome=Outcome.MEASURED,
+            pair=pair,
+        )
+        for one, pair in ((tpu, "p"), (cpu, None))
+    )  # fmt: skip
+    report = RaceReport(model="m", version=1, board=BoardFacts(), candidates=raced, reason="", duration_s=1.0)
+    file = QuarantineFile(tmp_path)
+
+    file.strike(None, tpu, "SIGSEGV")
+    file.strike(report, cpu, "SIGSEGV")
+    file.strike(report, "litert/int8/gone/t1", "SIGSEGV")
+    assert file.load() == Quarantine()
+
+    file.strike(report, tpu, "SIGSEGV")
+    assert file.load().refuses("p") is None
+    file.strike(report, tpu, "hung")
+    assert "quarantined after 2 crashes" in (file.load().refuses("p") or "")
+
+    file.absolve(report, tpu)
+    assert file.load() == Quarantine()
 
 
 def test_the_command_shows_and_clears(tmp_path: Path) -> None:

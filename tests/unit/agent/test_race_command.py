@@ -9,10 +9,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from quick_race import quicken_races
 from regatta_agent.cli import main
 from tiny_models import dense_model
 
 pytest.importorskip("matplotlib", reason="the extra [plot] is not installed")
+
+
+@pytest.fixture(autouse=True)
+def _quick_races(monkeypatch: pytest.MonkeyPatch) -> None:
+    quicken_races(monkeypatch)
 
 
 @pytest.fixture
@@ -82,6 +88,8 @@ def test_a_policy_that_nobody_meets_ends_with_65_and_still_tells_all(
         (("--max-memory", "12"), "64MiB"),
         (("--accuracy-drop", "5"), "5%"),
         (("--objective", "beauty"), "latency-p50"),
+        (("--power-command", "'open quote"), "no program with arguments"),
+        (("--power-command", ""), "no program with arguments"),
     ],
 )
 def test_what_cannot_be_done_is_refused_before_the_race(
@@ -93,6 +101,29 @@ def test_what_cannot_be_done_is_refused_before_the_race(
     assert status == 2
     assert words in err
     assert "litert/" not in out + err
+
+
+def test_a_delegate_and_a_meter_can_be_given_for_this_race_alone(
+    model: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """They go beside, and in place of, what agent.toml names; what is missing of them is told with its name."""
+    config, mine, theirs = (model.with_name(name) for name in ("agent.toml", "mine.toml", "theirs.toml"))
+    for path in (mine, theirs):
+        path.write_text(f'[{path.stem}]\nwhat = "an NPU"\nlibraries = ["/no/lib{path.stem}.so"]\n')
+    config.write_text(f'delegate_files = ["{theirs}"]\n[power]\nsensor = "rapl:package-0"\n')
+    meter = ("--power-command", "echo 5", "--power-period", "9")
+
+    status, out, err = run(
+        capsys, "race", model, "--budget", "2", "--threads", "1", "--config", config, "--delegates", mine, *meter,
+        "--json",
+    )  # fmt: skip
+
+    assert status == 0, err
+    candidates = json.loads(out)["candidates"]
+    assert {one["reason"] for one in candidates if one["outcome"] == "unavailable"} >= {
+        f"it requires an NPU, but /no/lib{name}.so was not found: install its library" for name in ("mine", "theirs")
+    }
+    assert "sensor command:echo is renewed every 9 s" in candidates[0]["power"]["reason"]
 
 
 def test_a_plot_without_matplotlib_names_the_extra(

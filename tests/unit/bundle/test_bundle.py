@@ -19,8 +19,7 @@ from regatta_protocol.ids import Digest, digest_of_bytes
 from regatta_protocol.manifest import FileRef, TensorSpec, Variant
 from regatta_runtimes.fpga.fdt import bitstream_name
 from shared_data import shared_file
-from small_models import write_samples_file
-from tiny_models import dense_model
+from tiny_models import dense_model, write_samples_file
 from tiny_onnx import dense_onnx
 
 _SPEC = TensorSpec(name="x", dtype="float32", shape=(1, 2))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import queue
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -99,7 +100,7 @@ def fleet(tmp_path: Path) -> Iterator[Fleet]:
     controller = Controller(
         "fleet-1", database, bus, inbox, Ingest(database), key, metadata, pump, clock=lambda: clock[0]
     )
-    revoking = RevokingAuthority(authority, tmp_path / "crl.pem", lambda: reloads.append(1))
+    revoking = RevokingAuthority(authority, tmp_path / "crl.pem", lambda: reloads.append(1), lambda _device: None)
     facts = FleetFacts(
         "fleet-1",
         "https://127.0.0.1:1",
@@ -153,6 +154,9 @@ class Key:
 
     def __init__(self) -> None:
         self._key = ec.generate_private_key(ec.SECP256R1())
+
+    def renewal(self, certificate_pem: str) -> dict[str, object]:
+        return {"certificate_pem": certificate_pem, "csr_pem": self.request("")["csr_pem"]}
 
     def request(self, secret: str, **fields: object) -> dict[str, object]:
         csr = x509.CertificateSigningRequestBuilder().subject_name(x509.Name([])).sign(self._key, hashes.SHA256())
@@ -313,6 +317,53 @@ def test_enrolments_that_are_refused(fleet: Fleet) -> None:
     assert "expired 1 s ago" in _problem(post(url, json=key.request(late)), 410)
     fleet.clock[0] += 4000
     assert "expired" in _problem(post(url, json=key.request(used)), 410)
+
+
+def test_renewal(fleet: Fleet) -> None:
+    """The holder of the key gets its next certificate; revoking takes both."""
+    key = Key()
+    first = fleet.device.post("/api/v1/enroll", json=key.request(fleet.token(), device="pi-1")).json()
+    answer = fleet.device.post("/api/v1/renew", json=key.renewal(first["certificate_pem"]))
+    second = answer.json()["certificate_pem"]
+
+    assert answer.status_code == 200
+    assert second != first["certificate_pem"]
+    assert serial_of(second) != serial_of(first["certificate_pem"])
+    assert fleet.device.post("/api/v1/renew", json=key.renewal(second)).status_code == 200
+    assert fleet.operator.delete("/api/v1/devices/pi-1").status_code == 204
+    assert f"{serial_of(second):x}" in (fleet.crl_path.parent / "authority" / "revoked.json").read_text()
+    for certificate in (first["certificate_pem"], second):
+        assert fleet.device.post("/api/v1/renew", json=key.renewal(certificate)).status_code in (403, 422)
+
+
+def test_a_certificate_that_has_ended_is_renewed(fleet: Fleet) -> None:
+    """A device that was off for a year is let in again; certificates that nobody can show any more are forgotten."""
+    key = Key()
+    first = fleet.device.post("/api/v1/enroll", json=key.request(fleet.token(), device="pi-1")).json()
+    renewal = key.renewal(first["certificate_pem"])
+    lost = fleet.device.post("/api/v1/renew", json=renewal).json()["certificate_pem"]
+    fleet.clock[0] = time.time() + 400 * 86_400
+
+    assert fleet.device.post("/api/v1/renew", json=renewal).status_code == 200
+    assert "enrolled anew" in _problem(fleet.device.post("/api/v1/renew", json=key.renewal(lost)), 403)
+
+
+def test_renewals_that_are_refused(fleet: Fleet) -> None:
+    """Another's certificate, another authority's, no certificate, one from before the device enrolled anew."""
+    post = fleet.device.post
+    url = "/api/v1/renew"
+    old, key, other = Key(), Key(), Key()
+    before = post("/api/v1/enroll", json=old.request(fleet.token(), device="pi-1")).json()["certificate_pem"]
+    mine = post("/api/v1/enroll", json=key.request(fleet.token(device="pi-1"))).json()["certificate_pem"]
+    stranger = Authority.create(fleet.crl_path.parent / "stranger", "fleet-1")
+    forged = stranger.sign_device_csr(str(key.request("")["csr_pem"]), DeviceId("pi-1"))
+
+    assert "of another key" in _problem(post(url, json=other.renewal(mine)), 422)
+    assert "not of this fleet" in _problem(post(url, json=key.renewal(forged)), 422)
+    assert "no certificate in PEM form" in _problem(post(url, json=key.renewal("nonsense")), 422)
+    assert "is not valid" in _problem(post(url, json=key.renewal(fleet.authority.ca_pem)), 422)
+    assert "is revoked" in _problem(post(url, json=old.renewal(before)), 422)
+    assert post(url, json=key.renewal(mine)).status_code == 200
 
 
 def test_a_device_without_a_name_gets_one(fleet: Fleet) -> None:

@@ -14,7 +14,7 @@ from regatta_fleet.optimize.model_file import ModelTree, constant, model_bytes, 
 from regatta_fleet.optimize.pipeline import optimize
 from regatta_fleet.optimize.trials import VARIANT_SETS, parse_variants
 from regatta_protocol.errors import Rejected
-from small_models import Floats, normal, plain_chain, write_samples_file, write_tree
+from tiny_models import Floats, normal, plain_chain, write_samples_file, write_tree
 
 
 def _weights(model: ModelTree) -> Any:  # schema.TensorT

@@ -16,7 +16,7 @@ from regatta_fleet.optimize.quantize.schemes import SCHEMES, Scheme
 from regatta_protocol.errors import Rejected
 from regatta_runtimes.score import snr_db
 from shared_data import shared_file
-from small_models import Floats, depthwise_chain, normal, plain_chain, residual
+from tiny_models import Floats, depthwise_chain, normal, plain_chain, residual
 
 _LEAST_DB: dict[Scheme, float] = {
     "int8": 20.0,

@@ -9,7 +9,7 @@ from regatta_fleet.optimize.compact import compact
 from regatta_fleet.optimize.model_file import constant, model_bytes, parse_model, schema, set_constant
 from regatta_fleet.optimize.quantize.layers import check_changed, layers, with_ranges
 from regatta_protocol.errors import Rejected
-from small_models import depthwise_chain, plain_chain
+from tiny_models import depthwise_chain, plain_chain
 
 
 def test_layers_come_in_the_order_of_the_graph() -> None:

@@ -26,7 +26,7 @@ from regatta_fleet.optimize.model_file import (
 )
 from regatta_protocol.errors import Rejected
 from shared_data import shared_file
-from small_models import plain_chain
+from tiny_models import plain_chain
 
 
 def _operators(model: ModelTree) -> list[str]:

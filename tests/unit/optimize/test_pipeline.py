@@ -16,7 +16,7 @@ from regatta_protocol.codec import decode
 from regatta_protocol.errors import Rejected
 from regatta_protocol.manifest import Policy
 from shared_data import shared_file
-from small_models import plain_chain, write_samples_file, write_tree
+from tiny_models import plain_chain, write_samples_file, write_tree
 
 
 def test_digits_become_variants(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from regatta_fleet.optimize.quantize.search import LayerNoise, order_for_float, 
 from regatta_fleet.optimize.samples import Samples, read_samples
 from regatta_protocol.errors import Rejected
 from shared_data import shared_file
-from small_models import depthwise_chain, normal, plain_chain
+from tiny_models import depthwise_chain, normal, plain_chain
 
 
 def _noise(name: str, weights: int, int8_db: float | None, int4_db: float | None) -> LayerNoise:

@@ -93,14 +93,14 @@ def test_expired_metadata_are_refused(scene: Scene, days: int, role: str) -> Non
     """By the clock that the agent gives: ahead of the real one here, so python-tuf's own was not asked."""
     result = scene.device.verify(scene.fleet.answer(), now=START + days * DAY)
 
-    _refused(result, "untrusted", role, "this clock is wrong")
+    _refused(result, "expired", role, "this clock is wrong")
 
 
 def test_the_agents_clock_decides_and_not_the_machines(scene: Scene) -> None:
     scene.fleet.now = START + 30 * YEAR
     scene.fleet.repository.refresh_online()
 
-    _refused(scene.device.verify(scene.old, now=START + 30 * YEAR), "untrusted")
+    _refused(scene.device.verify(scene.old, now=START + 30 * YEAR), "expired")
     result = scene.device.verify(scene.fleet.answer(root_version=1), now=START + 30 * YEAR)
     assert result.ok, result.reason
 
@@ -321,7 +321,7 @@ def test_a_full_disk_is_waited_for(scene: Scene, monkeypatch: pytest.MonkeyPatch
     answer = scene.fleet.answer(root_version=1)
     with monkeypatch.context() as patched:
         patched.setattr("os.fsync", full)
-        _refused(scene.device.verify(answer), "retryable", "no space left")
+        _refused(scene.device.verify(answer), "storage_full", "no space left")
 
     assert scene.device.verify(answer).ok
 

@@ -13,13 +13,15 @@ from typing import Any
 import numpy as np
 import pytest
 
+from quick_race import quicken_races
 from regatta_protocol.measurement import Outcome, Plugin, RaceReport
 from regatta_runtimes.backends import compiled
 from regatta_runtimes.backends.vendor_log import taken_in
 from regatta_runtimes.candidate import Candidate
 from regatta_runtimes.errors import CpuFallback, CreateFailed, RuntimeMissing
 from regatta_runtimes.race import RaceSpec, RaceVariant, run_race
-from tiny_models import dense_model, shared_data, unary_model
+from shared_data import shared_file, shared_files
+from tiny_models import dense_model, unary_model
 
 WIDE = np.random.default_rng(0).normal(size=(64, 64)).astype(np.float32)  # 16 KB of weights
 ADAPTER = "I0000 00:00:1.2 3 environment.cc:532] Selected adapter: {}, arch={}, backend=Vulkan, adapterType={}\n"
@@ -75,6 +77,11 @@ class _Off:
 
     def read(self, count: int, dtype: Any) -> Any:
         return self._buffer.read(count, dtype) + np.float32(self._by)
+
+
+@pytest.fixture(autouse=True)
+def _quick_races(monkeypatch: pytest.MonkeyPatch) -> None:
+    quicken_races(monkeypatch)
 
 
 @pytest.fixture
@@ -137,10 +144,7 @@ def test_an_npu_without_its_plugin_is_a_fallback_and_says_what_is_missing(model:
 @pytest.mark.parametrize("delegate", ["cpu", "gpu", "npu"])
 def test_a_model_for_another_accelerator_is_refused_before_it_runs(delegate: str) -> None:
     """LiteRT would open it, and fail at the first inference."""
-    data = shared_data()
-    if data is None:
-        pytest.skip("no real models: ../shared/data is absent")
-    path = data / "coral" / "mobilenet_v1_0.25_128_quant_edgetpu.tflite"
+    path = shared_file("coral/mobilenet_v1_0.25_128_quant_edgetpu.tflite")
 
     with pytest.raises(CreateFailed, match="requires edgetpu") as caught:
         compiled.open_session(Candidate("compiled", "v", delegate, 1), path)
@@ -169,10 +173,7 @@ def test_real_models_answer_as_the_interpreter_does() -> None:
     from regatta_runtimes.backends import litert
     from regatta_runtimes.samples import noise
 
-    data = shared_data()
-    if data is None:
-        pytest.skip("no real models: ../shared/data is absent")
-    for path in sorted(data.glob("mlperf_tiny/*.tflite")):
+    for path in shared_files("mlperf_tiny/*.tflite"):
         ours = compiled.open_session(Candidate("compiled", "v", "cpu", 1), path)
         theirs = litert.open_session(Candidate("litert", "v", "xnnpack", 1), path)
         inputs = noise(ours.inputs)
@@ -232,7 +233,7 @@ def test_a_race_names_the_fallback_and_places_the_processor_openly(tmp_path: Pat
 
 def test_what_a_delegate_is_told_makes_another_race(tmp_path: Path, model: Path) -> None:
     """A result is not taken from a race whose delegate was told something else."""
-    keys = [_race_of_npu(tmp_path, model, graph_backend=name).key for name in ("CPU", "NPU", "CPU")]
+    one, other = (_race_of_npu(tmp_path, model, graph_backend=name).key for name in ("CPU", "NPU"))
 
-    assert keys[0] is not None
-    assert keys[0] == keys[2] != keys[1]
+    assert one is not None and other is not None
+    assert one != other

@@ -103,11 +103,24 @@ def test_what_is_not_known_is_said_with_why() -> None:
 
 
 def test_a_tie_is_told_with_why_the_simpler_won() -> None:
-    """Within 2 %, fewer threads."""
-    text = "\n".join(explain(report((one("litert/int8/xnnpack/t1", 101), one(WINNER, 100)))))
+    """Within 1 %, fewer threads."""
+    text = "\n".join(explain(report((one("litert/int8/xnnpack/t1", 100.5), one(WINNER, 100)))))
 
-    assert f"Close, within 2% of the best, so that the simplest was taken: {WINNER} (p50 100 us; " in text
+    assert f"Close, within 1% of the best, so that the simplest was taken: {WINNER} (p50 100 us; " in text
     assert "the placed one is simpler: fewer threads" in text
+
+
+def test_a_far_shorter_tail_for_a_little_more_is_pointed_out() -> None:
+    """Half the p99 for at most half as much again of the p50; with p99 asked for there is nothing to say."""
+    steady = Latency(samples=400, p50_us=120, p90_us=130, p99_us=150)
+    jumpy = Latency(samples=400, p50_us=100, p90_us=300, p99_us=900)
+    results = (one(WINNER, 100, latency=jumpy), one("litert/int8/xnnpack/t1", 120, latency=steady))
+
+    text = "\n".join(explain(report(results)))
+
+    assert "Mind the tail: its p99 900 us, and litert/int8/xnnpack/t1 has p99 150 us at 1.20 times the p50." in text
+    assert "Mind the tail" not in "\n".join(explain(report(results, Policy(objective="latency_p99"))))
+    assert "Mind the tail" not in "\n".join(explain(report()))
 
 
 def test_what_was_kept_though_another_was_better_is_told_with_why() -> None:

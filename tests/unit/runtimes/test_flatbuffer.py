@@ -2,28 +2,19 @@
 
 from __future__ import annotations
 
-import contextlib
-
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
+from damaged_files import check_mutations, check_noise, check_truncations, survives
 from regatta_protocol.errors import Rejected
 from regatta_runtimes.backends import litert
 from regatta_runtimes.candidate import Candidate
 from regatta_runtimes.errors import CreateFailed
 from regatta_runtimes.flatbuffer import read_graph, survey
-from tiny_models import dense_model, shared_data, unary_model
+from shared_data import shared_file, shared_files
+from tiny_models import dense_model, unary_model
 
 DENSE = dense_model(np.ones((8, 4), dtype=np.float32), np.zeros(8, dtype=np.float32))
-
-
-def _survives(data: bytes) -> None:
-    with contextlib.suppress(Rejected):
-        survey(data)
-    with contextlib.suppress(Rejected):
-        read_graph(data)
 
 
 @pytest.mark.parametrize(
@@ -56,38 +47,26 @@ def test_what_is_no_model_is_rejected(data: bytes) -> None:
 
 def test_every_truncation_of_a_small_model_is_survived() -> None:
     """Cut at every byte: an answer or Rejected."""
-    for length in range(len(DENSE)):
-        _survives(DENSE[:length])
+    check_truncations(DENSE, survey, read_graph)
 
 
-@settings(max_examples=300, deadline=None)
-@given(st.lists(st.tuples(st.integers(0, len(DENSE) - 1), st.integers(0, 255)), min_size=1, max_size=12))
-def test_every_mutation_of_a_small_model_is_survived(changes: list[tuple[int, int]]) -> None:
+def test_every_mutation_of_a_small_model_is_survived() -> None:
     """Bytes overwritten anywhere: an answer or Rejected."""
-    data = bytearray(DENSE)
-    for position, value in changes:
-        data[position] = value
-
-    _survives(bytes(data))
+    check_mutations(DENSE, survey, read_graph)
 
 
-@settings(max_examples=200, deadline=None)
-@given(st.binary(max_size=400))
-def test_noise_behind_the_identifier_is_survived(noise: bytes) -> None:
+def test_noise_behind_the_identifier_is_survived() -> None:
     """Random tables: an answer or Rejected."""
-    _survives(b"\x10\0\0\0TFL3" + noise)
+    check_noise(b"\x10\0\0\0TFL3", survey, read_graph)
 
 
 def test_real_models_are_read_and_survive_truncation() -> None:
     """Each real model: operators are found, and 60 cuts of it raise nothing but Rejected."""
-    data = shared_data()
-    if data is None:
-        pytest.skip("no real models: ../shared/data is absent")
-    for path in sorted(data.glob("*/*.tflite")):
+    for path in shared_files("*/*.tflite"):
         content = path.read_bytes()
         assert survey(content).operators
         for cut in np.linspace(0, len(content) - 1, 60, dtype=int):
-            _survives(content[: int(cut)])
+            survives(content[: int(cut)], survey, read_graph)
 
 
 @pytest.mark.parametrize(
@@ -100,18 +79,12 @@ def test_real_models_are_read_and_survive_truncation() -> None:
 )
 def test_precision_of_real_models(name: str, precision: str) -> None:
     """By what is computed and what is stored."""
-    data = shared_data()
-    if data is None:
-        pytest.skip("no real models: ../shared/data is absent")
-    assert survey((data / name).read_bytes()).precision == precision
+    assert survey(shared_file(name).read_bytes()).precision == precision
 
 
 def test_inputs_and_outputs_of_real_models_are_as_an_interpreter_says() -> None:
     """Names, types, shapes, scales and zero points, to the last digit."""
-    data = shared_data()
-    if data is None:
-        pytest.skip("no real models: ../shared/data is absent")
-    for path in sorted(data.glob("*/*.tflite")):
+    for path in shared_files("*/*.tflite"):
         graph = read_graph(path.read_bytes())
         try:
             session = litert.open_session(Candidate("litert", "v", "none", 1), path)

@@ -21,7 +21,8 @@ from regatta_runtimes.reference import SOUND_SNR_DB
 from regatta_runtimes.samples import read_evaluation, read_golden
 from regatta_runtimes.score import MAX_SNR_DB, snr_db
 from regatta_runtimes.session import Array, dequantize, quantize
-from tiny_models import dense_model, shared_data
+from shared_data import shared_file
+from tiny_models import dense_model
 
 WEIGHTS = np.arange(12, dtype=np.float32).reshape(3, 4) - 5
 FLOAT_INPUT = TensorSpec(name="in", dtype="float32", shape=(1, 4))
@@ -85,10 +86,7 @@ def test_a_wrong_golden_output_is_wrong_output(model: Path, tmp_path: Path) -> N
 
 def test_no_sound_candidate_of_a_real_model_is_called_wrong(tmp_path: Path) -> None:
     """ResNet8 int8 on a ramp: among the real cases that differ most between sound backends (see SOUND_SNR_DB)."""
-    data = shared_data()
-    if data is None:
-        pytest.skip("no real models: ../shared/data is absent")
-    model = data / "mlperf_tiny" / "pretrainedResnet_quant.tflite"
+    model = shared_file("mlperf_tiny/pretrainedResnet_quant.tflite")
     ramp = np.linspace(0, 255, 6 * 32 * 32 * 3, dtype=np.float32).reshape(6, 32, 32, 3)
     np.savez(tmp_path / "s.npz", x=ramp)
     write_golden({"v": model}, tmp_path / "g.npz", samples=tmp_path / "s.npz")

@@ -37,7 +37,7 @@ def _contest(seed: int) -> dict[str, float]:
     ids=["calm", "drift", "bursts", "storm"],
 )
 def test_the_best_is_placed_whatever_the_weather(weather: SimulatedBoard, allowed: int) -> None:
-    """Of 60 races, at most `allowed` place one that truly takes over 2.5 % longer: 2 % are a tie, the rest noise."""
+    """Of 60 races, at most `allowed` place one that truly takes over 2 % longer: 1 % is a tie, the rest noise."""
     regret: dict[int, float] = {}
     for seed in range(60):
         true_us = _contest(seed)
@@ -45,7 +45,7 @@ def test_the_best_is_placed_whatever_the_weather(weather: SimulatedBoard, allowe
         assert verdict.placement is not None
         regret[seed] = true_us[verdict.placement] / min(true_us.values())
 
-    assert sum(each > 1.025 for each in regret.values()) <= allowed, {s: r for s, r in regret.items() if r > 1.025}
+    assert sum(each > 1.02 for each in regret.values()) <= allowed, {s: r for s, r in regret.items() if r > 1.02}
 
 
 @pytest.mark.parametrize("budget_s", [0.5, 3.0, 20.0])

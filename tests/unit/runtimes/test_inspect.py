@@ -9,7 +9,8 @@ import pytest
 
 from regatta_protocol.errors import Misuse, Rejected
 from regatta_runtimes.inspect import inspect_model
-from tiny_models import dense_model, shared_data, unary_model
+from shared_data import shared_file
+from tiny_models import dense_model, unary_model
 
 DENSE = dense_model(np.ones((8, 4), dtype=np.float32), np.zeros(8, dtype=np.float32))
 
@@ -32,11 +33,7 @@ def test_facts_of_a_small_model(tmp_path: Path) -> None:
 
 def test_a_quantized_model_states_scale_and_zero_point() -> None:
     """As the interpreter gives them."""
-    data = shared_data()
-    if data is None:
-        pytest.skip("no real models: ../shared/data is absent")
-
-    facts = inspect_model(data / "mlperf_tiny" / "kws_ref_model.tflite")
+    facts = inspect_model(shared_file("mlperf_tiny/kws_ref_model.tflite"))
 
     assert (facts.inputs[0].dtype, facts.inputs[0].zero_point) == ("int8", 83)
     assert facts.inputs[0].scale == pytest.approx(0.5847029)
@@ -45,11 +42,7 @@ def test_a_quantized_model_states_scale_and_zero_point() -> None:
 
 def test_a_model_for_an_accelerator_is_described() -> None:
     """No runtime here can run it, but what it requires is known."""
-    data = shared_data()
-    if data is None:
-        pytest.skip("no real models: ../shared/data is absent")
-
-    facts = inspect_model(data / "coral" / "mobilenet_v1_0.25_128_quant_edgetpu.tflite")
+    facts = inspect_model(shared_file("coral/mobilenet_v1_0.25_128_quant_edgetpu.tflite"))
 
     assert facts.requires == ("edgetpu",)
     assert facts.inputs[0].shape == (1, 128, 128, 3)
@@ -80,10 +73,7 @@ def test_a_missing_file_is_rejected(tmp_path: Path) -> None:
 @pytest.mark.parametrize("share", [0.3, 0.6, 0.9, 0.99])
 def test_cut_real_models_are_rejected_or_read(share: float, tmp_path: Path) -> None:
     """A truncated model that crashes the vendor's reader is still only Rejected here."""
-    data = shared_data()
-    if data is None:
-        pytest.skip("no real models: ../shared/data is absent")
-    content = (data / "mlperf_tiny" / "kws_ref_model.tflite").read_bytes()
+    content = shared_file("mlperf_tiny/kws_ref_model.tflite").read_bytes()
 
     with pytest.raises(Rejected):
         inspect_model(_write(tmp_path, content[: int(len(content) * share)]))

@@ -61,9 +61,9 @@ SURELY_LOSES = PairedDrop(reference=B, drop=0.05, low=0.03, high=0.09, samples=1
 
 CASES = [
     ("the fastest wins", [entry(A, 100), entry(B, 50)], Policy(), None, B),
-    ("a tie goes to fewer threads", [entry(B, 100), entry(C, 98.5)], Policy(), None, B),
-    ("a tie goes to no delegate", [entry(A, 101), entry(B, 100)], Policy(), None, A),
-    ("a tie goes to litert", [entry(D, 99), entry(A, 100)], Policy(), None, A),
+    ("a tie goes to fewer threads", [entry(B, 100), entry(C, 99.5)], Policy(), None, B),
+    ("a tie goes to no delegate", [entry(A, 100.5), entry(B, 100)], Policy(), None, A),
+    ("a tie goes to litert", [entry(D, 99.5), entry(A, 100)], Policy(), None, A),
     ("three percent is no tie", [entry(B, 103), entry(C, 100)], Policy(), None, C),
     ("the inaccurate is out", [entry(A, 10, correct=80), entry(B, 50, correct=91)], Policy(), FLOOR, B),
     ("unknown accuracy is no gate", [entry(A, 10), entry(B, 50)], Policy(), FLOOR, A),
@@ -177,10 +177,10 @@ def test_what_is_over_a_limit_is_told_with_both_figures() -> None:
 
 def test_a_tie_says_why_the_simpler_is_simpler() -> None:
     """Both the winner's and the tied one's reason name it."""
-    verdict = judge([entry(B, 100), entry(C, 98.5)], Policy(), None)
+    verdict = judge([entry(B, 100), entry(C, 99.5)], Policy(), None)
 
-    assert "within 2% of litert/int8/xnnpack/t2 (p50 98.5 us) and simpler (fewer threads)" in reason_of(verdict, B)
-    assert "is a tie within 2%, and litert/int8/xnnpack/t1 is simpler (fewer threads)" in reason_of(verdict, C)
+    assert "within 1% of litert/int8/xnnpack/t2 (p50 99.5 us) and simpler (fewer threads)" in reason_of(verdict, B)
+    assert "is a tie within 1%, and litert/int8/xnnpack/t1 is simpler (fewer threads)" in reason_of(verdict, C)
 
 
 _results = st.lists(
@@ -202,7 +202,7 @@ _results = st.lists(
 
 @given(_results, st.none() | st.just(FLOOR))
 def test_the_winner_is_eligible_and_near_the_best(results: list[CandidateResult], floor: Floor | None) -> None:
-    """Whatever raced: no ineligible winner, a tie costs 2 % at most, and order does not matter."""
+    """Whatever raced: no ineligible winner, a tie costs 1 % at most, and order does not matter."""
     verdict = judge(results, Policy(), floor)
 
     eligible = [

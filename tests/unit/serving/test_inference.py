@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from regatta_agent.serving.inference import NamedTensor, parse_infer, render_infer
+from regatta_agent.serving.inference import NamedTensor, WantedOutput, parse_infer, render_infer
 from regatta_protocol.errors import Rejected
 
 ENTRY: dict[str, Any] = {"name": "x", "shape": [2], "datatype": "FP32"}
@@ -106,7 +106,7 @@ def test_an_answer_carries_json_and_binary_tensors() -> None:
     scores = NamedTensor("s", "FP32", np.array([[0.5, 0.25]], dtype=np.float32))
     codes = NamedTensor("c", "INT8", np.array([1, -1], dtype=np.int8))
 
-    body, length = render_infer("m", 3, "r1", [(scores, False), (codes, True)])
+    body, length = render_infer("m", 3, "r1", [(scores, WantedOutput("s", False)), (codes, WantedOutput("c", True))])
 
     document = json.loads(body[:length])
     assert (document["id"], document["model_name"], document["model_version"]) == ("r1", "m", "3")
@@ -117,7 +117,9 @@ def test_an_answer_carries_json_and_binary_tensors() -> None:
 
 def test_an_answer_in_json_has_no_header_length() -> None:
     """Without binary tensors the whole body is JSON."""
-    body, length = render_infer("m", 3, None, [(NamedTensor("c", "INT8", np.array([1], dtype=np.int8)), False)])
+    codes = NamedTensor("c", "INT8", np.array([1], dtype=np.int8))
+
+    body, length = render_infer("m", 3, None, [(codes, WantedOutput("c", False))])
 
     assert length is None
     assert "id" not in json.loads(body)

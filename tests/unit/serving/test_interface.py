@@ -61,6 +61,18 @@ def test_inputs_that_do_not_fit_are_refused(request_: InferRequest, says: str) -
         MODEL.to_native(request_)
 
 
+def test_what_is_not_finite_passes_where_the_policy_lets_it() -> None:
+    """A model of real numbers gets NaN as it came; integers cannot hold it, whatever the policy."""
+    spec = TensorSpec(name="x", dtype="float32", shape=(1, 4))
+    array = np.full((1, 4), np.nan, dtype=np.float32)
+
+    natives, _ = ModelInterface([spec], [SCORES], non_finite="pass").to_native(_request(array))
+
+    assert natives[0] is array
+    with pytest.raises(Rejected, match="NaN"):
+        ModelInterface([INT8], [SCORES], non_finite="pass").to_native(_request(array))
+
+
 @pytest.mark.parametrize("outputs", [("q",), ("y", "y")])
 def test_outputs_that_do_not_exist_are_refused(outputs: tuple[str, ...]) -> None:
     """An unknown output, or one asked for twice, is an error."""

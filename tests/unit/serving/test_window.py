@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Mapping
+from typing import Any
 
 import pytest
+from prometheus_client.openmetrics.parser import text_string_to_metric_families
 
 from regatta_agent.serving.events import Failed, Ready, SelfTest, WindowClosed, parse_event
 from regatta_agent.serving.feedback import Feedback
-from regatta_agent.serving.metrics import openmetrics
+from regatta_agent.serving.metrics import openmetrics, statistics
 from regatta_agent.serving.window import Outcome, Placement, Tally, Timing
 from regatta_protocol import sketch
 from regatta_protocol.errors import Rejected
@@ -100,20 +103,64 @@ def test_feedback_on_what_is_no_class_needs_a_verdict() -> None:
     assert feedback.judge("a", label=None, correct=True)
 
 
-def test_metrics_keep_counting_over_windows() -> None:
-    """Totals grow over windows, and the text ends as OpenMetrics asks."""
+def test_metrics_keep_counting_over_windows_and_placements() -> None:
+    """Totals grow over windows, each placement has its own, and another's parser reads the text."""
     tally = _tally()
     for _ in range(3):
-        tally.count(Outcome.SUCCESS, Timing(2_000_000, 1_000_000, 500_000))
+        tally.count(Outcome.SUCCESS, Timing(2_000_000, queue_ns=1_000_000, compute_ns=500_000))
+        tally.count_batch(2)
         tally.close(15.0, None, None)
+    tally.place("litert/int8/xnnpack/t1")
+    tally.count(Outcome.FAILURE, Timing(0))
 
     text = openmetrics(tally, pending=1, connections=2, degraded=True)
 
-    labels = 'model="digits",version="2",placement="litert/int8/none/t1"'
-    assert f'regatta_inference_requests_total{{{labels},outcome="success"}} 3\n' in text
-    assert f"regatta_inference_request_duration_seconds_sum{{{labels}}} 0.006000000\n" in text
-    assert "regatta_serving_degraded{" + labels + "} 1\n" in text
-    assert text.endswith("\n# EOF\n")
+    parsed = text_string_to_metric_families(text)  # type: ignore[no-untyped-call]  # its package types only a part
+    families = {family.name: family for family in parsed}
+    served, now = "litert/int8/none/t1", "litert/int8/xnnpack/t1"
+    assert _value(families, "regatta_inference_requests_total", placement=served, outcome="success") == 3
+    assert _value(families, "regatta_inference_requests_total", placement=served, outcome="failure") == 0
+    assert _value(families, "regatta_inference_requests_total", placement=now, outcome="failure") == 1
+    assert _value(families, "regatta_inference_request_duration_seconds_sum", placement=served) == 0.006
+    assert _value(families, "regatta_inference_queue_duration_seconds_count", placement=served) == 3
+    p99 = _value(families, "regatta_inference_compute_infer_duration_seconds", placement=served, quantile="0.99")
+    assert p99 == pytest.approx(0.0005, rel=0.01)
+    assert _value(families, "regatta_inference_batch_size_bucket", placement=served, le="1.0") == 0
+    assert _value(families, "regatta_inference_batch_size_bucket", placement=served, le="2.0") == 3
+    assert _value(families, "regatta_inference_batch_size_sum", placement=served) == 6
+    assert _value(families, "regatta_serving_degraded", placement=now) == 1
+
+
+def _value(families: Mapping[str, Any], name: str, **labels: str) -> float:
+    """Return the one sample of that name with these labels."""
+    (found,) = [
+        sample.value
+        for family in families.values()
+        for sample in family.samples
+        if sample.name == name and labels.items() <= sample.labels.items()
+    ]
+    return float(found)
+
+
+def test_statistics_add_up() -> None:
+    """Counts and times over all placements, and sketches that merge to the whole."""
+    tally = _tally()
+    for candidate, ns in (("litert/int8/none/t1", 1_000_000), ("litert/int8/xnnpack/t1", 3_000_000)):
+        tally.place(candidate)
+        tally.count(Outcome.SUCCESS, Timing(ns, queue_ns=ns // 2))
+        tally.count_batch(4)
+    tally.count(Outcome.EXPIRED, Timing(0))
+
+    document = statistics(tally)
+
+    assert (document["inference_count"], document["execution_count"]) == (8, 2)
+    assert document["inference_stats"]["success"] == {"count": 2, "ns": 4_000_000}
+    assert document["inference_stats"]["queue"] == {"count": 2, "ns": 2_000_000}
+    assert document["inference_stats"]["fail"]["count"] == 1
+    assert document["batch_stats"] == [{"batch_size": 4, "execution_count": 2}]
+    merged = sketch.merge(one["request"] for one in document["sketches"].values())
+    assert sketch.quantile(merged, 1.0) == pytest.approx(3000, rel=0.01)
+    assert sketch.quantile(merged, 0.0) == pytest.approx(1000, rel=0.01)
 
 
 def test_the_parent_s_side_imports_no_numpy() -> None:

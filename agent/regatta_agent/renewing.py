@@ -1,0 +1,91 @@
+"""Has this device's certificate renewed in time: a child looks once a day whether it is due, and renews it.
+
+The child does all of it (regatta_provisioning.renewal); here is only when. Without network it is tried again, with
+back-off and full jitter. A renewal changes a file that the bus reads at its next connection, so nothing is interrupted.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+from pathlib import Path
+from random import Random
+
+from regatta_agent.children import Child, Launcher
+from regatta_agent.events import ChildEnded, ChildLine, Event
+
+__all__ = ["Renewing"]
+
+logger = logging.getLogger(__name__)
+
+_FIRST_S = 600.0  # after a power cut a fleet starts at once; its devices must not ask at once
+_DAY_S = 86_400.0
+_BACKOFF_BASE_S, _BACKOFF_CAP_S = 60.0, 6 * 3600.0
+_TOO_LONG_S = 120.0
+
+
+class Renewing:
+    """Used by the loop's thread only."""
+
+    def __init__(self, launcher: Launcher, folder: Path, rng: Random, boot: str) -> None:
+        """
+        Args:
+            folder: of the identity.
+        """
+        self._launcher = launcher
+        self._folder = folder
+        self._rng = rng
+        self._boot = boot
+        self._count = 0
+        self._failures = 0
+        self._next_s: float | None = None
+        self._child: Child | None = None
+        self._name = ""
+        self._deadline_s = 0.0
+
+    def tick(self, now_s: float) -> None:
+        """Start the child when its time has come, or end one that takes too long."""
+        if self._next_s is None:
+            self._next_s = now_s + self._rng.uniform(0.0, _FIRST_S)
+        if self._child is not None:
+            if now_s > self._deadline_s:
+                self._child.kill()  # its end comes as an event
+            return
+        if now_s < self._next_s:
+            return
+        self._count += 1
+        self._name = f"renewal-{self._boot[:8]}-{self._count}"
+        self._deadline_s = now_s + _TOO_LONG_S
+        argv = [sys.executable, "-m", "regatta_provisioning.renewal", str(self._folder)]
+        try:
+            self._child = self._launcher.launch(self._name, argv, b"")
+        except OSError as err:
+            self._failed(f"it cannot be started: {err}", now_s)
+
+    def handle(self, event: Event, now_s: float) -> None:
+        """Take in what the child said, or that it ended."""
+        if self._child is None or not isinstance(event, ChildLine | ChildEnded) or event.child != self._name:
+            return
+        if isinstance(event, ChildLine):
+            if event.line.startswith(b"renewed"):
+                logger.info("event=certificate_renewed said=%s", event.line.decode(errors="replace")[:100])
+            return
+        self._child = None
+        if event.status != 0:
+            self._failed(event.describe(), now_s)
+            return
+        self._failures = 0
+        self._next_s = now_s + self._rng.uniform(0.5, 1.0) * _DAY_S
+
+    def cancel(self) -> None:
+        """Leave nothing running."""
+        if self._child is not None:
+            self._child.kill()
+            self._child = None
+
+    def _failed(self, why: str, now_s: float) -> None:
+        cap_s = min(_BACKOFF_CAP_S, _BACKOFF_BASE_S * 2.0 ** min(self._failures, 30))
+        wait_s = self._rng.uniform(0.0, cap_s)
+        self._failures += 1
+        self._next_s = now_s + wait_s
+        logger.warning("event=certificate_not_renewed next_s=%.0f reason=%s", wait_s, why)

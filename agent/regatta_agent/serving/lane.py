@@ -1,0 +1,168 @@
+"""The way of requests to one placement: they wait by priority, and go to its engine a few at a time.
+
+The queue is kept on the loop and not in the engine, so that priorities and deadlines hold until the last moment; the
+engine has one piece of work in hand and one to go on with, for handing over costs two wake-ups. A piece is one request,
+or as many as may be computed together.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Generic, Protocol, TypeVar
+
+from regatta_agent.serving.engine import Engine, Finished
+from regatta_agent.serving.waiting import Waiting
+
+__all__ = ["Batches", "Expired", "Lane", "Ticket"]
+
+_IN_HAND = 2  # pieces of work that the engine is given: one runs, one is next
+_MEMORY = 8  # the mean forgets with this many pieces
+_UNMEASURED_NS = 1_000_000
+
+
+class Ticket(Protocol):
+    """A request that waits."""
+
+    @property
+    def priority(self) -> int: ...
+
+    @property
+    def deadline_ns(self) -> int | None:
+        """time.perf_counter_ns after which it is not computed any more."""
+
+    @property
+    def brief(self) -> bool:
+        """Whether it may be computed on the loop's thread when such work is brief."""
+
+
+T = TypeVar("T", bound=Ticket)
+R = TypeVar("R")
+
+
+class Expired(Exception):
+    """The deadline of a request passed before its turn came."""
+
+
+@dataclass(frozen=True)
+class Batches:
+    """How many requests may be computed together, and how long one may wait for others to join it."""
+
+    most: int
+    delay_ns: int = 0
+
+
+class Lane(Generic[T, R]):
+    """The queue of one engine. Used on the loop's thread only."""
+
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        engine: Engine,
+        compute: Callable[[Sequence[T]], Sequence[R | Exception]],
+        finish: Callable[[T, R | Exception, int], None],
+        expected_ns: int | None = None,
+    ) -> None:
+        """Keep who computes and who is told.
+
+        Args:
+            loop: whose thread uses it.
+            engine: for this lane's work alone, but for what its caretaker asks.
+            compute: returns what came of each request, in order; called on the engine's thread.
+            finish: told on the loop of each request, what came of it (`Expired` included) and when computing began.
+            expected_ns: how long a request is thought to take until that is measured.
+        """
+        self._loop = loop
+        self._engine = engine
+        self._compute = compute
+        self._finish = finish
+        self._waiting: Waiting[T] = Waiting()
+        self._timer: asyncio.TimerHandle | None = None
+        self._in_hand = 0  # pieces that the engine was given
+        self._computing = 0  # requests in them
+        self._mean_ns = expected_ns or _UNMEASURED_NS  # of a request, exponentially weighted
+        self._oldest_ns = 0  # since when the first of those that wait for company has waited
+        self.batches: Batches | None = None  # None: one by one
+
+    @property
+    def pending(self) -> int:
+        """How many requests wait or are computed."""
+        return len(self._waiting) + self._computing
+
+    def delay_ns(self, more: int = 1) -> float:
+        """Return how long `more` requests on top of the pending ones are expected to take until the last is done."""
+        return (self.pending + more) * self._mean_ns
+
+    def retry_after_s(self) -> int:
+        """Return after how many whole seconds the queue is expected to have been worked off; at least 1."""
+        return max(1, math.ceil(self.delay_ns(0) / 1e9))
+
+    def put(self, ticket: T) -> None:
+        """Compute `ticket` when its turn comes."""
+        if self.batches is None and not self._waiting and self._in_hand < _IN_HAND:
+            self._give([ticket])
+            return
+        if not self._waiting:
+            self._oldest_ns = time.perf_counter_ns()
+        self._waiting.put(ticket, ticket.priority, ticket.deadline_ns)
+        self._go_on()
+
+    def _go_on(self) -> None:
+        """Give the engine what it can take, and refuse what came too late."""
+        now_ns = time.perf_counter_ns()
+        for ticket in self._waiting.expire(now_ns):
+            self._finish(ticket, Expired(), now_ns)
+        # What is gathered while the piece at hand runs is the next batch, so there is none in reserve then.
+        room = _IN_HAND if self.batches is None else 1
+        while self._waiting and self._in_hand < room and self._company_has_come(now_ns):
+            self._give(self._waiting.take(1 if self.batches is None else self.batches.most))
+        self._set_timer(now_ns)
+
+    def _company_has_come(self, now_ns: int) -> bool:
+        batches = self.batches
+        if batches is None or batches.delay_ns == 0 or len(self._waiting) >= batches.most:
+            return True
+        return now_ns - self._oldest_ns >= batches.delay_ns
+
+    def _set_timer(self, now_ns: int) -> None:
+        """Come back when a deadline passes, or when a batch has waited long enough for others."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        times = [] if self._waiting.soonest_ns is None else [self._waiting.soonest_ns]
+        if self._waiting and self.batches is not None and self._in_hand == 0:
+            times.append(self._oldest_ns + self.batches.delay_ns)
+        if times:
+            self._timer = self._loop.call_later(max(0, min(times) - now_ns) / 1e9 + 1e-6, self._go_on)
+
+    def _give(self, tickets: list[T]) -> None:
+        self._in_hand += 1
+        self._computing += len(tickets)
+
+        def work() -> Sequence[R | Exception]:
+            now_ns = time.perf_counter_ns()
+            late = [one.deadline_ns is not None and one.deadline_ns <= now_ns for one in tickets]
+            if not any(late):
+                return self._compute(tickets)
+            timely = [one for one, is_late in zip(tickets, late, strict=True) if not is_late]
+            results = iter(self._compute(timely) if timely else ())
+            return [Expired() if is_late else next(results) for is_late in late]
+
+        def done(finished: Finished[Sequence[R | Exception]]) -> None:
+            self._in_hand -= 1
+            self._computing -= len(tickets)
+            each_ns = (finished.ended_ns - finished.began_ns) // len(tickets)
+            self._mean_ns += (each_ns - self._mean_ns) // _MEMORY
+            if self._waiting:
+                self._go_on()  # before answering, which would keep the engine waiting
+            failed = None if finished.error is None else [finished.error] * len(tickets)
+            results: Sequence[R | Exception] = failed or finished.value or ()
+            for ticket, result in zip(tickets, results, strict=True):
+                self._finish(ticket, result, finished.began_ns)
+
+        brief = all(one.brief for one in tickets)
+        accepted = (self._engine.perform if brief else self._engine.submit)(work, done)
+        assert accepted, "the engine has room for what is in hand: this is a bug"

@@ -1,0 +1,98 @@
+"""One request of a device to the fleet's own HTTPS server: what enrolment and renewal have in common.
+
+Only https, no redirects, every body bounded, one deadline over each request. Whom to believe is the caller's to say:
+by the fleet's pinned authority (`believing`), or by a fingerprint afterwards, as in enrolment.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import http.client
+import ssl
+import time
+from urllib.parse import urlsplit
+
+from regatta_protocol.codec import decode
+from regatta_protocol.errors import RegattaError, Rejected, Retryable, TooLarge, Untrusted
+from regatta_provisioning.enrollment import MAX_ENROLL_BYTES, Refusal
+
+__all__ = ["believing", "call", "refusal"]
+
+_READ_BYTES = 16_384
+
+
+def believing(ca_pem: str) -> ssl.SSLContext:
+    """Return a TLS context that believes this authority (PEM) and no other."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    context.load_verify_locations(cadata=ca_pem)
+    return context
+
+
+def call(
+    url: str, method: str, path: str, body: bytes | None, context: ssl.SSLContext, timeout_s: float
+) -> tuple[int, bytes]:
+    """Return status and body of one request.
+
+    Args:
+        url: of the server, https; `path` goes behind it.
+        timeout_s: from connecting to the last byte.
+
+    Raises:
+        Retryable: when there is no whole answer within `timeout_s`.
+        Untrusted: when the server does not prove to be the fleet's.
+        TooLarge: when the body is over the limit.
+    """
+    parts = urlsplit(url)
+    deadline = time.monotonic() + timeout_s
+    connection = http.client.HTTPSConnection(
+        parts.hostname or "", parts.port or 443, timeout=timeout_s, context=context
+    )
+    headers = {"Accept": "application/json", "Connection": "close"}
+    if body is not None:
+        headers["Content-Type"] = "application/json"
+    try:
+        connection.request(method, parts.path + path, body=body, headers=headers)
+        response = connection.getresponse()
+        return response.status, _read_bounded(response, deadline, url)
+    except ssl.SSLCertVerificationError as err:
+        raise Untrusted(
+            f"{url} does not prove to be the fleet's server: {err.verify_message}. This device's clock says "
+            f"{dt.datetime.now(dt.timezone.utc):%Y-%m-%d %H:%M} UTC: set it if that is wrong; or the server's "
+            "certificate does not name this address"
+        ) from err
+    except (OSError, http.client.HTTPException) as err:
+        raise Retryable(
+            f"no answer from {url} ({type(err).__name__}: {err}): is the server up, and its port open from here?"
+        ) from err
+    finally:
+        connection.close()
+
+
+def refusal(url: str, status: int, body: bytes, what: str) -> RegattaError:
+    """Return the error of an answer that is none of success, with the server's own words.
+
+    Args:
+        what: what was asked for, as a verb: `enrol`.
+    """
+    try:
+        refused = decode(Refusal, body, MAX_ENROLL_BYTES)
+        said = refused.error + (f" ({refused.hint})" if refused.hint else "")
+    except Rejected:
+        said = "it gave no reason"
+    if status == 429 or status >= 500:
+        return Retryable(f"{url} cannot {what} now (status {status}): {said}; try again")
+    return Rejected(f"{url} refused to {what} this device (status {status}): {said}")
+
+
+def _read_bounded(response: http.client.HTTPResponse, deadline: float, url: str) -> bytes:
+    body = b""
+    while piece := response.read1(_READ_BYTES):
+        body += piece
+        if len(body) > MAX_ENROLL_BYTES:
+            raise TooLarge(f"{url} answered with more than {MAX_ENROLL_BYTES} bytes: it is no Regatta server")
+        if time.monotonic() > deadline:
+            raise Retryable(f"{url} answers too slowly ({len(body)} bytes until now): try again")
+    if response.length:
+        raise Retryable(f"the answer of {url} was cut off, {response.length} bytes are missing: try again")
+    return body

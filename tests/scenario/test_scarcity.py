@@ -1,0 +1,217 @@
+"""A device whose board lacks something for a while: it serves on, does not burn the card, and goes on by itself."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+
+import pytest
+
+from device_rig import DEVICE, MODEL, Rig
+from regatta_agent.core.installs import AgentRecord
+from regatta_agent.core.states import IN_PROGRESS
+from regatta_agent.events import ChildEnded
+from regatta_agent.fetcher import FetchFiles, FetchManifest
+from regatta_agent.jobs import Authorize
+from regatta_agent.partial import PartialFile
+from regatta_agent.racing import FleetResults, Race
+from regatta_agent.record import RecordFile
+from regatta_agent.serving.events import WindowClosed
+from regatta_agent.status import StateLock
+from regatta_agent.store import Store
+from regatta_protocol.codec import encode
+from regatta_protocol.errors import StorageFull
+from regatta_protocol.ids import ModelRef
+from regatta_protocol.messages import InstallState
+from scarcity import SmallDisk, no_descriptors, small_disk
+
+_DISK_BYTES = 4 << 20
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Iterator[SmallDisk]:
+    with small_disk(tmp_path / "state", _DISK_BYTES) as disk:
+        yield disk
+
+
+@pytest.fixture
+def rig(tmp_path: Path, disk: SmallDisk) -> Iterator[Rig]:
+    """A device with its state on the small disk, that serves version 1 and may be given version 2."""
+    rig = Rig(tmp_path).start()
+    for version in (1, 2):
+        rig.fleet.push(version, 600_000)
+    rig.fleet.assign(1)
+    assert rig.run(until=rig.committed(1))
+    yield rig
+    rig.outbox.close()
+
+
+def chatty(rig: Rig) -> None:
+    """Let the workers tell a window, as real ones do all the time."""
+    for child in rig.launcher.alive("worker:"):
+        version = int(child.name.split("-")[1])
+        window = WindowClosed(
+            model=MODEL, version=version, placement="litert/int8/xnnpack/t1", start=1.0, stop=2.0, requests=5, errors=0
+        )
+        child.say(encode(window))
+
+
+@pytest.mark.parametrize("state", sorted(IN_PROGRESS - {InstallState.VERIFIED}))  # which is racing before it is written
+def test_a_disk_that_fills_up_in_any_state_is_tried_once_an_hour_until_there_is_space(
+    rig: Rig, disk: SmallDisk, monkeypatch: pytest.MonkeyPatch, state: InstallState
+) -> None:
+    """Three hours: a model serves, no version fails, tries are bounded; with space it is committed at once."""
+    ref, save, begin = ModelRef(MODEL, 2), RecordFile.save, PartialFile.open
+    full, refused = [False], {"record": 0, "download": 0}
+
+    def saving(self: RecordFile, record: AgentRecord) -> None:
+        install = record.find(ref)
+        if not full[0] and install is not None and install.state == state:
+            full[0] = True
+            disk.fill()
+        with refusals("record"):
+            save(self, record)
+
+    def opening(self: PartialFile) -> None:
+        with refusals("download"):
+            begin(self)
+
+    @contextmanager
+    def refusals(what: str) -> Iterator[None]:
+        try:
+            yield
+        except (StorageFull, OSError):
+            refused[what] += 1
+            raise
+
+    monkeypatch.setattr(RecordFile, "save", saving)
+    monkeypatch.setattr(PartialFile, "open", opening)
+    rig.fleet.assign(2, "r2", trial_s=30)
+    for _ in range(180):
+        rig.run(59, step_s=20)
+        chatty(rig)
+        assert rig.serves()
+
+    assert full[0]
+    assert all(count <= 4 for count in refused.values()), refused
+    assert rig.state(2) not in ("failed", "rolled_back")
+    disk.free()
+    assert rig.run(until=rig.committed(2), seconds=120), rig.install(2)
+    assert rig.install(2).attempt == 0
+
+
+def test_a_disk_that_is_full_at_the_start_serves_all_the_same(rig: Rig, disk: SmallDisk) -> None:
+    """A board that boots with a full disk has its model; telemetry is lost, counted, and told with space."""
+    disk.fill()
+    rig.restart()
+    assert rig.run(until=rig.committed(1), seconds=2)
+    for _ in range(3):
+        chatty(rig)
+        rig.run(30)
+    disk.free()
+    rig.run(90)
+    chatty(rig)
+    rig.run(30)
+
+    assert rig.serving() == 1
+    told = [batch for batch in rig.fleet.batches if batch.dropped]
+    assert [batch.dropped for batch in told] == [3]
+    assert len({batch.id for batch in rig.fleet.batches}) == len(rig.fleet.batches)
+
+
+def test_the_reason_has_both_figures_and_stays_while_logs_come_and_go(rig: Rig, disk: SmallDisk) -> None:
+    """`needs 0.6 MB …, 0.3 MB free`; some kilobytes more or less are no reason to try."""
+    disk.fill(left_bytes=300_000)
+    rig.fleet.assign(2, "r2")
+    rig.run(5)
+    gets = rig.fleet.gets
+    disk.fill(left_bytes=250_000)
+    rig.run(600, step_s=5)
+
+    assert re.fullmatch(
+        r"needs 0\.6 MB and 0 MB reserve, 0\.[23] MB free: free some space and it goes on", rig.install(2).reason or ""
+    )
+    assert rig.fleet.gets == gets
+    disk.free()
+    assert rig.run(until=rig.committed(2))
+
+
+def test_a_state_folder_that_takes_nothing_is_served_from_and_gone_on_with(rig: Rig, disk: SmallDisk) -> None:
+    """Read-only at work and at a start: the model serves, nothing new is begun, and writing again is enough."""
+    rig.outbox.close()
+    disk.take_nothing()
+    rig.fleet.assign(2, "r2")
+    rig.run(600, step_s=5)
+    assert rig.committed(1)()
+    assert rig.races == [1]
+
+    lock = StateLock(rig.config.state_dir)
+    with pytest.raises(OSError, match="lock"):
+        lock.take()
+    rig.restart()
+    assert rig.run(until=rig.committed(1), seconds=2)
+    rig.outbox.close()
+    disk.take_nothing(refuse=False)
+    assert rig.run(until=rig.committed(2), seconds=120), rig.install(2)
+
+
+def test_the_lock_of_a_folder_that_takes_nothing_can_be_taken(tmp_path: Path) -> None:
+    """The lock of an earlier start is enough, or an agent could not start from a read-only folder."""
+    with small_disk(tmp_path / "state", 1 << 20) as disk:
+        first = StateLock(disk.path)
+        first.take()
+        first.release()
+        disk.take_nothing()
+        first.take()
+        first.release()
+
+
+def test_without_a_descriptor_nothing_is_lost_deleted_or_held_against_a_version(rig: Rig) -> None:
+    """Ten minutes in which no file can be opened, with a worker's death in them: then all goes on where it was."""
+    rig.fleet.assign(2, "r2", trial_s=30)
+    assert rig.run(until=lambda: rig.state(2) == "on_trial")
+    blobs = {path.name for path in Store(rig.config.state_dir).blobs.iterdir()}
+    sent = rig.fleet.sent_bytes
+    rig.launcher.alive("worker:digits-2-")[0].end(-9)
+    with no_descriptors():
+        rig.run(600, step_s=5)
+
+    assert rig.state(1) == "committed"
+    assert {path.name for path in Store(rig.config.state_dir).blobs.iterdir()} == blobs
+    assert rig.run(until=rig.committed(2), seconds=200), rig.install(2)
+    assert rig.fleet.sent_bytes == sent
+
+
+@pytest.mark.parametrize("job", [Authorize, FetchManifest, FetchFiles, Race])
+def test_what_cannot_begin_for_want_of_descriptors_costs_no_attempt(
+    rig: Rig, job: type[Authorize | FetchManifest | FetchFiles | Race], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every job is begun without a descriptor at first; it is tried again, and the version is committed."""
+    begin, left = job.begin, [3]
+
+    def starved(self: object, now_s: float) -> object:
+        left[0] -= 1
+        with no_descriptors() if left[0] >= 0 else nullcontext():
+            return begin(self, now_s)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(job, "begin", starved)
+    rig.fleet.assign(2, "r2")
+
+    assert rig.run(until=rig.committed(2), seconds=300), rig.install(2)
+    assert left[0] < 0 or job is Authorize
+    assert rig.install(2).attempt == 0
+
+
+def test_a_race_that_dies_of_a_full_run_folder_waits_for_space(rig: Rig, tmp_path: Path) -> None:
+    """Its report goes to the run folder: that it finds no room there says nothing about the model."""
+    with small_disk(rig.config.run_dir / "tiny", 65_536) as run:
+        results = FleetResults(rig.bus, DEVICE, "race-1")
+        settings = rig.loop._parts.actions._race
+        store = Store(rig.config.state_dir)
+        race = Race("race-1", rig.install(1).ref, store, rig.launcher, run.path, settings, results, 0.0)
+        run.fill()
+        outcome = race.handle(ChildEnded("race-1", 1, "OSError: no space left"), 0.0)
+
+    assert isinstance(getattr(outcome, "error", None), StorageFull)

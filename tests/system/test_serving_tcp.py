@@ -1,0 +1,137 @@
+"""TCP of the worker: behind TLS and a token beyond loopback, and shared by the workers of a model through a swap."""
+
+from __future__ import annotations
+
+import datetime
+import http.client
+import json
+import socket
+import ssl
+from ipaddress import ip_address
+from pathlib import Path
+from typing import Any
+
+import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+
+from polling import wait_until
+from regatta_agent.serving.settings import ServingSettings, TlsFiles
+from regatta_agent.serving.spec import ServeLimits, ServeSpec
+from regatta_agent.serving.tcp import TcpListeners
+from regatta_protocol.ids import ModelName
+from serving_process import ServingProcess, serving
+from tiny_models import write_tiny_model
+
+pytestmark = pytest.mark.system
+
+TOKEN = "a-token-of-some-length"
+
+
+def _spec(folder: Path, version: int, **more: Any) -> ServeSpec:
+    model = folder / "tiny.tflite"
+    if not model.exists():
+        write_tiny_model(model)
+    return ServeSpec(
+        model="tiny",
+        version=version,
+        candidate_id="litert/float32/xnnpack/t1",
+        variant_path=model,
+        socket_path=folder / f"{version}.sock",
+        limits=ServeLimits(drain_quiet_s=0.1),
+        **more,
+    )
+
+
+def _certificate(folder: Path) -> TlsFiles:
+    """Return a self-signed certificate of 127.0.0.1."""
+    key, name = ec.generate_private_key(ec.SECP256R1()), x509.Name([])
+    now = datetime.datetime.now(datetime.timezone.utc)
+    certificate = (
+        x509.CertificateBuilder()
+        .subject_name(name)
+        .issuer_name(name)
+        .public_key(key.public_key())
+        .serial_number(1)
+        .not_valid_before(now - datetime.timedelta(days=1))
+        .not_valid_after(now + datetime.timedelta(days=1))
+        .add_extension(x509.SubjectAlternativeName([x509.IPAddress(ip_address("127.0.0.1"))]), critical=True)
+        .sign(key, hashes.SHA256())
+    )
+    files = TlsFiles(certificate=folder / "cert.pem", key=folder / "key.pem")
+    files.certificate.write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
+    files.key.write_bytes(
+        key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+    )
+    return files
+
+
+def test_beyond_loopback_only_with_tls_and_the_token(tmp_path: Path) -> None:
+    """Without both the worker refuses to start; with them a request without the token is 401, before its body."""
+    tls, token = _certificate(tmp_path), tmp_path / "token"
+    token.write_text(TOKEN)
+    bare = ServingProcess(_spec(tmp_path, 1, tcp="0.0.0.0:0", tls=tls), tmp_path)
+    assert "token_file" in bare.failed().reason
+    bare.kill()
+    worker = ServingProcess(_spec(tmp_path, 2, tcp="0.0.0.0:0", tls=tls, token_path=token), tmp_path)
+    try:
+        port = int((worker.ready().tcp or "").rpartition(":")[2])
+        context = ssl.create_default_context(cafile=str(tls.certificate))
+
+        statuses = []
+        for value in (None, "Bearer wrong", f"Bearer {TOKEN}"):
+            connection = http.client.HTTPSConnection("127.0.0.1", port, timeout=10, context=context)
+            connection.request("GET", "/v2/health/ready", headers={} if value is None else {"Authorization": value})
+            statuses.append(connection.getresponse().status)
+            connection.close()
+    finally:
+        worker.kill()
+
+    assert statuses == [401, 401, 200]
+
+
+def test_no_connection_is_refused_in_a_swap(tmp_path: Path) -> None:
+    """Two workers share the agent's listener: connections go to the one that the link leads to, before and after it
+    moves, and wait in between when neither accepts."""
+    address = _free_address()
+    listeners = TcpListeners(ServingSettings(tcp={"tiny": address}))
+    fd = listeners.fd_of(ModelName("tiny"))
+    assert fd is not None
+    assert listeners.fd_of(ModelName("tiny")) == fd
+    link = tmp_path / "tiny.sock"
+    try:
+        with serving(_spec(tmp_path, 1, tcp_fd=fd, link_path=link), tmp_path, (fd,)) as old:
+            link.symlink_to("1.sock")
+            assert _version(address) == "1"
+            with serving(_spec(tmp_path, 2, tcp_fd=fd, link_path=link), tmp_path, (fd,)):
+                assert _version(address) == "1"
+                fresh = tmp_path / "fresh"
+                fresh.symlink_to("2.sock")
+                fresh.replace(link)
+                seen = [_version(address) for _ in range(20)]
+                wait_until(lambda: _version(address) == "2" and _version(address) == "2", 10, "the new one answers")
+                old.drain()
+
+                assert set(seen) <= {"1", "2"}
+                assert {_version(address) for _ in range(5)} == {"2"}
+    finally:
+        listeners.close()
+
+
+def _free_address() -> str:
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        return "{}:{}".format(*probe.getsockname())
+
+
+def _version(address: str) -> str:
+    """Return the version that answers a new connection."""
+    connection = http.client.HTTPConnection(address, timeout=10)
+    try:
+        connection.request("GET", "/v2/models/tiny")
+        answer = connection.getresponse()
+        body = answer.read()
+        assert answer.status == 200, body
+        return str(json.loads(body)["versions"][0])
+    finally:
+        connection.close()

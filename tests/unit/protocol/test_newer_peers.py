@@ -1,0 +1,102 @@
+"""What a newer peer says: words that this program does not know cost themselves, and a newer schema is named."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from regatta_protocol.codec import decode, encode
+from regatta_protocol.enums import OpenStrEnum
+from regatta_protocol.errors import Rejected, TooNew
+from regatta_protocol.ids import DeviceId, ModelName
+from regatta_protocol.manifest import Manifest
+from regatta_protocol.measurement import BoardFacts, CandidateResult, Outcome, RaceReport
+from regatta_protocol.messages import (
+    Assignment,
+    InstallState,
+    ModelReport,
+    OtherItem,
+    Presence,
+    Reported,
+    Request,
+    TelemetryBatch,
+)
+
+_RESULT = CandidateResult(
+    id="litert/int8/none/t1", runtime="litert", variant="int8", delegate="none", threads=1, outcome=Outcome.MEASURED
+)
+
+
+@pytest.mark.parametrize("kind", [Outcome, InstallState])
+def test_a_word_of_a_newer_peer_keeps_its_text_and_equals_no_member(kind: type[OpenStrEnum]) -> None:
+    """It is read, told apart, and passed on as it came."""
+    word = kind("melted_down")
+
+    assert (word, word.name, word.known) == ("melted_down", "UNKNOWN", False)
+    assert word not in list(kind) and word not in {*kind}
+    assert all(member.known for member in kind)
+    assert word == kind("melted_down")
+
+
+@pytest.mark.parametrize("text", ["", "Loud", "a b", "x" * 65, "é"])
+def test_what_is_no_word_is_no_value(text: str) -> None:
+    """Only what a peer may have added is read; noise is refused as before."""
+    with pytest.raises(ValueError, match="not a valid"):
+        Outcome(text)
+
+
+def test_a_report_with_an_unknown_outcome_is_read_and_written_as_it_came() -> None:
+    """One candidate's word costs neither the race report nor the batch."""
+    report = RaceReport(
+        model="digits", version=1, board=BoardFacts(), candidates=(_RESULT,), reason="fastest", duration_s=1.0
+    )
+    newer = encode(report).replace(b'"measured"', b'"melted_down"')
+
+    read = decode(RaceReport, newer)
+
+    assert read.candidates[0].outcome == "melted_down"
+    assert encode(read) == newer
+
+
+def test_a_report_with_an_unknown_state_is_read() -> None:
+    """An older server still learns of the device's other versions."""
+    models = (ModelReport(name=ModelName("digits"), version=1, state=InstallState.COMMITTED),)
+    report = Reported(device=DeviceId("d"), generation=1, sequence=1, agent_version="9", boot="b", models=models)
+
+    read = decode(Reported, encode(report).replace(b'"committed"', b'"warming_up"'))
+
+    assert read.models[0].state == "warming_up"
+    assert not read.models[0].state.known
+
+
+def test_telemetry_of_an_unknown_kind_leaves_the_rest_of_its_batch() -> None:
+    """The item keeps what it says, so that it could be passed on."""
+    text = json.dumps({"id": "12345678", "device": "d", "items": [{"kind": "mood", "level": 3}, {"kind": "serving"}]})
+    with pytest.raises(Rejected, match=r"items\.1\.serving"):  # a known kind is still held to its shape
+        decode(TelemetryBatch, text.encode())
+
+    batch = decode(TelemetryBatch, text.replace(', {"kind": "serving"}', "").encode())
+
+    assert batch.items == (OtherItem.model_validate({"kind": "mood", "level": 3}),)
+
+
+def test_a_request_of_an_unknown_method_can_be_answered() -> None:
+    """The server refuses it by its id, where a message that cannot be read would have no answer."""
+    assert decode(Request, b'{"id":"1","method":"weather"}').method == "weather"
+
+
+@pytest.mark.parametrize(
+    ("kind", "text"),
+    [
+        (Presence, '{"schema_version":2,"up":true}'),
+        (Manifest, '{"schema_version":3,"layers":["other shape"]}'),
+        (Assignment, '{"schema_version":2,"fleet":"f","device":"d","generation":1,"issued_at":1,"models":[]}'),
+    ],
+)
+def test_a_newer_schema_is_named_whether_or_not_it_parses(
+    kind: type[Presence] | type[Manifest] | type[Assignment], text: str
+) -> None:
+    """The operator learns that this program is too old, not that some field is wrong."""
+    with pytest.raises(TooNew, match=rf"{kind.__name__} is of schema version \d, and this program knows up to 1: upd"):
+        decode(kind, text.encode())
