@@ -20,6 +20,7 @@ COMMANDS = {  # name -> (module, attribute, what it does): so that --help import
     "enroll": ("regatta_agent.cli.enroll", "enroll", "Join a fleet with a one-time token."),
     "infer": ("regatta_agent.cli.infer", "infer", "Ask a served model for an answer."),
     "install": ("regatta_agent.cli.install", "install", "Install the service on this machine."),
+    "pipeline": ("regatta_agent.cli.pipeline", "pipeline", "Answer frames of cameras, folders and topics."),
     "quarantine": ("regatta_agent.cli.quarantine", "quarantine", "Show what crashed here, or try it again."),
     "race": ("regatta_agent.cli.race", "race", "Race every way of running a model file on this board."),
     "renew": ("regatta_agent.cli.enroll", "renew", "Renew this device's certificate."),
