@@ -31,9 +31,9 @@ _DIGIT = np.random.default_rng(5).random((1, 8, 8, 1), dtype=np.float32)
 class _Awaited:
     """The asynchronous client behind the synchronous one's methods: one loop, run for each call."""
 
-    def __init__(self, target: Path) -> None:
+    def __init__(self, target: Path, **more: Any) -> None:
         self._loop = asyncio.new_event_loop()
-        self._client = AsyncClient(target, connections=2)
+        self._client = AsyncClient(target, connections=2, **more)
 
     def __getattr__(self, name: str) -> Callable[..., Any]:
         method: Callable[..., Coroutine[Any, Any, Any]] = getattr(self._client, name)
@@ -163,6 +163,47 @@ def test_many_tasks_share_few_connections_and_survive_a_swap(tmp_path: Path) -> 
         assert not thread.is_alive()
         assert len(answers) > 50 + 8 * 20 - 1
         assert all(np.array_equal(answer, answers[0]) for answer in answers)
+
+
+@pytest.mark.parametrize("kind", ["threads", "asyncio"])
+def test_shared_memory_survives_a_swap_and_leaves_nothing(tmp_path: Path, kind: str) -> None:
+    """The same answers as without, also by the next worker, which is told of the region; then the object is gone."""
+    model, link = tmp_path / "tiny.tflite", tmp_path / "tiny.sock"
+    write_tiny_model(model)
+    before = set(Path("/dev/shm").iterdir())
+
+    def spec(version: int) -> ServeSpec:
+        return ServeSpec(
+            model="tiny",
+            version=version,
+            candidate_id="litert/float32/xnnpack/t1",
+            variant_path=model,
+            socket_path=tmp_path / f"{version}.sock",
+            limits=ServeLimits(drain_quiet_s=0.1),
+            shared_memory=version < 3,
+        )
+
+    shared: Any = Client(link, shared_memory=True) if kind == "threads" else _Awaited(link, shared_memory=True)
+    with serving(spec(1), tmp_path) as first, serving(spec(2), tmp_path), serving(spec(3), tmp_path):
+        link.symlink_to("1.sock")
+        with Client(link) as plain:
+            expected = plain.infer("tiny", _DIGIT)["scores"]
+        answers = [shared.infer("tiny", _DIGIT)["scores"] for _ in range(3)]
+        (tmp_path / "new").symlink_to("2.sock")
+        (tmp_path / "new").replace(link)
+        first.drain()
+        answers += [shared.infer("tiny", _DIGIT)["scores"] for _ in range(3)]
+        made = set(Path("/dev/shm").iterdir()) - before
+        shared.close()
+        link.unlink()
+        link.symlink_to("3.sock")
+        with pytest.raises(Rejected, match="not offered"):
+            shared.infer("tiny", _DIGIT)
+        shared.close()
+
+    assert all(np.array_equal(answer, expected) for answer in answers)
+    assert any(path.name.startswith("regatta-") for path in made)
+    assert not {path for path in set(Path("/dev/shm").iterdir()) - before if path.name.startswith("regatta-")}
 
 
 def test_the_client_needs_numpy_and_the_standard_library_only() -> None:

@@ -10,6 +10,7 @@ from types import TracebackType
 from typing import Any, TypeVar, cast
 
 from regatta_agent.client.messages import Arrays, Item, Processed, Score
+from regatta_agent.client.sharing import SharedRegion
 from regatta_agent.client.steps import Pause, Steps, Walk
 from regatta_agent.serving.caller import (
     ADVICE,
@@ -39,7 +40,13 @@ class AsyncClient:
     """
 
     def __init__(
-        self, target: str | Path, *, connections: int = 4, timeout_s: float = 30.0, retry_s: float = 5.0
+        self,
+        target: str | Path,
+        *,
+        connections: int = 4,
+        timeout_s: float = 30.0,
+        retry_s: float = 5.0,
+        shared_memory: bool = False,
     ) -> None:
         """Keep the target; see Client.
 
@@ -49,7 +56,7 @@ class AsyncClient:
         if connections < 1:
             raise Misuse(f"connections is {connections}: 1 or more are needed")
         place = parse_target(str(target))
-        self._lanes = [_Lane(place, timeout_s, retry_s) for _ in range(connections)]
+        self._lanes = [_Lane(place, timeout_s, retry_s, shared_memory=shared_memory) for _ in range(connections)]
         self._free: asyncio.LifoQueue[_Lane] = asyncio.LifoQueue()
         for lane in self._lanes:
             self._free.put_nowait(lane)
@@ -110,11 +117,12 @@ class AsyncClient:
 class _Lane:
     """One connection with its steps. Used by one task at a time."""
 
-    def __init__(self, target: Target, timeout_s: float, retry_s: float) -> None:
+    def __init__(self, target: Target, timeout_s: float, retry_s: float, *, shared_memory: bool) -> None:
         self._target = target
         self._timeout_s = timeout_s
         self._streams: tuple[asyncio.StreamReader, asyncio.StreamWriter] | None = None
-        self.steps = Steps(lambda: self._streams is not None, retry_s)
+        region = SharedRegion() if shared_memory else None
+        self.steps = Steps(lambda: self._streams is not None, retry_s, region)
 
     def close(self) -> None:
         if self._streams is not None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -145,8 +145,12 @@ def is_sent_whole(item: Item, metadata: Mapping[str, Any]) -> bool:
     return entry["datatype"] != "UINT8" or list(item.shape) != list(entry["shape"])[1:]
 
 
-def tensors_of(answer: Answer) -> dict[str, Array]:
+def tensors_of(answer: Answer, shared: Callable[[Mapping[str, Any]], Array] | None = None) -> dict[str, Array]:
     """Return the outputs of an infer response, which lie in its body.
+
+    Args:
+        answer: the response.
+        shared: reads an output that lies in shared memory.
 
     Raises:
         Rejected: when it is none.
@@ -155,8 +159,11 @@ def tensors_of(answer: Answer) -> dict[str, Array]:
     tensors: dict[str, Array] = {}
     try:
         for output in document["outputs"]:
-            size = output.get("parameters", {}).get("binary_data_size")
-            if size is None:
+            parameters = output.get("parameters", {})
+            size = parameters.get("binary_data_size")
+            if shared is not None and "shared_memory_region" in parameters:
+                array = shared(output)
+            elif size is None:
                 array = decode_json(output["datatype"], output["shape"], output["data"])
             else:
                 array, rest = decode_binary(output["datatype"], output["shape"], rest[:size]), rest[size:]

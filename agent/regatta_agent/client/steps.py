@@ -31,6 +31,7 @@ from regatta_agent.client.messages import (
     processed_of,
     tensors_of,
 )
+from regatta_agent.client.sharing import SharedRegion
 from regatta_agent.serving.caller import ADVICE, Answer, Call, ClosedBeforeAnswer
 from regatta_agent.serving.tensors import Array
 from regatta_protocol.errors import Rejected, Retryable
@@ -56,20 +57,26 @@ _Encode = Callable[[dict[str, Any]], tuple[list[dict[str, Any]], list[Part]]]
 class Steps:
     """The operations over one connection."""
 
-    def __init__(self, is_open: Callable[[], bool], retry_s: float) -> None:
+    def __init__(self, is_open: Callable[[], bool], retry_s: float, region: SharedRegion | None = None) -> None:
         """Keep what they share.
 
         Args:
             is_open: whether the connection of the last exchange is kept.
             retry_s: how long to try again when a connection is closed before its answer.
+            region: where the tensors of `infer` go; None: into the requests.
         """
+        self._region = region
+        self._registered = ""  # the region that this connection's worker knows
         self._is_open = is_open
         self._retry_s = retry_s
         self._metadata: dict[str, dict[str, Any]] = {}  # by model, of this connection: a swap may change it
 
     def forget(self) -> None:
-        """Read metadata anew when it is needed."""
+        """Read metadata anew when it is needed, and register the region."""
         self._metadata.clear()
+        self._registered = ""
+        if self._region is not None:
+            self._region.close()
 
     def is_ready(self, model: str) -> Walk[bool]:
         """Walk to whether the model can be asked now."""
@@ -80,6 +87,7 @@ class Steps:
         """Walk to the model's metadata."""
         if not self._is_open():
             self._metadata.clear()
+            self._registered = ""
         known = self._metadata.get(model)
         if known is None:
             answer = yield from self._ask(Call("GET", f"/v2/models/{model}"))
@@ -88,9 +96,21 @@ class Steps:
 
     def infer(self, model: str, arrays: Arrays, request_id: str | None) -> Walk[dict[str, Array]]:
         """Walk to every output by its name."""
-        wish = {"parameters": {"binary_data_output": True}}
-        answer = yield from self._infer(model, lambda known: encode_inputs(known["inputs"], arrays), wish, request_id)
-        return tensors_of(answer)
+        wish: dict[str, Any] = {"parameters": {"binary_data_output": True}}
+        region = self._region
+        if region is None:
+            answer = yield from self._infer(
+                model, lambda known: encode_inputs(known["inputs"], arrays), wish, request_id
+            )
+            return tensors_of(answer)
+
+        def place(known: dict[str, Any]) -> tuple[list[dict[str, Any]], list[Part]]:
+            entries, parts = encode_inputs(known["inputs"], arrays)
+            wish["outputs"] = region.place(entries, parts, known["outputs"])
+            return entries, []
+
+        answer = yield from self._infer(model, place, wish, request_id, shared=True)
+        return tensors_of(answer, region.read)
 
     def infer_stacked(self, model: str, arrays: Arrays, top: int) -> Walk[dict[str, Array]]:
         """Walk to every output of many samples, or to the top classes of the first one."""
@@ -130,16 +150,20 @@ class Steps:
         answer = yield from self._ask(Call("POST", f"/v2/models/{model}/feedback", body))
         return bool(json_of(checked(answer))["correct"])
 
-    def _infer(self, model: str, encode: _Encode, wish: dict[str, Any], request_id: str | None) -> Walk[Answer]:
-        document = dict(wish) if request_id is None else {"id": request_id, **wish}
+    def _infer(
+        self, model: str, encode: _Encode, wish: dict[str, Any], request_id: str | None, *, shared: bool = False
+    ) -> Walk[Answer]:
+        base = {} if request_id is None else {"id": request_id}
         began, attempt = time.monotonic(), 0
         while True:
             metadata = yield from self.metadata(model)
             pause_s = 0.0
             if self._is_open() or attempt > 0:  # else that worker is leaving: read its successor's metadata
-                document["inputs"], tail = encode(metadata)
-                header = json.dumps(document, separators=(",", ":")).encode()
+                inputs, tail = encode(metadata)
+                header = json.dumps({**base, **wish, "inputs": inputs}, separators=(",", ":")).encode()
                 try:
+                    if shared:
+                        yield from self._register()
                     answer = yield Call("POST", f"/v2/models/{model}/infer", header, tail, len(header))
                 except ClosedBeforeAnswer as err:
                     pause_s = self._pause_s(began, attempt, err)
@@ -149,6 +173,28 @@ class Steps:
             if pause_s > 0:
                 yield Pause(pause_s)
             attempt += 1
+
+    def _register(self) -> Walk[None]:
+        """Make the region known to the worker at the other end of this connection.
+
+        Raises:
+            ClosedBeforeAnswer: when the connection ended: the caller begins again.
+            Rejected: when the worker offers no shared memory, or may not open the region.
+        """
+        region = self._region
+        assert region is not None
+        if self._registered == region.name:
+            return
+        place = f"/v2/systemsharedmemory/region/{region.name}"
+        for old in filter(None, (self._registered, region.name)):
+            yield Call("POST", f"/v2/systemsharedmemory/region/{old}/unregister")
+        body = json.dumps({"key": f"/{region.name}", "offset": 0, "byte_size": region.size}).encode()
+        answer = yield Call("POST", f"{place}/register", body)
+        assert answer is not None
+        checked(answer)
+        if not self._is_open():
+            raise ClosedBeforeAnswer("the worker that knows the region is leaving")
+        self._registered = region.name
 
     def _ask(self, call: Call) -> Walk[Answer]:
         began, attempt = time.monotonic(), 0

@@ -8,6 +8,7 @@ from types import TracebackType
 from typing import Any, TypeVar, cast
 
 from regatta_agent.client.messages import Arrays, Item, Processed, Score
+from regatta_agent.client.sharing import SharedRegion
 from regatta_agent.client.steps import Pause, Steps, Walk
 from regatta_agent.serving.caller import Caller, ClosedBeforeAnswer
 from regatta_agent.serving.tensors import Array
@@ -20,19 +21,23 @@ T = TypeVar("T")
 class Client:
     """A connection to one served model, made when first needed and again when it was closed."""
 
-    def __init__(self, target: str | Path, *, timeout_s: float = 30.0, retry_s: float = 5.0) -> None:
+    def __init__(
+        self, target: str | Path, *, timeout_s: float = 30.0, retry_s: float = 5.0, shared_memory: bool = False
+    ) -> None:
         """Keep the target: a socket's path, `unix:PATH`, or `http://HOST:PORT`.
 
         Args:
             target: where the worker listens.
             timeout_s: for connecting, and for each answer as a whole.
             retry_s: how long to try again when a connection is closed before its answer, as in a swap.
+            shared_memory: the tensors of `infer` go through shared memory, where the device offers it (`shared_memory`
+                of [serving]); it pays for inputs over some 150 KB, or many clients.
 
         Raises:
             Misuse: when the target is neither a path nor a plain http URL, or the path is too long for a socket.
         """
         self._caller = Caller(str(target), timeout_s)
-        self._steps = Steps(lambda: self._caller.is_open, retry_s)
+        self._steps = Steps(lambda: self._caller.is_open, retry_s, SharedRegion() if shared_memory else None)
 
     def __enter__(self) -> Client:
         return self
