@@ -12,7 +12,7 @@ from pydantic import Field
 
 from regatta_protocol.enums import StrEnum
 from regatta_protocol.ids import DeviceIdField, ModelNameField
-from regatta_protocol.manifest import FileRef, ImageInput, Manifest, Policy, Variant
+from regatta_protocol.manifest import FileRef, ImageInput, LineageStep, Manifest, Policy, Variant
 from regatta_protocol.measurement import Accuracy, BoardFacts, Latency, Power, RaceReport
 from regatta_protocol.messages import InstallState
 from regatta_protocol.processing import AudioInput, Result
@@ -75,6 +75,7 @@ class BundleDraft(Wire):
     policy: Policy = Policy()
     source: str | None = None
     lineage: tuple[str, ...] = ()
+    history: tuple[LineageStep, ...] = Field(default=(), max_length=64)
 
 
 class ModelSummary(Wire):

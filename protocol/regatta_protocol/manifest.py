@@ -27,6 +27,7 @@ __all__ = [
     "MAX_MANIFEST_BYTES",
     "FileRef",
     "ImageInput",
+    "LineageStep",
     "Manifest",
     "Overlay",
     "Policy",
@@ -93,6 +94,19 @@ class Variant(Wire):
         return tuple(ref for ref in refs if ref is not None)
 
 
+class LineageStep(Wire):
+    """A step of the recipe that made the version: what went in, how, and what came out, by content."""
+
+    step: str = Field(max_length=64)  # take, search, prune, quantize, …
+    words: tuple[str, ...] = Field(default=(), max_length=64)  # what it did
+    parameters: str = Field(default="{}", max_length=8192)  # JSON, as the recipe gave them
+    key: DigestField  # of all that the result depends on: inputs, parameters, tool versions, seed
+    seed: int
+    inputs: dict[str, DigestField] = Field(default_factory=dict, max_length=64)  # model, samples and hooks
+    outputs: dict[str, DigestField] = Field(default_factory=dict, max_length=64)  # file by the variant's name
+    tools: dict[str, str] = Field(default_factory=dict, max_length=64)  # distribution -> version
+
+
 class Manifest(Wire):
     """A version of a model."""
 
@@ -111,6 +125,7 @@ class Manifest(Wire):
     policy: Policy = Policy()
     source: str | None = None  # the file name that it was made of
     lineage: tuple[str, ...] = ()
+    history: tuple[LineageStep, ...] = Field(default=(), max_length=64)  # of a recipe; none of a bare file
 
     @model_validator(mode="after")
     def _variants_differ(self) -> Manifest:

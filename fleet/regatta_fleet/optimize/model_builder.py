@@ -14,7 +14,7 @@ import numpy as np
 
 from regatta_fleet.optimize.model_file import Array, ModelTree, normalize, schema
 
-__all__ = ["ModelBuilder"]
+__all__ = ["Activation", "ModelBuilder"]
 
 Activation = Literal["NONE", "RELU", "RELU6"]
 Padding = Literal["SAME", "VALID"]
@@ -81,11 +81,19 @@ class ModelBuilder:
         return self._operator("DEPTHWISE_CONV_2D", inputs, name, shape, options)
 
     def pool(
-        self, name: str, source: int, shape: Sequence[int], *, size: int, kind: Literal["MAX", "AVERAGE"] = "MAX"
+        self,
+        name: str,
+        source: int,
+        shape: Sequence[int],
+        *,
+        size: int | tuple[int, int],
+        kind: Literal["MAX", "AVERAGE"] = "MAX",
     ) -> int:
-        """Add a pooling over windows of size × size that do not overlap."""
+        """Add a pooling over windows of `size` (height and width; one number for both) that do not overlap."""
         options = schema.Pool2DOptionsT()
-        options.filterHeight = options.filterWidth = options.strideH = options.strideW = size
+        height, width = (size, size) if isinstance(size, int) else size
+        options.filterHeight = options.strideH = height
+        options.filterWidth = options.strideW = width
         options.padding = schema.Padding.VALID
         return self._operator(f"{kind}_POOL_2D", [source], name, shape, options)
 

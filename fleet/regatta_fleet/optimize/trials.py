@@ -67,6 +67,8 @@ class Trial:
     macs: int | None = None
     refused: str | None = None
     layers: tuple[LayerReport, ...] = ()
+    score: float | None = None  # by the user's own metric, in [0, 1]
+    requires: str | None = None  # the delegate without which it does not run: not judged here
 
 
 @dataclass
@@ -81,6 +83,7 @@ class Work:
     progress: Progress
     macs: int | None = None  # of the float model
     float_answers: Floats = field(default_factory=lambda: np.zeros((0, 1), np.float32))
+    answers: dict[str, Floats] = field(default_factory=dict)  # by the variant's name, of those that ran
 
     @property
     def normal(self) -> Path:
@@ -99,6 +102,7 @@ class Work:
             if trial.path == self.model:
                 raise
             return replace(trial, refused=str(err))
+        self.answers[trial.name] = answers
         comparison = compare(answers, self.float_answers, self.evaluation.y)
         return replace(trial, comparison=comparison, refused=refusal(comparison, self.policy.max_accuracy_drop))
 
@@ -106,7 +110,18 @@ class Work:
         """Return the variant that a step made, judged; or refused for the step's reason."""
         if made.reason is not None:
             return replace(trial, refused=made.reason)
+        if trial.requires is not None:
+            return replace(trial, layers=made.layers)
         return self.judge(replace(trial, layers=made.layers))
+
+    def judge_score(self, trial: Trial, score: float | None, float_score: float) -> Trial:
+        """Return the variant judged by the user's own metric in place of top-1 accuracy; None: it has no score."""
+        if score is None:
+            return trial
+        allowed, drop, reason = self.policy.max_accuracy_drop, float_score - score, None
+        if drop > allowed + 1e-12:
+            reason = f"scores {score:.4f} by the hook evaluate, float {float_score:.4f}: {allowed:g} less is allowed"
+        return replace(trial, score=score, refused=reason)
 
 
 def parse_variants(text: str) -> tuple[VariantName, ...]:
@@ -137,12 +152,12 @@ def check_model(work: Work) -> None:
     write_samples(work.path("evaluation.npz"), work.evaluation)
     checked = run_step(Check(model=str(work.model), output=str(work.normal)))
     work.macs = None if checked.cost is None else checked.cost.macs
+    work.float_answers = answers_of(work.normal, work.path("evaluation.npz"))
 
 
 def make_trials(work: Work, wanted: Sequence[VariantName]) -> list[Trial]:
     """Return every variant that was tried, float32 first, of a model that was checked."""
     normal = work.normal
-    work.float_answers = answers_of(normal, work.path("evaluation.npz"))
     trials = [work.judge(Trial("float32", work.model, ("as given",), macs=work.macs))]
     schemes = [scheme for scheme in SCHEMES if scheme in wanted]
     if schemes:
