@@ -21,7 +21,7 @@ from click.testing import CliRunner
 from polling import wait_until
 from regatta_agent.cli.infer import infer
 from regatta_agent.client import Client, ServerBusy
-from regatta_agent.serving.caller import Call, Caller
+from regatta_agent.serving.caller import Call, Caller, parse_target
 from regatta_agent.serving.events import Failed
 from regatta_agent.serving.spec import ServeLimits, ServeSpec
 from regatta_protocol import sketch
@@ -115,7 +115,7 @@ def test_json_and_binary_answers_agree(worker: ServingProcess, client: Client) -
 
 def test_the_raw_form_answers_in_binary(worker: ServingProcess) -> None:
     """Inference-Header-Content-Length 0: the body is the tensor."""
-    caller = Caller(str(worker.spec.socket_path), 10.0)
+    caller = Caller(parse_target(str(worker.spec.socket_path)), 10.0)
 
     answer = caller.exchange(Call("POST", INFER, IMAGE.tobytes(), header_length=0))
     caller.close()
@@ -567,7 +567,7 @@ def test_the_client_says_what_is_wrong(worker: ServingProcess, client: Client, t
     with pytest.raises(Misuse, match="REGATTA_RUN_DIR"):
         Client("/tmp/" + "x" * 120)
     with pytest.raises(Misuse, match="target"):
-        Client("https://127.0.0.1:1")
+        Client("ftp://127.0.0.1:1")
     with pytest.raises(Rejected, match="not served here"):
         client.metadata("other")
     with pytest.raises(Rejected, match="shape"):

@@ -47,6 +47,8 @@ class AsyncClient:
         timeout_s: float = 30.0,
         retry_s: float = 5.0,
         shared_memory: bool = False,
+        token: str | None = None,
+        ca: str | Path | None = None,
     ) -> None:
         """Keep the target; see Client.
 
@@ -55,7 +57,7 @@ class AsyncClient:
         """
         if connections < 1:
             raise Misuse(f"connections is {connections}: 1 or more are needed")
-        place = parse_target(str(target))
+        place = parse_target(str(target), token=token, ca=None if ca is None else str(ca))
         self._lanes = [_Lane(place, timeout_s, retry_s, shared_memory=shared_memory) for _ in range(connections)]
         self._free: asyncio.LifoQueue[_Lane] = asyncio.LifoQueue()
         for lane in self._lanes:
@@ -170,7 +172,7 @@ class _Lane:
         reader, writer = await self._connected()
         # A worker that refuses early (413) answers and stops reading, so the answer is looked for all the same.
         with contextlib.suppress(ConnectionError):
-            writer.writelines([call.head(self._target.host), call.body, *call.tail])
+            writer.writelines([call.head(self._target), call.body, *call.tail])
             await writer.drain()
         try:
             head = await reader.readuntil(b"\r\n\r\n")
@@ -191,7 +193,9 @@ class _Lane:
         target = self._target
         try:
             if target.path is None:
-                self._streams = await asyncio.open_connection(target.host, target.port, limit=MAX_HEADER_BYTES)
+                self._streams = await asyncio.open_connection(
+                    target.host, target.port, limit=MAX_HEADER_BYTES, ssl=target.tls
+                )
             else:
                 self._streams = await asyncio.open_unix_connection(target.path, limit=MAX_HEADER_BYTES)
         except OSError as err:

@@ -10,7 +10,7 @@ from typing import Any, TypeVar, cast
 from regatta_agent.client.messages import Arrays, Item, Processed, Score
 from regatta_agent.client.sharing import SharedRegion
 from regatta_agent.client.steps import Pause, Steps, Walk
-from regatta_agent.serving.caller import Caller, ClosedBeforeAnswer
+from regatta_agent.serving.caller import Caller, ClosedBeforeAnswer, parse_target
 from regatta_agent.serving.tensors import Array
 
 __all__ = ["Client"]
@@ -22,9 +22,16 @@ class Client:
     """A connection to one served model, made when first needed and again when it was closed."""
 
     def __init__(
-        self, target: str | Path, *, timeout_s: float = 30.0, retry_s: float = 5.0, shared_memory: bool = False
+        self,
+        target: str | Path,
+        *,
+        timeout_s: float = 30.0,
+        retry_s: float = 5.0,
+        shared_memory: bool = False,
+        token: str | None = None,
+        ca: str | Path | None = None,
     ) -> None:
-        """Keep the target: a socket's path, `unix:PATH`, or `http://HOST:PORT`.
+        """Keep the target: a socket's path, `unix:PATH`, `http://HOST:PORT` or `https://HOST:PORT`.
 
         Args:
             target: where the worker listens.
@@ -32,11 +39,15 @@ class Client:
             retry_s: how long to try again when a connection is closed before its answer, as in a swap.
             shared_memory: the tensors of `infer` go through shared memory, where the device offers it (`shared_memory`
                 of [serving]); it pays for inputs over some 150 KB, or many clients.
+            token: what the device asks for over the network (`token_file` of [serving]).
+            ca: a PEM file of who signs the device's certificate; None: those that this system trusts.
 
         Raises:
-            Misuse: when the target is neither a path nor a plain http URL, or the path is too long for a socket.
+            Misuse: when the target is none of these, the path is too long for a socket, or the token would be sent in
+                the clear.
         """
-        self._caller = Caller(str(target), timeout_s)
+        place = parse_target(str(target), token=token, ca=None if ca is None else str(ca))
+        self._caller = Caller(place, timeout_s)
         self._steps = Steps(lambda: self._caller.is_open, retry_s, SharedRegion() if shared_memory else None)
 
     def __enter__(self) -> Client:

@@ -9,9 +9,10 @@ from __future__ import annotations
 import contextlib
 import os
 import socket
+import ssl
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -66,36 +67,36 @@ class Call:
     tail: Sequence[bytes | memoryview] = ()
     header_length: int | None = None
 
-    def head(self, host: str) -> bytes:
+    def head(self, target: Target) -> bytes:
         """Return the request line and headers."""
         size = len(self.body) + sum(len(part) for part in self.tail)
-        head = f"{self.method} {self.path} HTTP/1.1\r\nhost: {host or 'localhost'}\r\ncontent-length: {size}\r\n"
+        head = f"{self.method} {self.path} HTTP/1.1\r\nhost: {target.host or 'localhost'}\r\ncontent-length: {size}\r\n"
         if self.header_length is not None:
             head += f"inference-header-content-length: {self.header_length}\r\n"
             head += "content-type: application/octet-stream\r\n"
+        if target.token is not None:
+            head += f"authorization: Bearer {target.token}\r\n"
         return f"{head}\r\n".encode()
 
 
 @dataclass(frozen=True)
 class Target:
-    """Where a worker listens: a socket's path, or host and port."""
+    """Where a worker listens: a socket's path, or host and port; beyond loopback with TLS and a token."""
 
     text: str
     path: str | None
     host: str
     port: int
+    tls: ssl.SSLContext | None = None
+    token: str | None = field(default=None, repr=False)
 
 
 class Caller:
     """A connection that is opened when first needed, and again after it was closed."""
 
-    def __init__(self, target: str, timeout_s: float) -> None:
-        """Keep the target, connecting nowhere.
-
-        Raises:
-            Misuse: when it is neither a path nor `http://HOST:PORT`, or the path is too long for a socket.
-        """
-        self._target = parse_target(target)
+    def __init__(self, target: Target, timeout_s: float) -> None:
+        """Keep the target, connecting nowhere."""
+        self._target = target
         self._timeout_s = timeout_s
         self._socket: socket.socket | None = None
         self._buffer = memoryview(bytearray(_RECEIVE_BYTES))
@@ -125,7 +126,7 @@ class Caller:
             connection.settimeout(self._timeout_s)
             # A worker that refuses early (413) answers and stops reading, so the answer is looked for all the same.
             with contextlib.suppress(BrokenPipeError, ConnectionResetError):
-                _send(connection, [call.head(self._target.host), call.body, *call.tail], deadline)
+                _send(connection, [call.head(self._target), call.body, *call.tail], deadline)
             answer = self._receive(connection, deadline)
         except TimeoutError as err:
             self.close()
@@ -145,6 +146,8 @@ class Caller:
             if target.path is None:
                 connection = socket.create_connection((target.host, target.port), self._timeout_s)
                 connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+                if target.tls is not None:
+                    connection = _wrapped(connection, target.tls, target.host)
             else:
                 connection = _connect_unix(target.path, self._timeout_s)
         except OSError as err:
@@ -180,6 +183,8 @@ class Caller:
 
 def not_connected(target: Target, err: OSError) -> Exception:
     """Return what it means that connecting failed: ClosedBeforeAnswer where a new worker may come soon."""
+    if isinstance(err, ssl.SSLCertVerificationError):
+        return Misuse(f"the certificate of {target.text} is not one to trust: {err.verify_message}: give its ca")
     if isinstance(err, FileNotFoundError):
         if os.path.lexists(target.path or ""):  # a symlink whose worker has just gone; its agent starts another
             return ClosedBeforeAnswer(f"{target.text} points to a socket that is gone")
@@ -193,7 +198,7 @@ def not_connected(target: Target, err: OSError) -> Exception:
 
 def _send(connection: socket.socket, parts: Sequence[bytes | memoryview], deadline: float) -> None:
     """Send every part, the long ones from where they lie."""
-    if sum(len(part) for part in parts) <= _JOINED_BYTES:
+    if sum(len(part) for part in parts) <= _JOINED_BYTES or isinstance(connection, ssl.SSLSocket):
         connection.sendall(b"".join(parts))
         return
     left = [memoryview(part) for part in parts if len(part)]
@@ -204,6 +209,14 @@ def _send(connection: socket.socket, parts: Sequence[bytes | memoryview], deadli
             sent -= len(left.pop(0))
         if sent:
             left[0] = left[0][sent:]
+
+
+def _wrapped(connection: socket.socket, tls: ssl.SSLContext, host: str) -> socket.socket:
+    try:
+        return tls.wrap_socket(connection, server_hostname=host)
+    except BaseException:
+        connection.close()
+        raise
 
 
 def _connect_unix(path: str, timeout_s: float) -> socket.socket:
@@ -236,26 +249,42 @@ def absent(target: str) -> str:
     return f"{target} is not there: {ADVICE}"
 
 
-def parse_target(target: str) -> Target:
+def parse_target(target: str, *, token: str | None = None, ca: str | None = None) -> Target:
     """Return where `target` leads.
 
+    Args:
+        target: a socket's path, `unix:PATH`, `http://HOST:PORT` or `https://HOST:PORT`.
+        token: what the worker asks for beyond loopback; sent only to a socket of this machine or over TLS.
+        ca: a PEM file of who signs the worker's certificate; None: those that this system trusts.
+
     Raises:
-        Misuse: when it is neither a path nor `http://HOST:PORT`, or the path is too long for a socket.
+        Misuse: when it is none of these, the path is too long for a socket, or the token would be sent in the clear.
     """
-    if target.startswith("http://"):
+    if target.startswith(("http://", "https://")):
         parts = urlsplit(target)
         try:
             host, port = parts.hostname, parts.port
         except ValueError:
             host, port = None, None
         if not host or port is None or parts.path not in ("", "/"):
-            raise Misuse(f"{target!r} is no target: write http://HOST:PORT")
-        return Target(target, None, host, port)
+            raise Misuse(f"{target!r} is no target: write http://HOST:PORT or https://HOST:PORT")
+        if parts.scheme == "http" and token is not None:
+            raise Misuse(f"the token would go to {target} in the clear: write https://HOST:PORT")
+        return Target(target, None, host, port, _tls(ca) if parts.scheme == "https" else None, token)
     if "://" in target:
-        raise Misuse(f"{target!r} is no target: write a socket's path or http://HOST:PORT")
+        raise Misuse(f"{target!r} is no target: write a socket's path, http://HOST:PORT or https://HOST:PORT")
     path = target.removeprefix("unix:")
     check_socket_path(Path(path))
     return Target(target, path, "", 0)
+
+
+def _tls(ca: str | None) -> ssl.SSLContext:
+    try:
+        context = ssl.create_default_context(cafile=ca)
+    except OSError as err:
+        raise Misuse(f"the certificates in {ca} cannot be read: {err}") from err
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    return context
 
 
 def parse_head(head: bytes) -> tuple[int, dict[bytes, bytes]]:
