@@ -12,15 +12,19 @@ Real value of a quantized tensor = (q − zero_point) · scale.
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, ValidationError, model_validator
 
+from regatta_protocol.errors import Rejected
 from regatta_protocol.ids import DigestField, ModelNameField, ModelRef
 from regatta_protocol.measurement import Accuracy, Latency
+from regatta_protocol.picture import ImageInput
 from regatta_protocol.policy import Policy
-from regatta_protocol.processing import AudioInput, ImageInput, Processing, Result
 from regatta_protocol.wire import Wire
+
+if TYPE_CHECKING:
+    from regatta_protocol.processing import Processing
 
 __all__ = [
     "MAX_FILE_BYTES",
@@ -120,8 +124,8 @@ class Manifest(Wire):
     evaluation: FileRef | None = None
     labels: FileRef | None = None  # text, one label a line
     input: ImageInput | None = None  # how a picture becomes input 0
-    audio: AudioInput | None = None  # or a sound
-    result: Result | None = None  # what the outputs mean
+    audio: dict[str, Any] | None = None  # or a sound; a processing.AudioInput
+    result: dict[str, Any] | None = None  # what the outputs mean; a processing.Result
     policy: Policy = Policy()
     source: str | None = None  # the file name that it was made of
     lineage: tuple[str, ...] = ()
@@ -147,8 +151,20 @@ class Manifest(Wire):
 
     @property
     def processing(self) -> Processing:
-        """How the device prepares the input and reads the outputs."""
-        return Processing(image=self.input if self.audio is None else None, audio=self.audio, result=self.result)
+        """How the device prepares the input and reads the outputs.
+
+        Raises:
+            Rejected: when it is not understood: it may be of a newer fleet.
+        """
+        from regatta_protocol.processing import Processing
+
+        image = self.input if self.audio is None else None
+        try:
+            return Processing.model_validate({"image": image, "audio": self.audio, "result": self.result})
+        except ValidationError as err:
+            first = err.errors(include_url=False, include_input=False)[0]
+            key = ".".join(str(part) for part in first["loc"])
+            raise Rejected(f"the processing of {self.ref} is not understood here: {key}: {first['msg']}") from err
 
     def files(self) -> tuple[FileRef, ...]:
         """Return every file of the bundle, once each."""

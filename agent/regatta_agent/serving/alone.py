@@ -83,8 +83,8 @@ def _spec(model: ModelFile, folder: Path) -> ServeSpec:
         variants=(Variant(name="given", file=ref, precision="given", inputs=(), outputs=()),),
         golden=ref,
         input=processing.image,
-        audio=processing.audio,
-        result=processing.result,
+        audio=None if processing.audio is None else processing.audio.model_dump(mode="json"),
+        result=None if processing.result is None else processing.result.model_dump(mode="json"),
     )
     (folder / "manifest.json").write_bytes(manifest.model_dump_json(exclude_none=True).encode())
     return ServeSpec(

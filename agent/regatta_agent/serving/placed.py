@@ -213,12 +213,21 @@ def open_placed(
     processing, labels = Processing(), read_labels(spec.labels_path)
     if spec.manifest_path is not None:
         manifest = decode(Manifest, read_bounded(spec.manifest_path, MAX_MANIFEST_BYTES), MAX_MANIFEST_BYTES)
-        processing = manifest.processing
+        processing = _processing(manifest)
     failover, opened = open_failover(spec, on_switch, on_slow)
     if processing.image is None and processing.audio is None:
         processing = processing.model_copy(update={"image": image_input(failover.inputs)})
     interface = ModelInterface(failover.inputs, failover.outputs, labels, processing, spec.non_finite)
     return PlacedModel(failover, interface, _most_rows(spec, failover)), failover, opened
+
+
+def _processing(manifest: Manifest) -> Processing:
+    """Return what the manifest describes; only its picture when the rest is of a newer fleet."""
+    try:
+        return manifest.processing
+    except Rejected as err:
+        logger.warning("event=processing_left_out reason=%s", err)
+        return Processing(image=manifest.input)
 
 
 def _most_rows(spec: ServeSpec, failover: Failover) -> int:

@@ -151,7 +151,7 @@ def show(client: FleetClient, name: str, as_json: bool) -> None:
         ("lineage", " → ".join(manifest.lineage) or "unknown"),
         ("task", manifest.task),
         ("input", _input_words(manifest)),
-        ("result", "not described" if manifest.result is None else manifest.result.kind),
+        ("result", "not described" if manifest.result is None else manifest.result["kind"]),
         ("overlay", _overlay_words(manifest)),
         ("evaluation", figures.size(manifest.evaluation.size_bytes) if manifest.evaluation else "none"),
         (
@@ -197,7 +197,7 @@ def _overlay_words(manifest: Manifest) -> str:
 
 
 def _input_words(manifest: Manifest) -> str:
-    picture, sound = manifest.input, manifest.audio
+    picture, sound = manifest.input, manifest.processing.audio
     if sound is not None:
         each = sound.features_per_frame
         return f"sound at {sound.sample_rate_hz} Hz, {sound.frames} frames of {each} ({sound.features})"

@@ -84,18 +84,27 @@ def test_a_clip_is_as_long_as_its_frames_take() -> None:
     assert AudioInput().clip_samples == 15_840
 
 
-def test_a_manifest_of_before_has_no_processing_but_its_picture() -> None:
-    """Manifests without the new fields parse, and what they say of a picture counts."""
+def _manifest(**more: Any) -> Manifest:
     file = {"digest": "0" * 64, "size_bytes": 1}
     variant = {"name": "v", "file": file, "precision": "int8", "inputs": [], "outputs": []}
-    manifest = Manifest.model_validate(
-        {
-            "name": "m", "version": 1, "created_at": "x", "golden": file, "variants": [variant],
-            "input": {"kind": "image", "height": 8, "width": 8, "channels": 3, "mean": 0.0, "scale": 1.0},
-        }
-    )  # fmt: skip
+    picture = {"kind": "image", "height": 8, "width": 8, "channels": 3, "mean": 0.0, "scale": 1.0}
+    values = {"name": "m", "version": 1, "created_at": "x", "golden": file, "variants": [variant], "input": picture}
+    return Manifest.model_validate({**values, **more})
 
-    processing = manifest.processing
+
+def test_a_manifest_of_before_has_no_processing_but_its_picture() -> None:
+    """Manifests without the new fields parse, and what they say of a picture counts."""
+    processing = _manifest().processing
 
     assert processing.image is not None and processing.image.fit == "stretch"
     assert processing.audio is None and processing.result is None
+
+
+def test_a_manifest_of_a_newer_fleet_parses_and_its_processing_is_refused_when_asked_for() -> None:
+    """The version can be installed and served; only who asks for the processing learns that it is not understood."""
+    newer = _manifest(result={"kind": "telepathy"})
+    known = _manifest(result={"kind": "classification", "shade": "blue"}, audio={"kind": "audio"})
+
+    with pytest.raises(Rejected, match="m:1 is not understood here: result"):
+        _ = newer.processing
+    assert known.processing.result is not None and known.processing.image is None
