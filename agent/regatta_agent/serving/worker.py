@@ -47,7 +47,7 @@ from regatta_agent.serving.window import Placement, Tally
 from regatta_protocol.codec import decode
 from regatta_protocol.durable import read_bounded
 from regatta_protocol.errors import Misuse, RegattaError, Rejected, Retryable
-from regatta_runtimes.parent import die_with_parent
+from regatta_protocol.parent import die_with_parent
 from regatta_runtimes.power.finder import open_sensor
 
 __all__ = ["contain", "main"]

@@ -275,6 +275,16 @@ def test_a_file_that_is_damaged_at_work_is_put_aside(outbox: Outbox, tmp_path: P
     assert again.waiting() >= 1
 
 
+def test_a_file_that_was_misread_once_is_kept(outbox: Outbox, monkeypatch: pytest.MonkeyPatch) -> None:
+    """SQLite calls a page that could not be read damaged; only a file that is so when opened anew is put aside."""
+    outbox.put(window(1))
+    monkeypatch.setattr(Outbox, "_bind", mock.Mock(side_effect=sqlite3.DatabaseError("malformed")))
+    with pytest.raises(Retryable, match="misread"):
+        outbox.new_batch()
+
+    assert outbox.waiting() == 1
+
+
 def test_a_file_of_an_earlier_agent_is_taken_over(tmp_path: Path) -> None:
     """What an older version stored is sent; its rows have no series and no age."""
     old = sqlite3.connect(tmp_path / "outbox.sqlite")

@@ -230,6 +230,7 @@ def test_the_program_asks_by_a_line_and_hears_by_the_end_of_its_input(
     assert (report.key, report.placement) == (key, FAST)
 
 
+@pytest.mark.alone
 def test_a_real_model_is_confirmed_in_less_time_than_it_is_raced(monkeypatch: pytest.MonkeyPatch) -> None:
     """MobileNetV2, with the runtimes that are here; a busy machine may race again, but then says so."""
     monkeypatch.undo()  # a final of whole length is what a confirmation saves
