@@ -36,7 +36,7 @@ from regatta_provisioning.identity import Identity
 
 BUGS = ("in-place", "blob-in-place")  # seeded on request, to prove that the lab finds them
 _LAST_VERSION = 2
-_SYNC_BYTES = 2 * DEFAULT_CHUNK_BYTES  # in place of 4 MiB, so that small models have syncs in mid-download too
+_SYNC_BYTES = 2 * DEFAULT_CHUNK_BYTES  # in place of 128 KiB, so that small models have syncs in mid-download too
 _OFFLINE_S = 30.0  # by the fake clock: for starting to serve what is on disk
 _CONVERGED_S = 300.0
 _SETTLED_S = 15.0
@@ -207,7 +207,7 @@ def _check_files(state_dir: Path) -> None:
 def _seeded(bug: str | None) -> Iterator[None]:
     """Sync more often than a board does; and put the bug in place of the right code."""
     with contextlib.ExitStack() as stack:
-        stack.enter_context(mock.patch.object(partial, "_SYNC_BYTES", _SYNC_BYTES))
+        stack.enter_context(mock.patch.object(partial, "_LEAST_SYNC_BYTES", _SYNC_BYTES))
         if bug == "in-place":
             for module in (record, store, partial):
                 stack.enter_context(mock.patch.object(module, "write_durably", _write_in_place))
