@@ -243,7 +243,7 @@ class Rig:
         self.launcher = ScriptedLauncher(self.inbox, self.fleet.verify, self.race)
         self.launcher.race_key = self.race_key
         self.processes: Launcher = self.wrap(self.inbox, self.launcher)
-        self.outbox = Outbox(self.config.state_dir / "outbox.sqlite", self.device, 1_000_000)
+        self.outbox = self.make_outbox()
         self.outbox.open()
         self.loop: Loop = assemble(
             self.config,
@@ -262,6 +262,9 @@ class Rig:
     def wrap(self, inbox: queue.Queue[Event], scripted: ScriptedLauncher) -> Launcher:
         """Return what starts children; a test may put real ones in place of some."""
         return scripted
+
+    def make_outbox(self) -> Outbox:
+        return Outbox(self.config.state_dir / "outbox.sqlite", self.device, 1_000_000)
 
     def start(self) -> Rig:
         self.loop.start()

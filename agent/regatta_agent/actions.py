@@ -42,6 +42,7 @@ __all__ = ["Actions"]
 logger = logging.getLogger(__name__)
 
 _TRANSFERS = 64  # remembered; one is under way at a time
+_COLLECT_AGAIN_S = 600.0  # what is left over is in nobody's way
 _NEEDS_BROKER = (JobKind.AUTHORIZE, JobKind.MANIFEST, JobKind.FILES)
 
 
@@ -65,6 +66,7 @@ class Actions:
         self._numbers = itertools.count(1)
         self._transfers: dict[Digest, int] = {}  # of the files asked for last
         self.collected: frozenset[ModelRef] | None = None
+        self._collect_again_s: float | None = None  # after one that came to nothing
 
     def kinds(self) -> Mapping[ModelRef, JobKind]:
         """Return what is under way."""
@@ -87,7 +89,7 @@ class Actions:
         elif isinstance(step, Unpoint):
             self._workers.unpoint(step.name)
         elif isinstance(step, Collect):
-            self._collect(step, record)
+            self._collect(step, record, now_s)
         return None
 
     def handle(self, event: Event, now_s: float) -> Iterator[tuple[ModelRef, Outcome]]:
@@ -97,6 +99,8 @@ class Actions:
 
     def tick(self, now_s: float) -> Iterator[tuple[ModelRef, Outcome]]:
         """Let the jobs do what is due; yield what ended."""
+        if self._collect_again_s is not None and now_s >= self._collect_again_s:
+            self._collect_again_s, self.collected = None, None
         for ref, (_, job) in list(self._jobs.items()):
             yield from self._ended(ref, job.tick(now_s))
 
@@ -178,14 +182,22 @@ class Actions:
             return WorkerDeath(step.ref, step.candidate, str(shortage or err), 0.0, starved=starved)
         return None
 
-    def _collect(self, step: Collect, record: AgentRecord) -> None:
-        installs = [record.find(ref) for ref in step.keep]
+    def _collect(self, step: Collect, record: AgentRecord, now_s: float) -> None:
+        keep = step.keep | step.also
+        installs = [record.find(ref) for ref in keep]
         digests = [
             one.manifest_digest
             for one in installs
             if one is not None and one.manifest_digest is not None and self._store.manifest(one.ref) is None
         ]
-        freed = self._store.collect(step.keep, digests)
         self.collected = step.keep
+        try:
+            freed = self._store.collect(keep, digests)
+        except (OSError, Exhausted) as err:
+            self._collect_again_s = now_s + _COLLECT_AGAIN_S
+            logger.error("event=not_collected error=%s again_in_s=%g", err, _COLLECT_AGAIN_S)
+            return
+        if keep != step.keep:
+            self._collect_again_s = now_s + _COLLECT_AGAIN_S
         if freed:
             logger.info("event=collected freed_bytes=%d kept=%d", freed, len(step.keep))

@@ -81,6 +81,7 @@ class FilesFetched:
 @dataclass(frozen=True)
 class Raced:
     report: RaceReport
+    bundled: Policy  # the bundle's policy
     assigned: Policy | None = None  # the policy that it was raced by, when it is not the bundle's
 
 

@@ -16,7 +16,7 @@ import logging
 import queue
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from random import Random
 
 from regatta_agent.actions import Actions
@@ -61,7 +61,6 @@ from regatta_protocol.bus import Bus, Connected, Disconnected, Message, Publishe
 from regatta_protocol.errors import Exhausted, Misuse, Rejected, StorageFull
 from regatta_protocol.ids import ModelRef
 from regatta_protocol.messages import RaceItem, ServingWindow
-from regatta_protocol.policy import Policy
 from regatta_provisioning.notify import Notifier
 
 __all__ = ["Loop", "Parts"]
@@ -127,6 +126,9 @@ class Loop:
         parts.store.prepare()
         parts.workers.prepare()
         self.record = outcomes.recovered(self._keeper.load(), parts.limits)
+        if self.record.report_sequence == 0:
+            # The first start, or a record that was lost: the fleet takes no number that it has had, and counts reports.
+            self.record = self.record.model_copy(update={"report_sequence": int(self.wall())})
         self._settle()
         parts.status.say(self.online, None, None, self._offline_since_s)
         parts.bus.start()
@@ -325,9 +327,7 @@ class Loop:
 
     def _take_result(self, ref: ModelRef, result: Raced) -> None:
         report, assigned = result.report, result.assigned
-        manifest = self._parts.store.manifest(ref)
-        policy = assigned or (manifest.policy if manifest is not None else Policy())
-        summary = outcomes.summary_of(report, policy, self._parts.versions, self.wall(), assigned)
+        summary = outcomes.summary_of(report, assigned or result.bundled, self._parts.versions, self.wall(), assigned)
         install = self.record.find(ref)
         again = install is not None and install.racing_again
         if install is not None and install.racing_again and install.placement is not None:
@@ -398,6 +398,8 @@ class Loop:
         for step in steps:
             if isinstance(step, Begin) and not saved:
                 continue
+            if isinstance(step, Collect) and not saved:
+                step = replace(step, also=self._keeper.needed())  # a cut now goes back to what the disk knows
             try:
                 result = parts.actions.carry_out(step, self.record, self.wall(), parts.clock.monotonic())
             except (OSError, Exhausted) as err:

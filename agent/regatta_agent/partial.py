@@ -14,7 +14,7 @@ from pathlib import Path
 
 from regatta_agent.errors import WrongBlob
 from regatta_protocol.chunk import chunk_count
-from regatta_protocol.durable import read_bounded, rename_durably, shortage_of, write_durably
+from regatta_protocol.durable import read_bounded, remove_durably, rename_durably, shortage_of, write_durably
 from regatta_protocol.errors import RegattaError
 from regatta_protocol.ids import digest_of_file
 from regatta_protocol.manifest import FileRef
@@ -129,8 +129,8 @@ class PartialFile:
         actual = digest_of_file(self._path)
         if actual != self._file.digest:
             self.close()
-            self._path.unlink(missing_ok=True)
             self._bits_path.unlink(missing_ok=True)
+            remove_durably(self._path)  # what comes back after a power cut would be found wrong once more
             raise WrongBlob(
                 f"file {self._file.digest[:12]} arrived with digest {actual[:12]}: it was changed on its way or at "
                 "the sender",

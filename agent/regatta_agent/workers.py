@@ -243,8 +243,11 @@ class WorkerPool:
 
     def _ended(self, worker: _Worker, event: ChildEnded, now_s: float) -> WorkerDeath | None:
         del self._workers[event.child]
-        worker.spec_path.unlink(missing_ok=True)
-        worker.spec.socket_path.unlink(missing_ok=True)
+        try:
+            worker.spec_path.unlink(missing_ok=True)
+            worker.spec.socket_path.unlink(missing_ok=True)
+        except OSError as err:  # the next start clears the folder
+            logger.warning("event=worker_files_kept version=%s error=%s", worker.ref, err)
         if worker.stopping_s is not None:
             logger.info("event=worker_stopped version=%s", worker.ref)
             return None

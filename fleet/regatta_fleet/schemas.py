@@ -115,6 +115,7 @@ class DeviceModel(Wire):
     accuracy: Accuracy | None = None
     latency: Latency | None = None  # of the placement in the race
     power: Power | None = None
+    basis: str | None = None  # of the race: full, or confirmed
     served: ServingSummary | None = None
 
 
@@ -129,6 +130,7 @@ class DeviceSummary(Wire):
     desired_generation: int = 0
     reported_generation: int | None = None
     bytes_received: int = 0
+    dropped_items: int = 0  # of telemetry, for want of room on the device
     revoked: bool = False
     models: tuple[DeviceModel, ...] = ()
 

@@ -107,6 +107,7 @@ def summary_of(
         policy=assigned,
         versions=dict(versions or {}),
         at=at,
+        basis=report.basis,
     )
 
 

@@ -143,7 +143,7 @@ def parse_infer(body: bytes, header_length: bytes | None, shared: SharedMemory |
             output.name,
             _flag(output.parameters, "binary_data", default=binary_default),
             _classes(output.name, output.parameters),
-            _region(f"output {output.name!r}", output.parameters, offered=shared is not None),
+            _region("output", output.name, output.parameters, offered=shared is not None),
         )
         for output in document.outputs
     )
@@ -172,7 +172,7 @@ def _decode(
     tensor: _Tensor, rest: memoryview, *, has_binary: bool, shared: SharedMemory | None
 ) -> tuple[Array, memoryview]:
     """Return the input's array and what is left of the binary part."""
-    region = _region(f"input {tensor.name!r}", tensor.parameters, offered=shared is not None)
+    region = _region("input", tensor.name, tensor.parameters, offered=shared is not None)
     size = tensor.parameters.get("binary_data_size")
     try:
         if region is not None and shared is not None:
@@ -214,11 +214,12 @@ def _whole(parameters: dict[str, Any], name: str, greatest: int) -> int:
     return value
 
 
-def _region(owner: str, parameters: dict[str, Any], *, offered: bool) -> RegionSlice | None:
-    """Return the slice of a region that the parameters of `owner` name, or None when they name none."""
+def _region(kind: str, tensor: str, parameters: dict[str, Any], *, offered: bool) -> RegionSlice | None:
+    """Return the slice of a region that a tensor's parameters name, or None when they name none."""
     name = parameters.get("shared_memory_region")
     if name is None:
         return None
+    owner = f"{kind} {tensor!r}"
     if not offered:
         raise Rejected(f"{owner}: shared memory is not offered here: send tensors in the body, or set shared_memory")
     size, offset = parameters.get("shared_memory_byte_size"), parameters.get("shared_memory_offset", 0)

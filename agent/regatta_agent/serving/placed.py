@@ -7,9 +7,8 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from regatta_agent.serving.batching import find_batch, groups_of, is_batchable, joined, split
 from regatta_agent.serving.failover import Failover, Opened, Switch, open_failover
@@ -36,8 +35,7 @@ class Serving(Session, Protocol):
     def run_together(self, inputs: Sequence[Array], rows: int) -> list[Array]: ...
 
 
-@dataclass(frozen=True)
-class Answer:
+class Answer(NamedTuple):
     """The tensors of an answer with how each is wanted, output 0's class, and where the time went.
 
     `compute_ns` is the runtime's own time, of the whole batch when `batch` rows were computed together; of such, one
@@ -53,11 +51,10 @@ class Answer:
     conclude_ns: int = 0
 
 
-@dataclass(frozen=True)
-class _Prepared:
+class _Prepared(NamedTuple):
     """A request that fits the model."""
 
-    index: int  # among those that came together
+    place: int  # among those that came together
     natives: list[Array]
     real: bool
     wanted: list[tuple[int, WantedOutput]]
@@ -124,10 +121,10 @@ class PlacedModel:
                 logger.warning("event=batch_failed rows=%d error=%s", sum(rows), err)
             else:
                 return {
-                    one.index: self._answer(one, part, compute_ns, sum(rows), first=one is group[0])
+                    one.place: self._answer(one, part, compute_ns, sum(rows), first=one is group[0])
                     for one, part in zip(group, parts, strict=True)
                 }
-        return {one.index: self._alone_or_error(one) for one in group}
+        return {one.place: self._alone_or_error(one) for one in group}
 
     def _alone_or_error(self, one: _Prepared) -> Answer | Exception:
         try:

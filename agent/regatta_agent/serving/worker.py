@@ -48,7 +48,7 @@ from regatta_agent.serving.window import Placement, Tally
 from regatta_protocol.codec import decode
 from regatta_protocol.durable import read_bounded
 from regatta_protocol.errors import Misuse, RegattaError, Rejected, Retryable
-from regatta_runtimes.parent import die_with_parent
+from regatta_protocol.parent import die_with_parent
 from regatta_runtimes.power.finder import open_sensor
 
 __all__ = ["contain", "main"]
@@ -230,6 +230,7 @@ class Worker:
                 wait_s = min(_SWEEP_S, max(0.0, window_ends - self._loop.time()))
                 await asyncio.wait_for(self._stop.wait(), wait_s)
             self._server.sweep()
+            self._companions.sweep()
             await listeners.follow()
             if self._loop.time() >= window_ends:
                 self._close_window()

@@ -37,7 +37,7 @@ from regatta_fleet.optimize.samples import (
     read_samples,
     split_samples,
 )
-from regatta_fleet.optimize.trials import VARIANT_SETS, Trial, VariantName, Work, check_model, make_trials
+from regatta_fleet.optimize.trials import VARIANT_SETS, Trial, VariantName, Work, answer, check_model, make_trials
 from regatta_fleet.schemas import BundleDraft
 from regatta_protocol.durable import write_durably
 from regatta_protocol.errors import Rejected
@@ -106,6 +106,7 @@ def optimize(
         for samples, path in ((tuning, data), (evaluation, source.evaluation or data)):
             check_shape(samples, facts.inputs[0].shape, path.name)
             check_labels(samples, classes, path.name)
+        answer(work)
         labels = None if source.labels is None else read_labels(source.labels, classes)
         trials = make_trials(work, variants) if making is None else making.make(work)
         accepted = [trial for trial in trials if trial.refused is None]

@@ -268,7 +268,7 @@ def committed(record: AgentRecord) -> set[int]:
     return {one.version for one in record.all() if one.state is InstallState.COMMITTED}
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     seed=st.integers(0, 2**32),
     wishes=st.lists(st.tuples(st.one_of(st.none(), st.integers(1, 3)), st.sampled_from(["r1", "r2"])), max_size=6),
