@@ -47,6 +47,8 @@ class _Blob:
         self._state = Transfer(
             self._transfer, self._file.digest, self._file.size_bytes, DEFAULT_CHUNK_BYTES, self._partial.bitmap()
         )
+        if any(self._partial.have):
+            self._state.await_late(now_s)
         return self._go_on(now_s)
 
     def handle(self, event: Event, now_s: float) -> bool:

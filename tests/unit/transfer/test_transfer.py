@@ -195,3 +195,18 @@ def test_a_patchy_bitmap_is_asked_for_in_ranges() -> None:
     assert transfer.complete and outcome.violations == []
     assert outcome.asked == 1000
     assert outcome.peak_window <= MAX_WINDOW
+
+
+def test_after_a_cut_it_waits_for_what_is_still_on_its_way() -> None:
+    """Late chunks are used and put the next question off; strangers do not; when none comes any more, it asks."""
+    transfer = blob(10 * CHUNK, have=b"\x01\x00")
+    transfer.await_late(100.0)
+    assert transfer.next_get(100.1) is None
+
+    assert transfer.on_chunk(100.15, Chunk(1, 1, DATA[CHUNK : 2 * CHUNK])) == CHUNK
+    assert transfer.next_get(100.3) is None
+    assert transfer.on_chunk(100.34, Chunk(2, 2, DATA[:CHUNK])) is None
+    get = transfer.next_get(100.36)
+
+    assert get is not None
+    assert get.ranges == ((2, 3),)
