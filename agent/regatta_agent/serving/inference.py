@@ -87,6 +87,8 @@ class InferRequest:
     raw: memoryview | None = None
     priority: int = DEFAULT_PRIORITY  # 1 is the highest
     timeout_us: int | None = None  # from its arrival; it is not computed after that
+    processed: bool = False  # the input is a picture or a sound, and the answer a document (regatta_agent.processing)
+    stacked: bool = False  # inputs hold many samples along their first dimension, computed one after another
 
 
 class _Tensor(BaseModel):
@@ -147,6 +149,10 @@ def parse_infer(body: bytes, header_length: bytes | None, shared: SharedMemory |
         )
         for output in document.outputs
     )
+    processed = _flag(document.parameters, "processed", default=False)
+    stacked = _flag(document.parameters, "stacked", default=False)
+    if processed and stacked:
+        raise Rejected("a request is processed or stacked, not both: pictures and sounds are sent one by one")
     return InferRequest(
         document.id,
         tuple(inputs),
@@ -154,6 +160,8 @@ def parse_infer(body: bytes, header_length: bytes | None, shared: SharedMemory |
         binary_default,
         priority=_whole(document.parameters, "priority", LOWEST_PRIORITY) or DEFAULT_PRIORITY,
         timeout_us=_whole(document.parameters, "timeout", _MAX_TIMEOUT_US) or None,
+        processed=processed,
+        stacked=stacked,
     )
 
 

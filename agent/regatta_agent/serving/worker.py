@@ -35,7 +35,6 @@ from regatta_agent.serving.failover import Failover, Opened, Switch
 from regatta_agent.serving.feedback import Feedback
 from regatta_agent.serving.http import HttpServer
 from regatta_agent.serving.inferring import Inferences
-from regatta_agent.serving.interface import body_limit_bytes
 from regatta_agent.serving.lane import Batches
 from regatta_agent.serving.listening import Listeners
 from regatta_agent.serving.placed import PlacedModel, open_placed
@@ -189,7 +188,7 @@ class Worker:
             raise finished.error
         assert finished.value is not None
         placed, failover, opened = finished.value
-        limit = self._spec.limits.body_bytes or body_limit_bytes(placed.interface.inputs)
+        limit = self._spec.limits.body_bytes or placed.body_limit_bytes()
         self._server.body_limit_bytes = limit
         if self._regions is not None:
             self._regions.limit_bytes = limit

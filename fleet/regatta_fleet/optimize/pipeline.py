@@ -19,10 +19,11 @@ from pathlib import Path
 
 from regatta_fleet.bundle import (
     BundleSource,
+    check_given,
     check_place,
     file_ref,
     golden_count,
-    guess_image,
+    input_image,
     read_labels,
     write_bundle,
 )
@@ -44,6 +45,7 @@ from regatta_protocol.errors import Rejected
 from regatta_protocol.ids import Digest
 from regatta_protocol.manifest import FileRef, LineageStep, Policy, Variant
 from regatta_protocol.measurement import Accuracy, CandidateResult
+from regatta_protocol.processing import Processing
 from regatta_runtimes.golden import write_golden
 from regatta_runtimes.inspect import ModelFacts, inspect_model
 
@@ -102,6 +104,7 @@ def optimize(
         progress("checking the float model", 0.05)
         check_model(work)
         facts = inspect_model(model)
+        check_given(source.processing or Processing(), facts, "float32")
         classes = facts.outputs[0].shape[-1] if facts.outputs[0].shape else 0
         for samples, path in ((tuning, data), (evaluation, source.evaluation or data)):
             check_shape(samples, facts.inputs[0].shape, path.name)
@@ -241,7 +244,9 @@ def _write(
         golden=refs["golden"],
         evaluation=refs.get("evaluation"),
         labels=refs.get("labels"),
-        input=guess_image(facts, mean=source.mean, scale=source.scale),
+        input=input_image(source, facts),
+        audio=None if source.processing is None else source.processing.audio,
+        result=None if source.processing is None else source.processing.result,
         policy=source.policy,
         source=report.source,
         lineage=(
