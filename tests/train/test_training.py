@@ -189,7 +189,7 @@ def test_sparsity_reaches_its_target_and_beats_one_shot() -> None:
 
     model, samples, check = plain_chain(), _samples(), normal(50, 8, 8, 1, seed=5, scale=1.0)
 
-    trained = sparsify(model, samples, 0.6, options=QUICK)
+    trained = sparsify(model, samples, 0.6, options=FitOptions(epochs=60, learning_rate=1e-2))
 
     assert trained.sparsity == pytest.approx(0.6, abs=0.01)
     wanted = _outputs(model, check)
