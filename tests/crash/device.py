@@ -26,6 +26,7 @@ from regatta_protocol import topics
 from regatta_protocol.bus import Will
 from regatta_protocol.chunk import DEFAULT_CHUNK_BYTES
 from regatta_protocol.codec import decode, decode_zlib, encode
+from regatta_protocol.errors import RegattaError
 from regatta_protocol.ids import Digest, ModelRef, digest_of_bytes
 from regatta_protocol.measurement import CandidateResult, PriorRace, RaceReport
 from regatta_protocol.messages import InstallState, RaceItem, Reported, ServingWindow, TelemetryBatch, TelemetryItem
@@ -40,6 +41,7 @@ STATE = "state"  # the state folder's name
 STARTED = ("litert/int8/xnnpack/t1", "litert/int8/none/t1")  # the placement that wins a race, and its standby
 _NEAR_S = 60.0  # looked at twice a second; what takes longer waits for a deadline
 _FAR_STEP_S = 20.0  # less than a worker may be silent, and than an answer may take
+_RESTART_S = 300.0  # by systemd, at the latest (regatta-agent.service)
 _SYNC_BYTES = 2 * DEFAULT_CHUNK_BYTES  # in place of 4 MiB, so that small models have syncs in mid-download too
 _FAULTY = Faults(drop=0.1, truncate=0.05, duplicate=0.1, reorder=0.1, max_delay_s=0.3)
 _IDENTITY = {"key.pem": b"the device's key", "cert.pem": b"its certificate", "ca.pem": b"ca", "root.json": b"{}"}
@@ -102,6 +104,7 @@ class Device(Rig):
         self.chance = Random(seed)
         self.fastest = STARTED[0]
         self.capacity_bytes: int | None = None  # of the disk, for models
+        self.most_starts = 1
         self.failing = False  # calls, for long
         self.full = False  # the disk, by whatever else is on it
         self.forgiven: Callable[[], AbstractContextManager[None]] = nullcontext  # around what is not the agent's doing
@@ -130,6 +133,27 @@ class Device(Rig):
         if not ended and seconds > near_s:
             ended = super().run(seconds - near_s, looked, _FAR_STEP_S)
         return ended or until is None
+
+    def begin(self) -> None:
+        """Start, and after an error start again as systemd does, `most_starts` times at most."""
+        for left in reversed(range(self.most_starts)):
+            try:
+                self.start()
+            except (OSError, RegattaError) as err:
+                if left == 0:
+                    raise
+                self.tell("not started", str(err))
+                self.clock.pass_by(_RESTART_S)
+                self.watch()
+                self.kill()
+                self.make()
+            else:
+                return
+
+    def restart(self) -> None:
+        self.kill()
+        self.make()
+        self.begin()
 
     def _beat(self) -> None:
         """Let every worker say that it lives; one that is silent for long is killed."""

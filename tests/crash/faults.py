@@ -33,8 +33,7 @@ _HOUR_S = 3600.0
 _ACT_S = 11 * _HOUR_S  # an error of 3 hours, the last pause, the 6 hours between races, and the act
 _FOREVER = 2**62
 _BUILDS = 3
-_STARTS = 100
-_RESTART_S = 300.0  # by systemd, at the latest (regatta-agent.service)
+_STARTS = 100  # over 8 hours
 _EARLY_TRIES = 100  # failing calls until pauses have grown
 _FULL_TRIES_AN_HOUR = 6.0  # one try of the record, of a download and of telemetry, some calls each
 _TRIES_AN_HOUR = 120.0  # twelve each, after pauses of 5 minutes
@@ -202,22 +201,6 @@ def _built(case: Case, tell: Tell) -> Device:
     return case.device(case.place, tell)
 
 
-def _start(device: Device) -> None:
-    """Start, and start again after an error, as systemd does."""
-    for _ in range(_STARTS):
-        try:
-            device.start()
-        except (OSError, RegattaError) as err:
-            device.tell("not started", str(err))
-            device.clock.pass_by(_RESTART_S)
-            device.watch()
-            device.kill()
-            device.make()
-        else:
-            return
-    raise Violation("the agent does not start any more")
-
-
 def _story(case: Case, fault: _Fault, tell: Tell) -> None:
     heard = Heard().hear_all(case.before)
 
@@ -231,7 +214,8 @@ def _story(case: Case, fault: _Fault, tell: Tell) -> None:
             device = _built(case, tell_and_hear)
             device.watch = lambda: watch.look(device)
             device.forgiven = case.shim.forgiving
-            _start(device)
+            device.most_starts = _STARTS
+            device.begin()
             play(device, case.scenario.acts, 0, _ACT_S)
             device.run(_ACT_S, until=lambda: watch.over and device.has_sent_all())
             device.restart()  # which clears what errors left half-written

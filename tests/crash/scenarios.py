@@ -228,7 +228,7 @@ def _damage_previous(device: Device) -> None:
                 if path.exists():
                     path.write_bytes(path.read_bytes()[:-7])
         device.make()
-        device.start()
+        device.begin()
     device.want(3, 1)
 
 
