@@ -5,7 +5,8 @@
 Invariants:
 - Nothing is done about a change of the record before the change is on disk. While the disk takes none, only steps
   that need no record are carried out: workers, links, cancelling, and deleting what nobody needs.
-- Every turn is bounded: at most a full inbox is taken in, and planning must run out of recorded steps.
+- Every turn is bounded: at most a full inbox is taken in, files are read and deleted in pieces, and planning must run
+  out of recorded steps.
 - What the board lacks for a while (space, descriptors, memory) costs a turn's plan or a step, told once, and no more.
 - The watchdog is fed here and nowhere else.
 """
@@ -15,7 +16,6 @@ from __future__ import annotations
 import logging
 import queue
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from random import Random
 
@@ -43,6 +43,7 @@ from regatta_agent.jobs import (
     AssignmentVerified,
     Authorized,
     Failed,
+    FilesChecked,
     ManifestFetched,
     Outcome,
     Raced,
@@ -68,6 +69,7 @@ __all__ = ["Loop", "Parts"]
 logger = logging.getLogger(__name__)
 
 _LONGEST_TURN_S = 1.0  # between looks at deadlines
+_TICKING = (JobKind.MANIFEST, JobKind.FILES, JobKind.CHECK)  # jobs that go on by themselves
 _FETCHING_TURN_S = 0.1  # lost chunks are noticed after 0.5 s or more (core/transfer.py)
 _MAX_EVENTS = 256  # taken in before planning
 _MAX_PLANS = 200  # in one turn; each records at least one step, and no version takes more than about 12
@@ -138,6 +140,7 @@ class Loop:
     def turn(self, patience_s: float) -> None:
         """Take in what has come (waiting up to `patience_s` for the first), and act on it."""
         events, self._trouble = 0, None
+        self._parts.store.digests.new_turn()
         while events < _MAX_EVENTS:
             try:
                 event = self._parts.inbox.get(timeout=patience_s) if patience_s > 0 else self._parts.inbox.get_nowait()
@@ -279,9 +282,13 @@ class Loop:
             self.record = outcomes.starved(self.record, death.ref, death.why, self.wall(), parts.rng, parts.limits)
             return
         install = self.record.find(death.ref)
-        if death.unready and install is not None and install.deaths <= 1:  # not each time: it reads every file
-            with suppress(OSError, Exhausted):
-                parts.store.drop_damaged(death.ref)
+        first = install is not None and install.deaths <= 1  # not each time: it reads every file
+        if not (death.unready and first and parts.actions.check(death, parts.clock.monotonic())):
+            self._bury(death)
+
+    def _bury(self, death: WorkerDeath) -> None:
+        """Write into the record what the end of a worker means."""
+        install = self.record.find(death.ref)
         successor = install.successor if install is not None else None
         if install is not None and successor is not None and death.candidate != install.placement:
             self.record = rerace.successor_died(self.record, death.ref, death.why)
@@ -306,6 +313,8 @@ class Loop:
             )
         elif isinstance(outcome, ManifestFetched):
             self.record = outcomes.manifest_stored(self.record, ref)
+        elif isinstance(outcome, FilesChecked):
+            self._bury(outcome.death)
         elif isinstance(outcome, Raced):
             self._take_result(ref, outcome)
         elif isinstance(outcome, Failed):
@@ -450,10 +459,12 @@ class Loop:
             logger.error("event=report_refused error=%s", err)
 
     def _patience(self) -> float:
+        if self._parts.store.digests.waiting:
+            return 0.0
         facts = self._look()
         if facts is None:
             return _LONGEST_TURN_S
         wake = wake_at(self.record, facts)
-        fetching = any(kind in (JobKind.MANIFEST, JobKind.FILES) for kind in facts.jobs.values())
+        fetching = any(kind in _TICKING for kind in facts.jobs.values())
         longest = min(_FETCHING_TURN_S if fetching else _LONGEST_TURN_S, (self._parts.notifier.watchdog_s or 60.0) / 3)
         return longest if wake is None else min(longest, max(0.01, wake - facts.now_s))
