@@ -127,10 +127,8 @@ class Loop:
         parts = self._parts
         parts.store.prepare()
         parts.workers.prepare()
-        self.record = outcomes.recovered(self._keeper.load(), parts.limits)
-        if self.record.report_sequence == 0:
-            # The first start, or a record that was lost: the fleet takes no number that it has had, and counts reports.
-            self.record = self.record.model_copy(update={"report_sequence": int(self.wall())})
+        # A first start, or a record that was lost, counts from the time: the fleet takes no number that it has had.
+        self.record = outcomes.recovered(self._keeper.load(int(self.wall())), parts.limits)
         self._settle()
         parts.status.say(self.online, None, None, self._offline_since_s)
         parts.bus.start()
@@ -440,21 +438,20 @@ class Loop:
         self._told = self._trouble
 
     def _report(self) -> None:
-        """Tell the fleet, when it can hear and there is something new; the sequence is on disk before it is used."""
+        """Tell the fleet, when it can hear and there is something new that the disk knows, or why it does not."""
         parts = self._parts
         facts = self._look() if self.online else None
         if facts is None:
             return
-        if not parts.reporter.due(self.record, facts, parts.clock.monotonic()):
+        if not parts.reporter.due(self._keeper.told(self.record), facts, parts.clock.monotonic()):
             parts.reporter.beat(parts.clock.monotonic())
             return
-        before = self.record
-        self.record = before.model_copy(update={"report_sequence": before.report_sequence + 1})
-        if not self._keeper.keep(self.record):
-            self.record = before
+        numbered = self.record.model_copy(update={"report_sequence": self.record.report_sequence + 1})
+        if not self._keeper.keep(numbered) and not self._keeper.may_number(numbered):
             return
+        self.record = numbered
         try:
-            parts.reporter.send(self.record, facts, parts.clock.monotonic())
+            parts.reporter.send(self._keeper.told(numbered), facts, parts.clock.monotonic())
         except Rejected as err:
             logger.error("event=report_refused error=%s", err)
 
