@@ -17,6 +17,7 @@ import signal
 import subprocess
 import threading
 from collections.abc import Sequence
+from pathlib import Path
 from typing import IO, Protocol
 
 from regatta_agent.events import ChildEnded, ChildLine, Event
@@ -28,6 +29,7 @@ logger = logging.getLogger(__name__)
 MAX_LINE_BYTES = 1024 * 1024  # a verified assignment of 64 models is about 10 KB, a window 25 KB
 _MAX_ERRORS_BYTES = 4096
 _READ_BYTES = 65_536
+_OOM_SCORE_ADJ = "500"  # of at most 1000, which would be before whatever else the board runs
 
 
 class Child(Protocol):
@@ -82,6 +84,7 @@ class ProcessLauncher:
             close_fds=True,
             pass_fds=pass_fds,
         )
+        _let_go_first(popen.pid)
         child = _Process(name, popen, self._inbox, self._closed)
         self._running = {key: other for key, other in self._running.items() if other.running()}
         try:
@@ -99,6 +102,15 @@ class ProcessLauncher:
         for child in self._running.values():
             child.join()
         self._running.clear()
+
+
+def _let_go_first(pid: int) -> None:
+    """Have the kernel, when memory runs out, end this child and never the agent, whose value it has inherited.
+
+    Raising it needs no right (proc_pid_oom_score_adj(5)). Without /proc the kernel goes by size; workers are larger.
+    """
+    with contextlib.suppress(OSError):
+        Path(f"/proc/{pid}/oom_score_adj").write_text(_OOM_SCORE_ADJ)
 
 
 class _Process:

@@ -56,6 +56,23 @@ def test_lines_and_the_end_come_in_order(launcher: ProcessLauncher, inbox: queue
     assert ended.describe() == "exit status 1: too bad"
 
 
+def test_a_child_goes_before_the_agent_when_memory_runs_out(
+    launcher: ProcessLauncher, inbox: queue.Queue[Event]
+) -> None:
+    """The kernel ends the process of the highest value first."""
+    own = Path("/proc/self/oom_score_adj")
+    if not own.exists():
+        pytest.skip("there is no /proc here")
+    child = launcher.launch("one", python("import sys; sys.stdin.read()"), None)
+
+    value = int(Path(f"/proc/{child.pid}/oom_score_adj").read_text())
+    child.finish()
+    until_end(inbox)
+
+    assert value == 500
+    assert value > int(own.read_text())
+
+
 def test_finish_is_the_end_of_standard_input(launcher: ProcessLauncher, inbox: queue.Queue[Event]) -> None:
     """A worker that waits for its input ends by itself."""
     child = launcher.launch("two", python("import sys; sys.stdin.read(); print('drained')"), None)

@@ -221,3 +221,5 @@ def test_the_agents_unit_leaves_the_runtimes_what_they_need() -> None:
     assert "InaccessiblePaths=" not in unit
     assert "\nRestrictAddressFamilies=AF_UNIX AF_INET AF_INET6\n" in unit
     assert "\nOOMPolicy=continue\n" in unit
+    assert "\nOOMScoreAdjust=-250\n" in unit
+    assert "\nMemoryMax=75%\n" in unit
