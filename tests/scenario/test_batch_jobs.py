@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from click.testing import CliRunner
+
 from device_rig import MODEL, Rig
 from regatta_agent.batch_runner import BatchSaid, BatchSpec
+from regatta_agent.cli.commands import cli
 from regatta_agent.testing import ScriptedChild
 from regatta_protocol.batch import BatchJob, BatchReport, BatchState, BatchSummary
 from regatta_protocol.codec import encode
@@ -73,6 +76,9 @@ def test_jobs_are_done_in_turn_and_told_until_the_fleet_has_heard(tmp_path: Path
     assert rig.run(until=lambda: (one := rig.told(1)) is not None and (one.records, one.total) == (9, 40))
     rig.finish()
     assert rig.run(until=lambda: rig.stands(1, _S.DONE) and rig.stands(2, _S.RUNNING))
+    places = ("--state-dir", str(rig.config.state_dir), "--run-dir", str(rig.config.run_dir))
+    shown = CliRunner().invoke(cli, ["status", *places]).output
+    assert "b-1    done" in shown and "2.csv" in shown
 
     done = rig.told(1)
     assert done is not None and done.summary == SUMMARY

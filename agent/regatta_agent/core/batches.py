@@ -17,7 +17,7 @@ from random import Random
 from types import MappingProxyType
 from typing import Any
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from regatta_agent.core.facts import Limits
 from regatta_protocol.batch import BatchJob, BatchReport, BatchState, BatchSummary
@@ -87,6 +87,13 @@ class BatchRun(Wire):
     records: int = Field(default=0, ge=0)
     total: int | None = None
     summary: BatchSummary | None = None
+
+    @field_validator("state")
+    @classmethod
+    def _known(cls, state: BatchState) -> BatchState:
+        if not state.known:  # there would be no way out of it: it is better to begin anew
+            raise ValueError(f"the state {state} is one of a newer agent")
+        return state
 
     def after(self, event: BatchEvent, **changes: Any) -> BatchRun:  # noqa: ANN401 - fields of BatchRun
         """Return the run after the event; the reason and the wait are cleared unless `changes` give them.

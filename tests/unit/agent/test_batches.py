@@ -7,12 +7,15 @@ from pathlib import PurePosixPath
 from random import Random
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from regatta_agent.core.batches import (
     ENDED,
     TRANSITIONS,
     BatchEvent,
     BatchFacts,
+    BatchOutcome,
     BatchRun,
     Broken,
     Finished,
@@ -22,6 +25,7 @@ from regatta_agent.core.batches import (
     planned,
     recovered,
     refusal,
+    running,
     taken_up,
 )
 from regatta_agent.core.facts import Limits
@@ -46,6 +50,39 @@ def facts(now_s: float = 0.0, racing: str | None = None, serving: tuple[str, ...
 
 def states(runs: tuple[BatchRun, ...]) -> list[str]:
     return [str(run.state) for run in runs]
+
+
+@given(st.data())
+@settings(max_examples=150, deadline=None)
+def test_whatever_happens_one_runs_at_most_and_every_wait_has_its_reason(data: st.DataObject) -> None:
+    """Assignments, races, breaks, ends and restarts in any order; what has ended stays as it ended."""
+    runs: tuple[BatchRun, ...] = ()
+    ended: dict[str, BatchState] = {}
+    for step in range(data.draw(st.integers(1, 25))):
+        choice = data.draw(st.sampled_from(["assign", "break", "progress", "finish", "restart", "wait"]))
+        if choice == "assign":
+            runs = taken_up(runs, [job(number) for number in sorted(data.draw(st.sets(st.integers(1, 4))))])
+        elif choice == "restart":
+            runs = recovered(runs, _LIMITS)
+        elif (active := running(runs)) is not None and choice != "wait":
+            outcome: dict[str, BatchOutcome] = {
+                "break": Broken("broke", final=False),
+                "progress": Progressed(step, None),
+            }
+            news = outcome.get(choice, Finished(_SUMMARY))
+            runs = concluded(runs, active.job.id, news, float(step), Random(step), _LIMITS)
+        racing = data.draw(st.sampled_from([None, "digits:2"]))
+        now = facts(step * data.draw(st.sampled_from([1.0, 1e3])), racing)
+        runs = planned(runs, now)
+
+        assert planned(runs, now) == runs
+        assert sum(run.state is _S.RUNNING for run in runs) <= (0 if racing else 1)
+        assert all(run.reason for run in runs if run.state is _S.QUEUED)
+        assert all(run.attempt <= _LIMITS.max_attempts for run in runs)
+        for run in runs:
+            if run.job.id in ended:
+                assert run.state is ended[run.job.id]
+        ended = {run.job.id: run.state for run in runs if run.state in ENDED}
 
 
 @pytest.mark.parametrize(("state", "event"), list(product(BatchState, BatchEvent)))
