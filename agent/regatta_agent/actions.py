@@ -33,7 +33,7 @@ from regatta_agent.workers import WorkerDeath, WorkerPool
 from regatta_protocol.bus import Bus
 from regatta_protocol.durable import shortage_of
 from regatta_protocol.errors import Exhausted, Misuse, RegattaError, StorageFull
-from regatta_protocol.ids import ModelRef
+from regatta_protocol.ids import Digest, ModelRef
 from regatta_protocol.manifest import FileRef
 from regatta_provisioning.identity import Identity
 
@@ -41,6 +41,7 @@ __all__ = ["Actions"]
 
 logger = logging.getLogger(__name__)
 
+_TRANSFERS = 64  # remembered; one is under way at a time
 _COLLECT_AGAIN_S = 600.0  # what is left over is in nobody's way
 _NEEDS_BROKER = (JobKind.AUTHORIZE, JobKind.MANIFEST, JobKind.FILES)
 
@@ -63,6 +64,7 @@ class Actions:
         self._boot = boot
         self._jobs: dict[ModelRef, tuple[JobKind, Job]] = {}
         self._numbers = itertools.count(1)
+        self._transfers: dict[Digest, int] = {}  # of the files asked for last
         self.collected: frozenset[ModelRef] | None = None
         self._collect_again_s: float | None = None  # after one that came to nothing
 
@@ -141,16 +143,26 @@ class Actions:
                 fpga_reserved=fpga_reserved(record, self._store, step.ref),
             )  # fmt: skip
         if step.kind is JobKind.FILES:
-            return FetchFiles(step.ref, self._bus, self._identity.device, self._store, self._next_transfer)
+            return FetchFiles(step.ref, self._bus, self._identity.device, self._store, self._transfer_of)
         install = record.find(step.ref)
         if install is None or install.manifest_digest is None or install.manifest_bytes is None:
             raise Misuse(f"{step.ref} is to be fetched without a signed digest of its manifest")
         file = FileRef(digest=install.manifest_digest, size_bytes=install.manifest_bytes)
-        return FetchManifest(step.ref, file, self._bus, self._identity.device, self._store, self._next_transfer)
+        return FetchManifest(step.ref, file, self._bus, self._identity.device, self._store, self._transfer_of)
 
-    def _next_transfer(self) -> int:
-        # Numbers of an earlier start of the agent must not come again soon: chunks of then may still be on their way.
-        return (int(self._boot[:4], 16) << 16 | next(self._numbers) & 0xFFFF) & 0xFFFFFFFF
+    def _transfer_of(self, digest: Digest) -> int:
+        """Return the number under which a file's chunks come.
+
+        After a cut connection it is the same, for what the fleet had sent before is still on its way and need not be
+        sent twice. Another start of the agent has others, because its chunks may be of another size.
+        """
+        number = self._transfers.pop(digest, None)
+        if number is None:
+            number = (int(self._boot[:4], 16) << 16 | next(self._numbers) & 0xFFFF) & 0xFFFFFFFF
+        self._transfers[digest] = number
+        while len(self._transfers) > _TRANSFERS:
+            del self._transfers[next(iter(self._transfers))]
+        return number
 
     def _ended(self, ref: ModelRef, outcome: Outcome | None) -> Iterator[tuple[ModelRef, Outcome]]:
         if outcome is None:
@@ -167,7 +179,7 @@ class Actions:
             shortage = shortage_of(err, "its worker") if isinstance(err, OSError) else None
             starved = isinstance(shortage or err, StorageFull | Exhausted)
             logger.error("event=worker_not_started version=%s error=%s", step.ref, shortage or err)
-            return WorkerDeath(step.ref, step.candidate, str(shortage or err), 0.0, starved)
+            return WorkerDeath(step.ref, step.candidate, str(shortage or err), 0.0, starved=starved)
         return None
 
     def _collect(self, step: Collect, record: AgentRecord, now_s: float) -> None:

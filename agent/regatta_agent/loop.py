@@ -15,6 +15,7 @@ from __future__ import annotations
 import logging
 import queue
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from random import Random
 
@@ -105,6 +106,7 @@ class Loop:
         self.record = AgentRecord()
         self.online = False
         self._offline: str | None = None  # why, as the bus last said
+        self._offline_since_s: float | None = parts.clock.monotonic()
         self.stopping: str | None = None  # why; a signal handler sets it, and the loop ends within a turn
         self._keeper = Keeper(parts.record_file, parts.store, parts.clock, parts.limits.space_wait_s)
         self._trouble: str | None = None  # what kept this turn from planning or acting
@@ -128,7 +130,7 @@ class Loop:
             # The first start, or a record that was lost: the fleet takes no number that it has had, and counts reports.
             self.record = self.record.model_copy(update={"report_sequence": int(self.wall())})
         self._settle()
-        parts.status.say(self.online, None)
+        parts.status.say(self.online, None, None, self._offline_since_s)
         parts.bus.start()
         parts.notifier.ready()
         logger.info("event=started generation=%d versions=%d", self.record.generation, len(list(self.record.all())))
@@ -144,11 +146,13 @@ class Loop:
             self._take_in(event)
             events += 1
             patience_s = 0.0
+            if isinstance(event, Connected):
+                break  # what goes on must begin again first: chunks that were on their way may be next in the line
         self._look_at_deadlines()
         self._settle()
         self._report()
         self._tell_trouble()
-        self._parts.status.say(self.online, self._parts.desired.refused, self._offline)
+        self._parts.status.say(self.online, self._parts.desired.refused, self._offline, self._offline_since_s)
         self._parts.notifier.alive(f"generation {self.record.generation}, {'online' if self.online else 'offline'}")
 
     def stop(self) -> None:
@@ -226,12 +230,14 @@ class Loop:
         if not self.online:
             logger.info("event=online")
         self.online = True
-        self._offline = None
+        self._offline, self._offline_since_s = None, None
         self._parts.reporter.connected()
 
     def _disconnected(self, event: Disconnected) -> None:
         if event.reason != self._offline:
             logger.warning("event=offline reason=%s", event.reason)
+        if self.online:
+            self._offline_since_s = self._parts.clock.monotonic()
         self.online = False
         self._offline = event.reason
         self._parts.actions.went_offline()
@@ -273,6 +279,9 @@ class Loop:
             self.record = outcomes.starved(self.record, death.ref, death.why, self.wall(), parts.rng, parts.limits)
             return
         install = self.record.find(death.ref)
+        if death.unready and install is not None and install.deaths <= 1:  # not each time: it reads every file
+            with suppress(OSError, Exhausted):
+                parts.store.drop_damaged(death.ref)
         successor = install.successor if install is not None else None
         if install is not None and successor is not None and death.candidate != install.placement:
             self.record = rerace.successor_died(self.record, death.ref, death.why)

@@ -227,6 +227,7 @@ class Outbox:
         try:
             database.execute("PRAGMA journal_mode = WAL")
             database.execute("PRAGMA synchronous = FULL")
+            database.execute("PRAGMA wal_autocheckpoint = 128")  # pages, of 1000: half a megabyte of disk instead of 4
             database.execute("PRAGMA cache_size = -256")  # KiB, of 2 MB: this process shall be small
             database.executescript(_SCHEMA)
             present = {row[1] for row in database.execute("PRAGMA table_info(items)")}

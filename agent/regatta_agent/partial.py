@@ -53,7 +53,13 @@ class PartialFile:
         """
         flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC
         self._descriptor = os.open(self._path, flags, 0o600)
-        kept = self._read_bits() if os.fstat(self._descriptor).st_size == self._file.size_bytes else None
+        kept = self._read_bits()
+        size_bytes = os.fstat(self._descriptor).st_size
+        if kept is not None and size_bytes != self._file.size_bytes:
+            logger.warning(
+                "event=partial_cut_short path=%s bytes=%d action=fetched_from_the_start", self._path, size_bytes
+            )
+            kept = None
         if kept is None:
             try:
                 os.ftruncate(self._descriptor, 0)

@@ -39,4 +39,5 @@ def _report(install: Install, serving: bool) -> ModelReport:
         accuracy=race.accuracy if race is not None else install.measured,
         latency=race.latency if race is not None else None,
         power=race.power if race is not None else None,
+        basis=race.basis if race is not None else None,
     )

@@ -26,7 +26,7 @@ from regatta_protocol.durable import (
     write_durably,
 )
 from regatta_protocol.errors import BadDigest, RegattaError, Rejected
-from regatta_protocol.ids import Digest, ModelRef, digest_of_bytes, parse_model_ref
+from regatta_protocol.ids import Digest, ModelRef, digest_of_bytes, digest_of_file, parse_model_ref
 from regatta_protocol.manifest import MAX_MANIFEST_BYTES, FileRef, Manifest
 from regatta_protocol.measurement import RaceReport
 
@@ -153,11 +153,20 @@ class Store:
             logger.error("event=race_unreadable version=%s error=%s", ref, err)
             return None
 
-    def drop_blob(self, digest: Digest) -> None:
-        """Delete one blob and what was kept of its download."""
-        for path in (self.blob_path(digest), self.partial / digest, self.partial / f"{digest}.bits"):
-            if path.exists():
+    def drop_damaged(self, ref: ModelRef) -> list[Digest]:
+        """Delete the version's files whose content is not what it was when they came; return their digests.
+
+        Reads all of them, so it is for when a worker could not start from them: cards forget bits.
+        """
+        manifest = self.manifest(ref)
+        damaged = []
+        for file in manifest.files() if manifest is not None else ():
+            path = self.blob_path(file.digest)
+            if path.exists() and digest_of_file(path) != file.digest:
+                logger.error("event=file_damaged version=%s path=%s action=fetched_again", ref, path)
                 remove_durably(path)
+                damaged.append(Digest(file.digest))
+        return damaged
 
     def collect(self, keep: Iterable[ModelRef], keep_digests: Iterable[Digest] = ()) -> int:
         """Delete every version not in `keep` and every blob that no kept version needs.

@@ -47,6 +47,7 @@ class WorkerDeath(NamedTuple):
     candidate: str
     why: str
     lived_s: float
+    unready: bool = False  # it ended before it could serve
     starved: bool = False  # it could not be started for want of the board's resources: no fault of the version
 
 
@@ -252,7 +253,8 @@ class WorkerPool:
             return None
         why = worker.failure or worker.killed_for or event.describe()
         logger.warning("event=worker_died version=%s reason=%s", worker.ref, why)
-        return WorkerDeath(worker.ref, worker.candidate, why, now_s - worker.started_s)
+        unready = worker.ready_s is None
+        return WorkerDeath(worker.ref, worker.candidate, why, now_s - worker.started_s, unready)
 
     def _overdue(self, worker: _Worker, now_s: float) -> str | None:
         limits = worker.spec.limits

@@ -15,6 +15,7 @@ from regatta_protocol.ids import DeviceIdField, ModelNameField
 from regatta_protocol.manifest import FileRef, ImageInput, LineageStep, Manifest, Policy, Variant
 from regatta_protocol.measurement import Accuracy, BoardFacts, Latency, Power, RaceReport
 from regatta_protocol.messages import InstallState
+from regatta_protocol.processing import AudioInput, Result
 from regatta_protocol.wire import Wire
 
 __all__ = [
@@ -69,6 +70,8 @@ class BundleDraft(Wire):
     evaluation: FileRef | None = None
     labels: FileRef | None = None
     input: ImageInput | None = None
+    audio: AudioInput | None = None
+    result: Result | None = None
     policy: Policy = Policy()
     source: str | None = None
     lineage: tuple[str, ...] = ()
@@ -115,6 +118,7 @@ class DeviceModel(Wire):
     accuracy: Accuracy | None = None
     latency: Latency | None = None  # of the placement in the race
     power: Power | None = None
+    basis: str | None = None  # of the race: full, or confirmed
     served: ServingSummary | None = None
 
 
@@ -129,6 +133,7 @@ class DeviceSummary(Wire):
     desired_generation: int = 0
     reported_generation: int | None = None
     bytes_received: int = 0
+    dropped_items: int = 0  # of telemetry, for want of room on the device
     revoked: bool = False
     models: tuple[DeviceModel, ...] = ()
 

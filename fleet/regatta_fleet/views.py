@@ -159,6 +159,7 @@ def _summary(row: DeviceRow, reports: Iterable[tuple[DeviceId, ModelReport]], se
         desired_generation=row.desired_generation,
         reported_generation=row.reported_generation,
         bytes_received=row.bytes_received,
+        dropped_items=row.dropped_items,
         revoked=row.revoked,
         models=tuple(_device_model(device, report, served) for device, report in reports),
     )
@@ -177,5 +178,6 @@ def _device_model(device: DeviceId, report: ModelReport, served: Served) -> Devi
         accuracy=report.accuracy,
         latency=report.latency,
         power=report.power,
+        basis=report.basis,
         served=served.get((device, report.name, report.version)),
     )

@@ -103,6 +103,7 @@ class ModelReport(Wire):
     accuracy: Accuracy | None = None
     latency: Latency | None = None  # of the placed candidate in the race
     power: Power | None = None
+    basis: str | None = Field(default=None, max_length=64)  # of the race: full, or confirmed (RaceReport)
 
 
 class Reported(Wire):

@@ -24,7 +24,7 @@ from regatta_protocol.measurement import Latency
 from serving_process import ServingProcess
 from tiny_models import unary_model, write_abs_golden
 
-pytestmark = pytest.mark.system
+pytestmark = [pytest.mark.system, pytest.mark.alone]
 
 WINNER, STANDBY = "litert/float32/test/t1", "litert/float32/none/t1"
 X = np.array([[-1.0, 2.0, -3.0, 4.0]], np.float32)

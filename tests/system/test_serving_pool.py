@@ -84,6 +84,7 @@ def test_both_answer_and_one_that_dies_is_not_missed(worker: ServingProcess) -> 
         runner = _runner(worker)
         assert runner is not None
         os.kill(runner, signal.SIGKILL)
+        wait_until(lambda: _runner(worker) is None, 30, "it is found dead")
         before = _served(worker)[WINNER]
         wait_until(lambda: _served(worker)[WINNER] > before + 50, 30, "the winner answers")
     finally:
@@ -92,4 +93,3 @@ def test_both_answer_and_one_that_dies_is_not_missed(worker: ServingProcess) -> 
             thread.join(20)
 
     assert wrong == []
-    assert _runner(worker) is None

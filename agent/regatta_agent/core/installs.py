@@ -36,6 +36,7 @@ class RaceSummary(Wire):
     unmet: str | None = None  # why a policy assigned since then places nothing; the placement is from before
     versions: dict[str, str] = Field(default_factory=dict)  # of runtimes, drivers and kernel when it was run
     at: float | None = None  # seconds since 1970
+    basis: str | None = None  # full or confirmed (RaceReport); None: an older agent's record
 
 
 class Degradation(Wire):

@@ -64,7 +64,7 @@ class Companions:
         self._spec = spec
         self._inferences = inferences
         self._engines: list[Engine] = []
-        self._models: list[PlacedModel] = []
+        self._seats: dict[str, Seat] = {}
 
     def open(self, signature: Signature, interface: ModelInterface) -> None:
         """Begin to open each; it serves when it is open and did well on the golden samples."""
@@ -73,26 +73,33 @@ class Companions:
             engine.start()
             self._engines.append(engine)
             engine.submit(
-                partial(self._opened, contender, signature, interface), partial(self._serve, contender, engine)
+                partial(self._opened, contender, signature), partial(self._serve, contender, interface, engine)
             )
 
     def close(self, timeout_s: float) -> None:
         """End their runners, after the work at hand when that is soon over."""
         ended = [engine.stop(timeout_s) for engine in self._engines]
         if all(ended):
-            for model in self._models:
-                model.close()
+            for seat in self._seats.values():
+                seat.close()
 
-    def _opened(self, contender: Contender, signature: Signature, interface: ModelInterface) -> PlacedModel:
-        seat, _ = open_seat(contender, self._spec, signature, guarded=True)
-        return PlacedModel(_Seated(seat), interface)
+    def sweep(self) -> None:
+        """Let go of those whose runner has ended. To be called about twice a second."""
+        for candidate, seat in list(self._seats.items()):
+            if not seat.is_alive():
+                del self._seats[candidate]
+                self._inferences.dismiss(candidate, "its runner has ended")
 
-    def _serve(self, contender: Contender, engine: Engine, finished: Finished[PlacedModel]) -> None:
-        if finished.value is None:
+    def _opened(self, contender: Contender, signature: Signature) -> Seat:
+        return open_seat(contender, self._spec, signature, guarded=True)[0]
+
+    def _serve(self, contender: Contender, interface: ModelInterface, engine: Engine, finished: Finished[Seat]) -> None:
+        seat = finished.value
+        if seat is None:
             logger.warning("event=no_companion candidate=%s error=%s", contender.candidate_id, finished.error)
             return
-        self._models.append(finished.value)
+        self._seats[contender.candidate_id] = seat
         latency = contender.latency
         expected_ns = None if latency is None else int(latency.p50_us * 1000)
-        self._inferences.add(contender.candidate_id, finished.value, engine, expected_ns)
+        self._inferences.add(contender.candidate_id, PlacedModel(_Seated(seat), interface), engine, expected_ns)
         logger.info("event=companion candidate=%s", contender.candidate_id)

@@ -11,7 +11,8 @@ import asyncio
 import logging
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from typing import NamedTuple
 
 from regatta_agent.serving.engine import Engine, Finished
 from regatta_agent.serving.feedback import Feedback
@@ -36,9 +37,8 @@ _FAILURES = 3  # in a row, after which a companion takes no more requests
 _READ_AT_ONCE_BYTES = 16_384  # of JSON: 64 KiB of it take 1 ms to read
 
 
-@dataclass(frozen=True)
-class _Ticket:
-    """A request that was read."""
+class _Ticket(NamedTuple):
+    """A request that was read. Made for each, and so a tuple: frozen dataclasses take several times as long to make."""
 
     infer: InferRequest
     shared: SharedMemory | None
@@ -46,19 +46,11 @@ class _Ticket:
     received_ns: int
     read_ns: int  # how long reading took
     brief: bool
-
-    @property
-    def priority(self) -> int:
-        return self.infer.priority
-
-    @property
-    def deadline_ns(self) -> int | None:
-        timeout_us = self.infer.timeout_us
-        return None if timeout_us is None else self.received_ns + timeout_us * 1000
+    priority: int
+    deadline_ns: int | None
 
 
-@dataclass(frozen=True)
-class _Inferred:
+class _Inferred(NamedTuple):
     """What the engine's thread made of a request."""
 
     response: Response
@@ -118,6 +110,12 @@ class Inferences:
         post.lane.batches = batches
         self._posts.append(post)
 
+    def dismiss(self, candidate: str | None, why: str) -> None:
+        """Give a companion no more requests; those that it has are computed by it, or by the first when it fails."""
+        for post in [post for post in self._posts[1:] if post.candidate == candidate]:
+            logger.warning("event=companion_left candidate=%s reason=%s", candidate, why)
+            self._posts.remove(post)
+
     @property
     def pending(self) -> int:
         """How many requests are read, wait or are computed."""
@@ -160,7 +158,9 @@ class Inferences:
         shared = self._shared if request.local else None
         infer = parse_infer(request.body, request.headers.get(_HEADER_LENGTH), shared)
         read_ns = time.perf_counter_ns() - began_ns
-        return _Ticket(infer, shared, respond, received_ns, read_ns, len(request.body) <= _BRIEF_BYTES)
+        deadline_ns = None if infer.timeout_us is None else received_ns + infer.timeout_us * 1000
+        brief = len(request.body) <= _BRIEF_BYTES
+        return _Ticket(infer, shared, respond, received_ns, read_ns, brief, infer.priority, deadline_ns)
 
     def _read_elsewhere(self, request: Request, respond: Respond, received_ns: int) -> None:
         if not self._reader_runs:
@@ -189,8 +189,9 @@ class Inferences:
 
     def _route(self, ticket: _Ticket) -> None:
         """Give a request to the placement that is expected to be done with it first."""
-        post = self._posts[first_to_be_done([post.lane.delay_ns() for post in self._posts])]
-        post.lane.put(ticket)
+        posts = self._posts
+        chosen = 0 if len(posts) == 1 else first_to_be_done([post.lane.delay_ns() for post in posts])
+        posts[chosen].lane.put(ticket)
 
     def _compute(self, placed: PlacedModel, tickets: Sequence[_Ticket]) -> list[_Inferred | Exception]:
         """Return what comes of each request; on the engine's thread."""
@@ -210,9 +211,10 @@ class Inferences:
             )
         except Rejected as err:
             return err
-        response = Response(200, body, _JSON)
-        if header_length is not None:
-            response = replace(response, content_type=_BINARY, headers=((_HEADER_LENGTH, b"%d" % header_length),))
+        if header_length is None:
+            response = Response(200, body, _JSON)
+        else:
+            response = Response(200, body, _BINARY, ((_HEADER_LENGTH, b"%d" % header_length),))
         return _Inferred(response, answer, time.perf_counter_ns() - began_ns)
 
     def _finish(self, post: _Post, ticket: _Ticket, result: _Inferred | Exception, began_ns: int) -> None:
@@ -250,10 +252,8 @@ class Inferences:
         """Return whether a companion failed the request; one that keeps failing, or is gone, takes no more."""
         failed = isinstance(result, Exception) and not isinstance(result, (Rejected, Expired))
         post.failures = post.failures + 1 if failed else 0
-        gone = isinstance(result, RunnerLost) or post.failures >= _FAILURES
-        if gone and post in self._posts:
-            logger.warning("event=companion_left candidate=%s error=%s", post.candidate, result)
-            self._posts.remove(post)
+        if isinstance(result, RunnerLost) or post.failures >= _FAILURES:
+            self.dismiss(post.candidate, str(result))
         return failed
 
 

@@ -102,7 +102,9 @@ class Lane(Generic[T, R]):
 
     def put(self, ticket: T) -> None:
         """Compute `ticket` when its turn comes."""
-        if self.batches is None and not self._waiting and self._in_hand < _IN_HAND:
+        room = _IN_HAND if self.batches is None else 1
+        waits_for_company = self.batches is not None and self.batches.delay_ns > 0
+        if not self._waiting and self._in_hand < room and not waits_for_company:
             self._give([ticket])
             return
         if not self._waiting:
@@ -143,10 +145,10 @@ class Lane(Generic[T, R]):
         self._computing += len(tickets)
 
         def work() -> Sequence[R | Exception]:
+            if all(one.deadline_ns is None for one in tickets):
+                return self._compute(tickets)
             now_ns = time.perf_counter_ns()
             late = [one.deadline_ns is not None and one.deadline_ns <= now_ns for one in tickets]
-            if not any(late):
-                return self._compute(tickets)
             timely = [one for one, is_late in zip(tickets, late, strict=True) if not is_late]
             results = iter(self._compute(timely) if timely else ())
             return [Expired() if is_late else next(results) for is_late in late]

@@ -35,7 +35,6 @@ from regatta_agent.serving.failover import Failover, Opened, Switch
 from regatta_agent.serving.feedback import Feedback
 from regatta_agent.serving.http import HttpServer
 from regatta_agent.serving.inferring import Inferences
-from regatta_agent.serving.interface import body_limit_bytes
 from regatta_agent.serving.lane import Batches
 from regatta_agent.serving.listening import Listeners
 from regatta_agent.serving.placed import PlacedModel, open_placed
@@ -48,7 +47,7 @@ from regatta_agent.serving.window import Placement, Tally
 from regatta_protocol.codec import decode
 from regatta_protocol.durable import read_bounded
 from regatta_protocol.errors import Misuse, RegattaError, Rejected, Retryable
-from regatta_runtimes.parent import die_with_parent
+from regatta_protocol.parent import die_with_parent
 from regatta_runtimes.power.finder import open_sensor
 
 __all__ = ["contain", "main"]
@@ -189,7 +188,7 @@ class Worker:
             raise finished.error
         assert finished.value is not None
         placed, failover, opened = finished.value
-        limit = self._spec.limits.body_bytes or body_limit_bytes(placed.interface.inputs)
+        limit = self._spec.limits.body_bytes or placed.body_limit_bytes()
         self._server.body_limit_bytes = limit
         if self._regions is not None:
             self._regions.limit_bytes = limit
@@ -230,6 +229,7 @@ class Worker:
                 wait_s = min(_SWEEP_S, max(0.0, window_ends - self._loop.time()))
                 await asyncio.wait_for(self._stop.wait(), wait_s)
             self._server.sweep()
+            self._companions.sweep()
             await listeners.follow()
             if self._loop.time() >= window_ends:
                 self._close_window()

@@ -103,6 +103,7 @@ def print_device(detail: DeviceDetail, now: float) -> None:
         ("last seen", figures.age(detail.last_seen, now)),
         ("agent", detail.agent_version or "unknown"),
         ("received", f"{figures.size(detail.bytes_received)} over MQTT"),
+        *([("lost", f"{detail.dropped_items:,} items of telemetry")] if detail.dropped_items else []),
         ("generation", f"{detail.reported_generation} of {detail.desired_generation}"),
         *tables.board_facts(detail.board),
     )

@@ -11,6 +11,7 @@ import click
 from regatta_fleet import figures
 from regatta_fleet.cli import output, tables
 from regatta_fleet.cli.connection import connected, examples, json_option
+from regatta_fleet.cli.described import processing_option, read_described
 from regatta_fleet.cli.optimize import optimize, recipe
 from regatta_fleet.cli.overlay import overlay_options
 from regatta_fleet.cli.search import search
@@ -48,6 +49,7 @@ model.add_command(search)
         "regatta model push net.tflite --name net --variant net.onnx",
         "regatta model push int8.tflite --name cats --variant int8_edgetpu.tflite --evaluation cats.npz",
         "regatta model push float.tflite --name vww --mean 127.5 --scale 0.00784314 --objective energy",
+        "regatta model push kws.tflite --name kws --processing kws.toml",
         "regatta model push build/digits --name digits",
         "regatta model push cats.tflite --name cats --overlay dpu --bitstream dpu.bit.bin "
         "--device-tree-overlay dpu.dtbo --overlay-delegate mydpu",
@@ -60,6 +62,7 @@ model.add_command(search)
 @click.option("--variant", "variants", type=_FILE, multiple=True, help="Another file of the same model; may repeat.")
 @click.option("--mean", type=float, help="Of pictures: the model's input is (pixel - mean) * scale.")
 @click.option("--scale", type=float, help="See --mean.")
+@processing_option
 @policy_options
 @overlay_options
 @json_option
@@ -74,6 +77,7 @@ def push(
     variants: tuple[Path, ...],
     mean: float | None,
     scale: float | None,
+    processing: Path | None,
     overlay: OverlaySource | None,
     as_json: bool,
     **options: Any,  # noqa: ANN401 - the policy's options
@@ -88,12 +92,18 @@ def push(
     known = parse_model_name(name)
     policy = given_policy(options).model_dump(exclude_unset=True)
     if source.is_dir():
-        if labels or evaluation or variants or overlay or mean is not None or scale is not None:
+        if any((labels, evaluation, variants, overlay, processing)) or mean is not None or scale is not None:
             raise click.UsageError("a bundle has its labels, evaluation set and input already: give no such option")
         manifest = push_bundle(client, known, Bundle.open(source), policy)
     else:
         given = BundleSource(
-            labels=labels, evaluation=evaluation, variants=variants, mean=mean, scale=scale, overlay=overlay
+            labels=labels,
+            evaluation=evaluation,
+            variants=variants,
+            mean=mean,
+            scale=scale,
+            overlay=overlay,
+            processing=read_described(processing, mean, scale),
         )
         with tempfile.TemporaryDirectory(prefix="regatta-push-") as scratch:
             with output.steps() as progress:
@@ -141,6 +151,7 @@ def show(client: FleetClient, name: str, as_json: bool) -> None:
         ("lineage", " → ".join(manifest.lineage) or "unknown"),
         ("task", manifest.task),
         ("input", _input_words(manifest)),
+        ("result", "not described" if manifest.result is None else manifest.result["kind"]),
         ("overlay", _overlay_words(manifest)),
         ("evaluation", figures.size(manifest.evaluation.size_bytes) if manifest.evaluation else "none"),
         (
@@ -186,7 +197,10 @@ def _overlay_words(manifest: Manifest) -> str:
 
 
 def _input_words(manifest: Manifest) -> str:
-    picture = manifest.input
+    picture, sound = manifest.input, manifest.processing.audio
+    if sound is not None:
+        each = sound.features_per_frame
+        return f"sound at {sound.sample_rate_hz} Hz, {sound.frames} frames of {each} ({sound.features})"
     if picture is not None:
         return (
             f"picture {picture.height} × {picture.width} × {picture.channels}, "

@@ -10,6 +10,7 @@ import click
 
 from regatta_fleet.cli import output, tables
 from regatta_fleet.cli.connection import examples, home_option, json_option, open_client, url_option
+from regatta_fleet.cli.described import processing_option, read_described
 from regatta_protocol.ids import parse_model_name
 from regatta_protocol.quantity import parse_size_bytes
 from regatta_runtimes.policy_options import given_policy, policy_options
@@ -47,13 +48,14 @@ _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 @click.option("--labels", type=_FILE, help="Labels, one a line, or INDEX LABEL a line.")
 @click.option("--mean", type=float, help="Of pictures: the model's input is (pixel - mean) * scale.")
 @click.option("--scale", type=float, help="See --mean.")
+@processing_option
 @click.option(
     "--variants",
     default="standard",
     show_default=True,
     metavar="SET|NAMES",
-    help="quick, standard, all, or names with commas between: int8, int8-float-stem, int8-weights, int4-weights, "
-    "float16, int8-dynamic, int8-pruned, mixed.",
+    help="quick, standard, all, trained, or names with commas between: int8, int8-float-stem, int8-weights, "
+    "int4-weights, float16, int8-dynamic, int8-pruned, mixed, int8-distilled, int8-trained, int4-trained, sparse.",
 )
 @policy_options
 @click.option(
@@ -79,6 +81,7 @@ def optimize(
     labels: Path | None,
     mean: float | None,
     scale: float | None,
+    processing: Path | None,
     variants: str,
     cache: Path | None,
     cache_limit: str,
@@ -100,7 +103,8 @@ def optimize(
     The quick set is int8 and int8-pruned (filters taken out, refitted); standard adds int8-weights and float16, which
     are smaller than float and as accurate, and int8-float-stem, which is faster than int8 where a convolution is over
     a single channel; all adds int4-weights, int8-dynamic and mixed (a precision for each layer, the fewest bytes
-    within the budget), which are smaller yet and often slower.
+    within the budget), which are smaller yet and often slower. The trained set adds int8-distilled (filters pruned, the
+    rest trained on the original's answers), int8-trained, int4-trained and sparse: extra [train], and minutes.
 
     With --recipe its steps are followed. Finished steps are kept by the digest of all that they depend on: after an
     interruption the same command goes on where it was.
@@ -109,7 +113,14 @@ def optimize(
     from regatta_fleet.cli.model import push_bundle
 
     known = None if name is None else parse_model_name(name)
-    given = BundleSource(labels=labels, evaluation=evaluation, mean=mean, scale=scale, policy=given_policy(options))
+    given = BundleSource(
+        labels=labels,
+        evaluation=evaluation,
+        mean=mean,
+        scale=scale,
+        policy=given_policy(options),
+        processing=read_described(processing, mean, scale),
+    )
     if recipe_file is not None:
         if context.get_parameter_source("variants") == click.core.ParameterSource.COMMANDLINE:
             raise click.UsageError("--recipe says which variants are made: give no --variants")
@@ -169,7 +180,8 @@ def _by_names(
 @click.option("--schema", "what", flag_value="schema", help="Print the JSON schema of recipes.")
 @click.option("--example", "what", flag_value="example", help="Print a recipe that can be run.")
 @click.option("--check", "file", type=_FILE, metavar="RECIPE", help="Check a recipe, with its hooks.")
-def recipe(what: str | None, file: Path | None) -> None:
+@json_option
+def recipe(what: str | None, file: Path | None, as_json: bool) -> None:
     """Show what recipes look like, or check one."""
     if (what is None) == (file is None):
         raise click.UsageError("give one of --schema, --example and --check RECIPE")
@@ -190,5 +202,8 @@ def recipe(what: str | None, file: Path | None) -> None:
         if found.hooks is not None:
             limits = found.recipe.limits
             hooks = Hooks(found.hooks, limits.time, limits.memory).defined()
+        if as_json:
+            output.print_json({"recipe": output.plain(found.recipe), "hooks": list(hooks)})
+            return
         output.line(f"{file.name} is right: {' → '.join(step.step for step in found.recipe.steps)}", "good")
         output.line(f"  hooks: {', '.join(hooks) or 'none'}")

@@ -53,7 +53,9 @@ _TABLE_AGE_S = 7 * 86_400.0  # a device's table is measured anew after a week: d
 @click.option("--latency-target", metavar="LATENCY", help="Slower ones are marked down [default: the space's median].")
 @click.option("--latency-from", metavar="DEVICE", help="Have this device of the fleet measure the layers.")
 @click.option("--latency-table", type=_FILE, help="A table that --latency-from made before.")
-@click.option("--seed", type=click.IntRange(0, 2**31 - 1), default=0, show_default=True)
+@click.option(
+    "--seed", type=click.IntRange(0, 2**31 - 1), default=0, show_default=True, help="The same one finds the same."
+)
 @click.option(
     "--seeds",
     type=click.IntRange(1, 32),

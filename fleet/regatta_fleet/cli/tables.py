@@ -65,7 +65,7 @@ _WAVE_STYLES: dict[WaveState, Style] = {
 
 
 def _model_cells(model: DeviceModel, *, interval: bool = True) -> tuple[Cell | str, ...]:
-    """Return model, state, placement, p50, p99, accuracy, power and requests."""
+    """Return model, state, placement, the race's basis, p50, p99, accuracy, power and requests."""
     served = model.served
     live = served is not None and served.p50_us is not None
     p50_us = served.p50_us if served and live else model.latency.p50_us if model.latency else None
@@ -80,6 +80,7 @@ def _model_cells(model: DeviceModel, *, interval: bool = True) -> tuple[Cell | s
         f"{model.name}:{model.version}",
         Cell(state, style),
         model.placement or figures.NOTHING,
+        figures.one_line(model.basis) if model.basis else figures.NOTHING,
         figures.latency(p50_us),
         figures.latency(p99_us),
         figures.accuracy(accuracy, interval=interval),
@@ -92,6 +93,7 @@ _MODEL_COLUMNS = (
     Column("MODEL"),
     Column("STATE"),
     Column("PLACEMENT", leave_out=5),
+    Column("RACE", leave_out=1),
     Column("P50", right=True),
     Column("P99", right=True, leave_out=3),
     Column("ACCURACY", right=True),

@@ -53,6 +53,7 @@ class DeviceRow:
     reported_generation: int | None
     reported_sequence: int | None
     bytes_received: int
+    dropped_items: int  # of telemetry that the device says it lost
 
     @property
     def revoked(self) -> bool:
@@ -269,4 +270,5 @@ def _device(row: Row[tuple[object, ...]]) -> DeviceRow:
         reported_generation=row.reported_generation,
         reported_sequence=row.reported_sequence,
         bytes_received=row.bytes_received,
+        dropped_items=row.dropped_items,
     )

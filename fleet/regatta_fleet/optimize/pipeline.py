@@ -19,10 +19,11 @@ from pathlib import Path
 
 from regatta_fleet.bundle import (
     BundleSource,
+    check_given,
     check_place,
     file_ref,
     golden_count,
-    guess_image,
+    input_image,
     read_labels,
     write_bundle,
 )
@@ -37,13 +38,14 @@ from regatta_fleet.optimize.samples import (
     read_samples,
     split_samples,
 )
-from regatta_fleet.optimize.trials import VARIANT_SETS, Trial, VariantName, Work, check_model, make_trials
+from regatta_fleet.optimize.trials import VARIANT_SETS, Trial, VariantName, Work, answer, check_model, make_trials
 from regatta_fleet.schemas import BundleDraft
 from regatta_protocol.durable import write_durably
 from regatta_protocol.errors import Rejected
 from regatta_protocol.ids import Digest
 from regatta_protocol.manifest import FileRef, LineageStep, Policy, Variant
 from regatta_protocol.measurement import Accuracy, CandidateResult
+from regatta_protocol.processing import Processing
 from regatta_runtimes.golden import write_golden
 from regatta_runtimes.inspect import ModelFacts, inspect_model
 
@@ -102,10 +104,12 @@ def optimize(
         progress("checking the float model", 0.05)
         check_model(work)
         facts = inspect_model(model)
+        check_given(source.processing or Processing(), facts, "float32")
         classes = facts.outputs[0].shape[-1] if facts.outputs[0].shape else 0
         for samples, path in ((tuning, data), (evaluation, source.evaluation or data)):
             check_shape(samples, facts.inputs[0].shape, path.name)
             check_labels(samples, classes, path.name)
+        answer(work)
         labels = None if source.labels is None else read_labels(source.labels, classes)
         trials = make_trials(work, variants) if making is None else making.make(work)
         accepted = [trial for trial in trials if trial.refused is None]
@@ -240,7 +244,9 @@ def _write(
         golden=refs["golden"],
         evaluation=refs.get("evaluation"),
         labels=refs.get("labels"),
-        input=guess_image(facts, mean=source.mean, scale=source.scale),
+        input=input_image(source, facts),
+        audio=None if source.processing is None else source.processing.audio,
+        result=None if source.processing is None else source.processing.result,
         policy=source.policy,
         source=report.source,
         lineage=(

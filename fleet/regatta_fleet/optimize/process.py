@@ -23,8 +23,8 @@ from typing import Literal, TypeVar
 from regatta_protocol.codec import MAX_INFLATED_BYTES, decode, encode
 from regatta_protocol.durable import read_bounded, write_durably
 from regatta_protocol.errors import Misuse, Rejected, Retryable
+from regatta_protocol.parent import die_with_parent
 from regatta_protocol.wire import Wire
-from regatta_runtimes.parent import die_with_parent
 
 __all__ = ["DEFAULT_MEMORY_BYTES", "ChildAnswer", "Progress", "run_module", "serve", "tell_parent"]
 

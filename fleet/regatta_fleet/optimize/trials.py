@@ -30,6 +30,7 @@ __all__ = [
     "Trial",
     "VariantName",
     "Work",
+    "answer",
     "check_model",
     "make_trials",
     "parse_variants",
@@ -152,6 +153,10 @@ def check_model(work: Work) -> None:
     write_samples(work.path("evaluation.npz"), work.evaluation)
     checked = run_step(Check(model=str(work.model), output=str(work.normal)))
     work.macs = None if checked.cost is None else checked.cost.macs
+
+
+def answer(work: Work) -> None:
+    """Let the float model answer the evaluation samples, which were checked to fit: all others are compared with it."""
     work.float_answers = answers_of(work.normal, work.path("evaluation.npz"))
 
 

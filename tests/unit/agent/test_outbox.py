@@ -181,7 +181,7 @@ _ACTS = st.lists(
 )
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(_ACTS, st.sampled_from([1500, 1_000_000]))
 def test_every_request_is_counted_once_whatever_happens(acts: list[tuple[str, int]], max_bytes: int) -> None:
     """Batches lost, repeated, cut off by restarts: what the server adds up is what was served, less what was dropped.

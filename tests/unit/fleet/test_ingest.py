@@ -36,7 +36,7 @@ def test_each_kind_of_message_is_taken(fleet: SimulatedFleet) -> None:
     take = fleet.ingest.take
     get = Get(transfer=1, digest=digest_of_bytes(b""), chunk_bytes=1024, ranges=((0, 1),))
     request = Request(id="1", method="metadata")
-    batch = TelemetryBatch(id="batch-0001", device=PI, items=())
+    batch = TelemetryBatch(id="batch-0001", device=PI, dropped=3, items=())
 
     assert take(Message(up(PI, Up.STATE), encode(Presence(up=True))), 5) == Stored(PI)
     assert take(Message(up(PI, Up.REPORTED), _reported(PI)), 5) == Stored(PI)
@@ -50,6 +50,7 @@ def test_each_kind_of_message_is_taken(fleet: SimulatedFleet) -> None:
     assert row is not None
     assert row.up
     assert row.last_seen == 5
+    assert row.dropped_items == 3
 
 
 @pytest.mark.parametrize("kind", [Up.REPORTED, Up.TELEMETRY])
@@ -98,7 +99,7 @@ def test_a_cleared_retained_message_is_nothing(fleet: SimulatedFleet) -> None:
     assert fleet.ingest.counts == {}
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=150, deadline=None)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=150)
 @given(kind=st.sampled_from(Up), payload=st.binary(max_size=200) | st.text(max_size=100).map(str.encode))
 def test_no_bytes_raise(fleet: SimulatedFleet, kind: Up, payload: bytes) -> None:
     """Whatever they are."""

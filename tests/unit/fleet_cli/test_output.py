@@ -58,6 +58,17 @@ def test_no_word_is_lost_at_any_width(width: int) -> None:
     assert {"libedgetpu.so.1", "reference,", "placed"} <= set(words)
 
 
+def test_a_device_table_says_what_a_placement_rests_on() -> None:
+    """A race in full, one that confirmed an earlier result, or not told by an older agent."""
+    told = device("quay-1")
+    for basis, shown in (("full", "full"), ("confirmed", "confirmed"), (None, "–")):
+        models = (told.models[0].model_copy(update={"basis": basis}),)
+        table = tables.devices([told.model_copy(update={"models": models})], now=0.0)
+        place = [column.name for column in table.columns].index("RACE")
+
+        assert str(table.rows[0][place]) == shown
+
+
 def test_a_degraded_model_is_told_from_a_sound_one_with_its_reason() -> None:
     """The overview says degraded in place of serving and adds a note; a device's own table has the reason."""
     sound = device("quay-1")

@@ -230,6 +230,7 @@ def test_the_program_asks_by_a_line_and_hears_by_the_end_of_its_input(
     assert (report.key, report.placement) == (key, FAST)
 
 
+@pytest.mark.alone
 def test_a_real_model_is_confirmed_in_less_time_than_it_is_raced(monkeypatch: pytest.MonkeyPatch) -> None:
     """MobileNetV2, with the runtimes that are here; a busy machine may race again, but then says so."""
     monkeypatch.undo()  # a final of whole length is what a confirmation saves
@@ -239,9 +240,11 @@ def test_a_real_model_is_confirmed_in_less_time_than_it_is_raced(monkeypatch: py
     )
     full = run_race(spec, consult=lambda _key: None)
 
-    reports = [run_race(spec, consult=lambda _key: PriorRace(device="a", at=1.0, report=full)) for _ in range(3)]
+    for _ in range(5):
+        report = run_race(spec, consult=lambda _key: PriorRace(device="a", at=1.0, report=full))
+        if report.basis == "confirmed":
+            break
+        assert "raced in full: the race of a does not hold here" in report.reason
 
-    confirmed = [report for report in reports if report.basis == "confirmed"]
-    assert confirmed, [report.reason for report in reports]
-    assert {report.placement for report in confirmed} == {full.placement}
-    assert min(report.duration_s for report in confirmed) < full.duration_s
+    assert (report.basis, report.placement) == ("confirmed", full.placement), report.reason
+    assert report.duration_s < full.duration_s

@@ -34,6 +34,7 @@ STEPS_FIRST, STEPS_SECOND = 2, 5  # gradients of a batch in one iteration
 _WEIGHTS_RATE, _MOMENTUM, _DECAY = 0.05, 0.9, 3e-4  # the paper's, with twice the rate for fewer steps
 _SHARES_RATE = 0.02  # Adam; the paper's 3e-4 is for 50 epochs
 _CLIP = 5.0
+REACH = 0.01  # how far the weights are moved for the differences of eq. 8; the paper's
 _NAMES = ("op", "kernel", "width", "depth", "expansion")
 Told = Callable[[int], None]
 
@@ -123,7 +124,7 @@ def _second_order(
     both = _slopes(net.outer_loss(*validation_batch, target_us), shares + weights)
     by_shares, by_weights = both[: len(shares)], both[len(shares) :]
     norm = float(torch.cat([slope.flatten() for slope in by_weights]).norm())
-    epsilon = 0.01 / max(norm, 1e-8)
+    epsilon = REACH / max(norm, 1e-8)
     _restore(weights, kept)
     _shift(weights, by_weights, epsilon)
     plus = _slopes(net.loss(*train_batch), shares)

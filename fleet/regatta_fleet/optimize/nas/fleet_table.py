@@ -2,8 +2,8 @@
 
 Every probe is a variant of a version of the model `latency-probes`, so the device measures them as it measures any
 model: side by side, with every runtime and delegate that it has. What counts is the setting (runtime, delegate,
-threads) that is fastest over all probes. The device serves a probe only until its race is known: the rollout is aborted
-then, which sends it back to what it ran before.
+threads) that is fastest over all layers; what a race did not come to is sent again. The device serves a probe only
+until its race is known: the rollout is aborted then, which sends it back to what it ran before.
 """
 
 from __future__ import annotations
@@ -11,13 +11,13 @@ from __future__ import annotations
 import tempfile
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Protocol
 
 from regatta_fleet.bundle import Bundle, file_ref, write_bundle
 from regatta_fleet.optimize.model_file import write_model
-from regatta_fleet.optimize.nas.latency import LatencyTable, Probe, probes_of, with_measured
+from regatta_fleet.optimize.nas.latency import LatencyTable, Probe, layer_latencies, probes_of
 from regatta_fleet.optimize.nas.layers import Layer
 from regatta_fleet.optimize.nas.tflite import probe_model
 from regatta_fleet.schemas import BundleDraft, DeviceDetail, RolloutDetail, RolloutRequest
@@ -30,7 +30,7 @@ from regatta_runtimes.golden import write_golden
 __all__ = ["PROBES_MODEL", "Fleet", "device_table", "settings_of"]
 
 PROBES_MODEL: ModelName = parse_model_name("latency-probes")
-_VARIANTS = 24  # of a version: a race of 20 s then gives each of some 200 candidates its turns
+_VARIANTS = 16  # of a version: 160 candidates on two cores; a race of 20 s came to 80 of them on a busy machine
 _POLL_S = 0.5
 _TRIAL_S = 3600.0  # longer than any race, so that the version is never committed
 Progress = Callable[[str, float], None]
@@ -78,47 +78,77 @@ def device_table(
         raise Rejected(f"device {device} is revoked: name another")
     if not found.up:
         raise Retryable(f"device {device} is down: it must be up to measure. `regatta device list` shows which are")
-    parts = list(_parts(lacking))
-    reports = []
-    for at, part in enumerate(parts):
-        progress(f"device {device} races layers, part {at + 1} of {len(parts)}", at / len(parts))
-        reports.append(_raced(fleet, device, part, timeout_s))
-    settings = settings_of(reports)
-    names = {name for part in parts for name, _, _ in part}
-    whole = {setting: times for setting, times in settings.items() if names <= times.keys()}
-    if not whole:
-        reasons = sorted({result.reason or "" for report in reports for result in report.candidates} - {""})
-        raise Rejected(f"device {device} has no setting that ran every probe: {'; '.join(reasons[:3]) or 'no reason'}")
-    if known is not None and known.setting in whole:
-        setting = known.setting
-    else:
-        setting, known = min(whole, key=lambda name: sum(whole[name].values())), None
+    measured = _Measured(lacking)
+    while measured.pending():
+        part = _part(measured.pending())
+        share = 1 - len(measured.pending()) / len(lacking)
+        progress(f"device {device} races layers, {len(measured.pending())} to go", share)
+        report = _raced(fleet, device, probes_of(part), timeout_s)
+        if not measured.take(part, report):
+            reasons = sorted({result.reason for result in report.candidates if result.reason is not None})
+            told = "; ".join(reasons[:3]) or "no reason"
+            raise Rejected(f"device {device} timed none of {len(part)} layers with {measured.setting}: {told}")
+    setting = measured.setting
+    if known is not None and known.setting != setting:
+        return device_table(fleet, device, layers, None, progress, timeout_s=timeout_s)
     table = known or LatencyTable(device=str(device), setting=setting, board=found.board.fingerprint_text())
-    return with_measured(table, lacking, whole[setting])
+    layers_us = {**table.layers_us, **measured.layers_us[setting]}
+    return table.model_copy(update={"call_us": measured.call_us[setting], "layers_us": dict(sorted(layers_us.items()))})
 
 
-def settings_of(reports: Sequence[RaceReport]) -> dict[str, dict[str, float]]:
-    """Return the p50 of each probe by setting, in microseconds, of those that were timed."""
+class _Measured:
+    """What races have told so far, by setting. The leading setting has the most layers, and is the fastest of those."""
+
+    def __init__(self, layers: Mapping[str, Layer]) -> None:
+        self._layers = dict(layers)
+        self.layers_us: dict[str, dict[str, float]] = {}
+        self.call_us: dict[str, float] = {}
+
+    @property
+    def setting(self) -> str:
+        """The leading setting."""
+
+        def rank(name: str) -> tuple[int, float]:
+            return -len(self.layers_us[name]), sum(self.layers_us[name].values())
+
+        return min(sorted(self.layers_us), key=rank, default="any setting")
+
+    def pending(self) -> dict[str, Layer]:
+        """Return the layers that the leading setting lacks: a race has a time limit, and may not come to all."""
+        known = self.layers_us.get(self.setting, {})
+        return {key: layer for key, layer in self._layers.items() if key not in known}
+
+    def take(self, part: Mapping[str, Layer], report: RaceReport) -> bool:
+        """Take in a race, each layer held against the empty probe of the same race; return whether it told anything."""
+        before = len(self.pending())
+        empty = [name for name, layer, _ in probes_of(part) if layer is None]
+        for setting, times in settings_of(report).items():
+            self.layers_us.setdefault(setting, {}).update(layer_latencies(part, times))
+            least = min((times[name] for name in empty if name in times), default=None)
+            if least is not None:
+                self.call_us[setting] = round(min(least, self.call_us.get(setting, least)), 4)
+        return len(self.pending()) < before
+
+
+def settings_of(report: RaceReport) -> dict[str, dict[str, float]]:
+    """Return the p50 of each probe by setting (runtime, delegate, threads), in microseconds, of those timed."""
     found: dict[str, dict[str, float]] = defaultdict(dict)
-    for report in reports:
-        for result in report.candidates:
-            if result.latency is not None:
-                options = f"+{result.option_set}" if result.option_set else ""
-                setting = f"{result.runtime}/{result.delegate}{options}/t{result.threads}"
-                found[setting][result.variant] = result.latency.p50_us
+    for result in report.candidates:
+        if result.latency is not None:
+            options = f"+{result.option_set}" if result.option_set else ""
+            setting = f"{result.runtime}/{result.delegate}{options}/t{result.threads}"
+            found[setting][result.variant] = result.latency.p50_us
     return dict(found)
 
 
-def _parts(layers: Mapping[str, Layer]) -> Iterator[tuple[Probe, ...]]:
-    """Yield probes for a version at a time: layers of one shape together, each with the probe without a layer."""
+def _part(layers: Mapping[str, Layer]) -> dict[str, Layer]:
+    """Return the layers of the next version: those of one shape together, for each shape needs an empty probe."""
     part: dict[str, Layer] = {}
     for key, layer in sorted(layers.items(), key=lambda pair: (pair[1].before, pair[0])):
-        if len(probes_of({**part, key: layer})) > _VARIANTS:
-            yield probes_of(part)
-            part = {}
+        if part and len(probes_of({**part, key: layer})) > _VARIANTS:
+            break
         part[key] = layer
-    if part:
-        yield probes_of(part)
+    return part
 
 
 def _raced(fleet: Fleet, device: DeviceId, probes: tuple[Probe, ...], timeout_s: float) -> RaceReport:

@@ -47,7 +47,6 @@ class SearchResult(Wire):
     trained_accuracy: float | None = None  # of the best, trained in full, on samples that nothing was chosen by
     measured_us: float | None = None  # of the best, on this machine
     duration_s: float = Field(ge=0)
-    training_s: float = Field(default=0.0, ge=0)
 
 
 def reward(accuracy: float, latency_us: float, target_us: float) -> float:

@@ -1,9 +1,9 @@
 """How many channels each group loses, for a share of the multiply-accumulates of the whole model.
 
-Groups differ far more than channels within one: of KWS's five, the last two lose half their channels for 0.4 % and
-1.6 % of KL divergence, the first two for over 20 %. So channels go where they cost least for the work they save, in
-steps, the cheapest step first; after each step the work that the others would save is counted anew. Greedy, and costs
-are taken as additive. Pure.
+Groups differ far more than channels in one: of KWS's five, the last two lose half their channels for a KL divergence
+of 0.004 and 0.016 from the original's answers, the first two for over 0.2. So channels go where they cost least for the
+work they save, in steps, the cheapest step first; after each step the work that the others would save is counted anew.
+Greedy, and costs are taken as additive. Pure.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """Filter pruning by a share of the multiply-accumulates, taken where that costs the model's output least.
 
-What a group's channels cost the layers behind it (`reconstruction`) says little of what the output feels: of KWS's five
-groups the first costs it 50 times as much as the fourth, for the same error behind it. So each group alone loses half
-its channels, the layers behind are refitted, and the output's error scales the group's costs; then `allocation` spends.
-On KWS at 25 % of the MACs, without labels or training, KL divergence falls from 0.060 to 0.027.
+What a group's channels cost the layers behind it (`reconstruction`) says little of what the output feels. So each group
+alone loses half its channels, the layers behind are refitted, and the output's error scales the group's costs; then
+`allocation` spends. On KWS at 25 % of the MACs, without labels or training, the KL divergence from the original
+is 0.034, by the unscaled costs 0.060.
 """
 
 from __future__ import annotations

@@ -2,7 +2,8 @@
 
 Runtimes here compute zeros like any number (6.05 and 6.06 ms at 90 % of them), so what zeros save is bytes where files
 are compressed, on a disk or on the wire: `packed_bytes` counts those. While training, sparsity rises along
-`polynomial_sparsity`, so that the weights that are left make up for those that go.
+`polynomial_sparsity`, so that the weights that are left make up for those that go. Depthwise layers are left alone:
+they hold few weights and each counts (KWS without training, 30 % at 0: .832 of .932 without them, .684 with them).
 """
 
 from __future__ import annotations
@@ -16,17 +17,26 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
-from regatta_fleet.optimize.cost import operator_macs
-from regatta_fleet.optimize.model_file import ModelTree, constant, set_constant
+from regatta_fleet.optimize.model_file import ModelTree, constant, operator_name, set_constant
 from regatta_protocol.errors import Rejected
 
-__all__ = ["Scope", "SparseModel", "magnitude_masks", "packed_bytes", "polynomial_sparsity", "prune_weights"]
+__all__ = [
+    "PRUNED_KINDS",
+    "Scope",
+    "SparseModel",
+    "magnitude_masks",
+    "packed_bytes",
+    "polynomial_sparsity",
+    "prune_weights",
+]
 
 Scope = Literal["layer", "global"]
 Floats = npt.NDArray[np.float32]
 Mask = npt.NDArray[np.bool_]
 
+PRUNED_KINDS = ("CONV_2D", "FULLY_CONNECTED")
 _WEIGHTS_PLACE = 1
+_TINY = 1e-30
 
 
 @dataclass(frozen=True)
@@ -57,7 +67,8 @@ def magnitude_masks(
         sparsity: the share in [0, 1) of all weights that goes, the smallest first; at equal magnitude those that come
             first. Exactly one of this and `threshold` is given.
         threshold: all weights of a magnitude below go.
-        scope: whether the share is of each tensor or of all together.
+        scope: whether the share is of each tensor or of all together, where a magnitude is in units of its tensor's
+            root mean square: layers whose weights are all small would else lose everything.
 
     Raises:
         Rejected: for a share or threshold that cannot be, or weights that are NaN.
@@ -78,7 +89,8 @@ def magnitude_masks(
                 weights.items()}  # fmt: skip
     if not weights:
         return {}
-    together = _smallest_out(np.concatenate([values.reshape(-1) for values in weights.values()]), sparsity)
+    relative = [values.reshape(-1) / max(_rms(values), _TINY) for values in weights.values()]
+    together = _smallest_out(np.concatenate(relative), sparsity)
     ends = np.cumsum([values.size for values in weights.values()])
     parts = np.split(together, ends[:-1])
     return {tensor: part.reshape(values.shape) for (tensor, values), part in zip(weights.items(), parts, strict=True)}
@@ -95,7 +107,7 @@ def prune_weights(
     graph = model.subgraphs[0]
     weights: dict[int, Floats] = {}
     for operator in graph.operators:
-        if not operator_macs(model, operator):
+        if operator_name(model, operator) not in PRUNED_KINDS:
             continue
         index = int(operator.inputs[_WEIGHTS_PLACE])
         values = constant(model, graph.tensors[index])
@@ -116,6 +128,10 @@ def prune_weights(
 def packed_bytes(content: bytes) -> int:
     """Return the size of the file in zlib at its best, as it would travel or lie compressed."""
     return len(zlib.compress(content, 9))
+
+
+def _rms(values: Floats) -> float:
+    return float(np.sqrt(np.mean(values.astype(np.float64) ** 2)))
 
 
 def _smallest_out(values: Floats, sparsity: float) -> Mask:

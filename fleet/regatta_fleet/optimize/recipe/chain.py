@@ -72,7 +72,8 @@ class Chain:
         """
         given = self._inputs.given
         given.progress(f"step 1 of {len(self._recipe.steps)}: {self._recipe.steps[0].step}", 0.0)
-        outcome = self._do(0, given, self._inputs.digests)
+        half = replace(given, progress=lambda message, share: given.progress(message, 0.5 * share))  # a search is long
+        outcome = self._do(0, half, self._inputs.digests)
         product = outcome.products[0]
         if product.file is None:
             raise Rejected(product.reason or "the first step gave no model")
@@ -99,7 +100,9 @@ class Chain:
         for at, step in enumerate(self._recipe.steps[1:], start=1):
             if isinstance(step, EvaluateStep):
                 continue
-            work.progress(f"step {at + 1} of {len(self._recipe.steps)}: {step.step}", 0.1 + 0.5 * at / len(STEPS))
+            work.progress(
+                f"step {at + 1} of {len(self._recipe.steps)}: {step.step}", 0.1 + 0.5 * at / len(self._recipe.steps)
+            )
             outcome = self._try(at, given, work)
             for product in outcome.products:
                 if product.name in {trial.name for trial in trials}:

@@ -69,13 +69,26 @@ def read_document(path: Path, kind: type[M], tagged: dict[str, dict[str, type[Ba
     try:
         return text, kind.model_validate(text.value)
     except ValidationError as err:
-        found = [_words(text, error, kind, tagged) for error in err.errors(include_url=False)[:_MAX_ERRORS]]
+        errors = _causes(err)[:_MAX_ERRORS]
+        found = [_words(text, error, kind, tagged) for error in errors]
         raise Rejected("; ".join(found)) from err
 
 
 def example_recipe() -> str:
     """Return the recipe that ships with Regatta, as text."""
     return (Path(__file__).parents[2] / "examples" / "digits" / "recipe.yaml").read_text(encoding="utf-8")
+
+
+def _causes(err: ValidationError) -> list[Any]:
+    """Return the errors without those that follow from others: a list is too short when its items are wrong."""
+    errors: list[Any] = list(err.errors(include_url=False))
+    inside = [error["loc"] for error in errors]
+    return [
+        error
+        for error in errors
+        if error["type"] != "too_short"
+        or not any(loc != error["loc"] and loc[: len(error["loc"])] == error["loc"] for loc in inside)
+    ]
 
 
 def _words(

@@ -17,14 +17,17 @@ from regatta_protocol.quantity import parse_duration, parse_latency_us, parse_sh
 __all__ = [
     "Accelerator",
     "CompileStep",
+    "DistillStep",
     "EvaluateStep",
     "Limits",
     "MixStep",
     "PruneStep",
+    "QatStep",
     "QuantizeStep",
     "Recipe",
     "RecipeStep",
     "SearchStep",
+    "SparsifyStep",
     "Strategy",
     "TakeStep",
     "recipe_schema",
@@ -110,6 +113,34 @@ class PruneStep(_Part):
     )
 
 
+class DistillStep(_Part):
+    """Prune by multiply-accumulates and train the rest on the original's answers; needs the [train] extra."""
+
+    step: Literal["distill"] = "distill"
+    shares: tuple[Share, ...] = Field(
+        default=(0.75, 0.625, 0.5, 0.375, 0.25),
+        min_length=1,
+        max_length=64,
+        description="Shares of the multiply-accumulates, tried in this order.",
+    )
+
+
+class SparsifyStep(_Part):
+    """Train with ever more weights at 0, for fewer bytes where files are compressed; needs the [train] extra."""
+
+    step: Literal["sparsify"] = "sparsify"
+    shares: tuple[Share, ...] = Field(
+        default=(0.9, 0.8, 0.7, 0.5), min_length=1, max_length=64, description="Shares of the weights, tried in turn."
+    )
+
+
+class QatStep(_Part):
+    """Train the model for a precision; needs the [train] extra."""
+
+    step: Literal["qat"] = "qat"
+    precision: Literal["int8", "int4-weights"] = "int8"
+
+
 class QuantizeStep(_Part):
     """Quantize the whole model in one way or several; each becomes a variant."""
 
@@ -151,7 +182,18 @@ class EvaluateStep(_Part):
     max_accuracy_drop: Share | None = Field(default=None, description="In place of --accuracy-drop.")
 
 
-RecipeStep = TakeStep | SearchStep | PruneStep | QuantizeStep | MixStep | CompileStep | EvaluateStep
+RecipeStep = (
+    TakeStep
+    | SearchStep
+    | PruneStep
+    | DistillStep
+    | SparsifyStep
+    | QuantizeStep
+    | QatStep
+    | MixStep
+    | CompileStep
+    | EvaluateStep
+)
 
 
 class Limits(_Part):

@@ -7,7 +7,7 @@ model in `models.RecipeStep`, a function here, a row in `STEPS`. Models only run
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -18,17 +18,21 @@ from regatta_fleet.optimize.recipe.compilers import COMPILERS, compile_model
 from regatta_fleet.optimize.recipe.hooks import Hooks
 from regatta_fleet.optimize.recipe.models import (
     CompileStep,
+    DistillStep,
     EvaluateStep,
     Limits,
     MixStep,
     PruneStep,
+    QatStep,
     QuantizeStep,
     SearchStep,
+    SparsifyStep,
     TakeStep,
 )
 from regatta_fleet.optimize.report import LayerReport
 from regatta_fleet.optimize.sources.resolve import resolve_source
-from regatta_fleet.optimize.steps import Made, Prune, Quantize, Search, run_step
+from regatta_fleet.optimize.steps import Attempt, Made, Prune, Quantize, Search, run_step
+from regatta_fleet.optimize.train.steps import Distill, Sparsify, TrainQuantized, run_training
 from regatta_protocol.errors import Rejected
 from regatta_protocol.wire import Wire
 
@@ -138,8 +142,7 @@ def _search(step: SearchStep, given: Given) -> Outcome:
 
 
 def _prune(step: PruneStep, given: Given) -> Outcome:
-    name = given.named("pruned")
-    output = given.folder / f"{name}.tflite"
+    output = given.folder / f"{given.named('pruned')}.tflite"
     asked = Prune(
         model=str(given.model),
         samples=str(given.fit),
@@ -149,12 +152,64 @@ def _prune(step: PruneStep, given: Given) -> Outcome:
         max_drop=given.max_drop,
     )
     attempts = run_step(asked, timeout_s=given.limits.time, memory_bytes=given.limits.memory).attempts
-    last = attempts[-1]
-    words = (f"{100 * last.share:g} % of the filters pruned by reconstruction", *last.notes)
+    return _attempted(attempts, output, "of the filters pruned by reconstruction")
+
+
+def _distill(step: DistillStep, given: Given) -> Outcome:
+    output = given.folder / f"{given.named('distilled')}.tflite"
+    asked = Distill(
+        model=str(given.model),
+        samples=str(given.fit),
+        held_back=str(given.held_back),
+        output=str(output),
+        shares=step.shares,
+        max_drop=given.max_drop,
+        seed=given.seed,
+    )
+    attempts = run_training(asked, timeout_s=given.limits.time, memory_bytes=given.limits.memory).attempts
+    return _attempted(attempts, output, "of the multiply-accumulates pruned")
+
+
+def _sparsify(step: SparsifyStep, given: Given) -> Outcome:
+    output = given.folder / f"{given.named('sparse')}.tflite"
+    asked = Sparsify(
+        model=str(given.model),
+        samples=str(given.fit),
+        held_back=str(given.held_back),
+        output=str(output),
+        shares=step.shares,
+        max_drop=given.max_drop,
+        seed=given.seed,
+    )
+    attempts = run_training(asked, timeout_s=given.limits.time, memory_bytes=given.limits.memory).attempts
+    return _attempted(attempts, output, "of the weights at 0")
+
+
+def _attempted(attempts: Sequence[Attempt], output: Path, what: str) -> Outcome:
+    """Return the last of the shares that were tried, which is the first that kept the accuracy, if any did."""
+    name, last = output.stem, attempts[-1]
+    words = (f"{100 * last.share:g} % {what}", *last.notes)
     if last.reason is not None:
         reason = f"on samples held back from tuning, {last.reason}"
         return Outcome(products=(Product(name=name, words=words, reason=reason),))
     return Outcome(products=(Product(name=name, file=output.name, words=words, becomes="model", macs=last.cost.macs),))
+
+
+def _qat(step: QatStep, given: Given) -> Outcome:
+    name = given.named("int8-trained" if step.precision == "int8" else "int4-trained")
+    output = given.folder / f"{name}.tflite"
+    asked = TrainQuantized(
+        model=str(given.model),
+        samples=str(given.samples),
+        output=str(output),
+        precision=step.precision,
+        seed=given.seed,
+    )
+    made = run_training(asked, timeout_s=given.limits.time, memory_bytes=given.limits.memory).made
+    if made is None or made.reason is not None:
+        reason = "training gave no file" if made is None else made.reason
+        return Outcome(products=(Product(name=name, words=("quantization-aware training",), reason=reason),))
+    return Outcome(products=(Product(name=name, file=output.name, words=made.notes, layers=made.layers),))
 
 
 def _quantize(step: QuantizeStep, given: Given) -> Outcome:
@@ -210,6 +265,9 @@ STEPS: dict[type[BaseModel], StepKind] = {
     TakeStep: StepKind(_take, ("litert-torch", "torch", "tensorflow", "onnx2torch", "numpy")),
     SearchStep: StepKind(_search, ("torch", "ai-edge-litert", "numpy")),
     PruneStep: StepKind(_prune, ("ai-edge-litert", "numpy")),
+    DistillStep: StepKind(_distill, ("torch", "ai-edge-litert", "numpy")),
+    SparsifyStep: StepKind(_sparsify, ("torch", "ai-edge-litert", "numpy")),
+    QatStep: StepKind(_qat, ("torch", *_QUANTIZER)),
     QuantizeStep: StepKind(_quantize, _QUANTIZER),
     MixStep: StepKind(_mix, _QUANTIZER),
     CompileStep: StepKind(_compile, keeps_refusals=False),

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 
 from regatta_fleet.optimize.model_file import ModelTree, model_bytes
-from regatta_fleet.optimize.prune.weights import Scope, magnitude_masks, polynomial_sparsity
+from regatta_fleet.optimize.prune.weights import PRUNED_KINDS, Scope, magnitude_masks, polynomial_sparsity
 from regatta_fleet.optimize.samples import Samples
 from regatta_fleet.optimize.train.bridge import Network, load_network, with_weights
 from regatta_fleet.optimize.train.fit import Progress
@@ -74,7 +74,9 @@ class _Schedule:
     """Keeps weights at 0, more of them with every call."""
 
     def __init__(self, network: Network, target: float, scope: Scope) -> None:
-        self._weights = {layer.weights: network.parameter(layer.weights) for layer in network.layers}
+        self._weights = {
+            layer.weights: network.parameter(layer.weights) for layer in network.layers if layer.kind in PRUNED_KINDS
+        }
         self._target, self._scope = target, scope
         self._masks: dict[int, Tensor] = {}
         self._held = False  # whether the target was reached
