@@ -8,7 +8,7 @@ program could not read it as it is meant, so one above ours is refused as such, 
 from __future__ import annotations
 
 import zlib
-from functools import lru_cache
+from functools import cache
 from typing import TypeVar
 
 from pydantic import BaseModel, ValidationError
@@ -64,7 +64,7 @@ def decode(kind: type[M], data: bytes, limit_bytes: int = MAX_PAYLOAD_BYTES) -> 
     return message
 
 
-@lru_cache(maxsize=None)  # kinds are few; a field's default costs as much to look up as a short message to parse
+@cache  # kinds are few; a field's default costs as much to look up as a short message to parse
 def _newest_known(kind: type[BaseModel]) -> int:
     """Return the schema that we write, which is the newest that we read; 0 for a message without one."""
     field = kind.model_fields.get("schema_version")
