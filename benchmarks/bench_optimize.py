@@ -34,6 +34,7 @@ from regatta_fleet.optimize.quantize.layers import stem_layers
 from regatta_fleet.optimize.quantize.schemes import SCHEMES
 from regatta_fleet.optimize.quantize.search import search_precision
 from regatta_fleet.optimize.samples import Samples, read_samples, split_samples
+from regatta_fleet.optimize.train.available import has_torch
 from regatta_runtimes.candidate import Candidate
 from regatta_runtimes.measure import measure_file
 
@@ -110,22 +111,19 @@ def _keyword_spotting(data: Path, scratch: Path, rounds: int) -> tuple[list[Row]
     default, reference = _row(rows, "KWS", "quantizer's default"), _row(rows, "KWS", "MLPerf's int8")
     count = len(evaluation)
 
-    def points(row: Row) -> float:
-        return 100 * (row.comparison.drop or 0.0)
-
     def lead(row: Row) -> float:
         return 100 * ((int8.comparison.correct or 0) - (row.comparison.correct or 0)) / count
 
     return rows, [
-        Goal("KWS: int8 loses at most 0.5 points, paired", points(int8), 0.5, unit=" points"),
+        Goal("KWS: int8 loses at most 0.5 points, paired", _points(int8), 0.5, unit=" points"),
         Goal("KWS: int8 at most 0.52 of the size", int8.size_ratio, 0.52, unit="x"),
         Goal("KWS: int8 at most 0.75 of the p50", int8.p50_ratio, 0.75, unit="x"),
-        Goal("KWS: int8-float-stem loses at most 0.5 points, paired", points(stem), 0.5, unit=" points"),
+        Goal("KWS: int8-float-stem loses at most 0.5 points, paired", _points(stem), 0.5, unit=" points"),
         Goal("KWS: int8-float-stem at most 0.52 of the size", stem.size_ratio, 0.52, unit="x"),
         Goal("KWS: int8-float-stem at most 0.75 of the p50", stem.p50_ratio, 0.75, unit="x"),
         Goal("KWS: int8 at least as right as the quantizer's default", lead(default), 0.0, True, " points"),
         Goal("KWS: int8 at least as right as MLPerf's int8", lead(reference), 0.0, True, " points"),
-        Goal("KWS: 4-bit weights lose at most 1 point, paired", points(int4), 1.0, unit=" points"),
+        Goal("KWS: 4-bit weights lose at most 1 point, paired", _points(int4), 1.0, unit=" points"),
     ]
 
 
@@ -139,7 +137,12 @@ def _rows(
     rounds: int,
 ) -> list[Row]:
     """Return a row for the float model, each scheme, the mix, the quantizer's default, and the peers."""
-    files = {"float32": model, **_made(name, model, tuning, scratch), **peers}
+    return _measured(name, {"float32": model, **_made(name, model, tuning, scratch), **peers}, evaluation, rounds)
+
+
+def _measured(name: str, files: Mapping[str, Path], evaluation: Samples, rounds: int) -> list[Row]:
+    """Return a row for each file; the first is float32, which the others are held against."""
+    model = files["float32"]
     reference = real_answers(model, evaluation.x)
     times = _least_p50_us(files, rounds)
     return [
@@ -154,6 +157,54 @@ def _rows(
         )
         for variant, path in files.items()
     ]
+
+
+def training(data: Path, scratch: Path, rounds: int) -> tuple[list[Row], list[Goal]]:
+    """Return the rows and goals of pruning, distillation and quantization-aware training; none without PyTorch."""
+    if not has_torch():
+        print("needs PyTorch: ./run check-train makes an environment, .venv-train, to run this file in")
+        return [], []
+    from training_rows import kws_files, trained_int4
+
+    tuning, evaluation = split_samples(read_samples(data / "mlperf_tiny/kws01_dev.npz"))
+    model = data / "mlperf_tiny/kws_float32.tflite"
+    peers = {"MLPerf's int8": data / "mlperf_tiny/kws_ref_model.tflite"}
+    rows = _measured("KWS", {"float32": model, **kws_files(model, tuning, scratch), **peers}, evaluation, rounds)
+    pruned, both, peer = (_row(rows, "KWS", name) for name in ("distilled", "distilled, int8", "MLPerf's int8"))
+    int4, int8 = _row(rows, "KWS", "int4-trained"), _row(rows, "KWS", "int8-trained")
+    right = 100 * ((both.comparison.correct or 0) - (peer.comparison.correct or 0)) / len(evaluation)
+    goals = [
+        Goal("KWS: 25 % of MACs pruned, no labels, loses at most 1.5 points", _points(pruned), 1.5, unit=" points"),
+        Goal("KWS: 25 % of MACs pruned, at most 0.8 of the p50", pruned.p50_ratio, 0.8, unit="x"),
+        Goal("KWS: pruned and int8 at least as right as MLPerf's int8", right, 0.0, True, " points"),
+        Goal("KWS: pruned and int8 at most MLPerf's size", both.size_bytes / peer.size_bytes, 1.0, unit="x"),
+        Goal("KWS: pruned and int8 at most MLPerf's p50", _ratio(both.p50_us, peer.p50_us), 1.0, unit="x"),
+        Goal("KWS: 4-bit weights, trained, lose at most 1 point", _points(int4), 1.0, unit=" points"),
+        Goal("KWS: int8, trained, loses at most 0.5 points", _points(int8), 0.5, unit=" points"),
+    ]
+    photo = data / "coral/cat.bmp"
+    for name, file, side, brightest in (
+        ("VWW", "vww_96_float.tflite", 96, 1.0),
+        ("ResNet8", "pretrainedResnet.tflite", 32, 255.0),
+    ):
+        tuning, evaluation = split_samples(_crops(photo, side, brightest))
+        path = data / "mlperf_tiny" / file
+        files = {"float32": path, **trained_int4(name, path, tuning, scratch)}
+        found = _measured(name, files, evaluation, rounds)
+        rows += found
+        snr_db = _row(found, name, "int4-trained").comparison.snr_db
+        goals.append(
+            Goal(f"{name}: 4-bit weights, trained, at least 10 dB (what the optimizer asks)", snr_db, 10, True)
+        )
+    return rows, goals
+
+
+def _points(row: Row) -> float:
+    return 100 * (row.comparison.drop or 0.0)
+
+
+def _ratio(p50_us: float | None, other_us: float | None) -> float | None:
+    return None if p50_us is None or not other_us else p50_us / other_us
 
 
 def _made(name: str, model: Path, tuning: Samples, scratch: Path) -> dict[str, Path]:
@@ -234,7 +285,7 @@ def _print(rows: Sequence[Row], goals: Sequence[Goal]) -> None:
         print(f"{'reached' if goal.reached else 'MISSED ':8} {goal.text}: {measured}")
 
 
-SECTIONS: dict[str, Section] = {"quantization": quantization}
+SECTIONS: dict[str, Section] = {"quantization": quantization, "training": training}
 
 
 def main() -> None:

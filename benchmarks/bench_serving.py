@@ -1,12 +1,18 @@
-"""Overhead of the serving socket over the in-process floor: `python benchmarks/bench_serving.py MODEL.tflite`.
+"""Local serving beside the in-process floor and beside peers from PyPI: `./run bench serving [MODEL.tflite …]`.
 
-Floor: set + invoke + get in this process. Over the socket: regatta_agent.client with binary tensors, validation and
-metrics on, against a real worker process. Rounds of both are interleaved; figures are p50 of all rounds.
+Latency: one client of each way, in rounds that are interleaved; the floor is set + invoke + get in a process alone.
+Throughput: 4 and 16 client processes of each way. Then the first answer after a start of the worker, its memory, and a
+swap under load: the model's link moved from worker to worker, again and again, while four clients ask.
+
+Each way sends the input's bytes as well as it can: Regatta binary tensors over its unix socket, with validation and
+metrics on, MLServer gRPC with raw contents, BentoML and LitServe base64 in JSON (they take no bare bytes). Peers are
+installed into build/peers on first use; one that does not install or start is left out, with the reason.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import platform
@@ -15,100 +21,219 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from regatta_agent.client import Client
-from regatta_agent.serving.spec import ServeSpec
-from regatta_runtimes.candidate import parse_candidate_id
-from regatta_runtimes.samples import random_inputs
-from regatta_runtimes.session import open_session, quantize
+sys.path[:0] = [str(Path(__file__).resolve().parent / "serving")]
+
+from ways import Asker, Unavailable, regatta, served  # noqa: E402
+
+from regatta_agent.client import Client  # noqa: E402
+from regatta_agent.serving.tensors import Array  # noqa: E402
+from regatta_runtimes.candidate import parse_candidate_id  # noqa: E402
+from regatta_runtimes.samples import random_inputs  # noqa: E402
+from regatta_runtimes.session import open_session, quantize  # noqa: E402
+
+PEERS = ("litserve", "mlserver", "bentoml")
+DEFAULT = ("kws_ref_model", "pretrainedResnet_quant", "vww_96_int8")
+MOBILENET = "mobilenet_v2_1.0_224_quant"
+CLIENTS = (4, 16)
 
 
-def _times_us(act: Callable[[], object], count: int) -> list[float]:
-    times = []
-    for _ in range(count):
-        began_ns = time.perf_counter_ns()
-        act()
-        times.append((time.perf_counter_ns() - began_ns) / 1000)
-    return times
+def default_models() -> list[Path]:
+    """Return the models beside the checkout, from 490 bytes of input to 150 KB."""
+    root = Path(__file__).resolve().parents[1]
+    stated = os.environ.get("REGATTA_SHARED")
+    folders = [Path(stated)] if stated else [root.parent / "shared", root.parent.parent / "shared"]
+    data = next((folder / "data" for folder in folders if (folder / "data").is_dir()), None)
+    if data is None:
+        return []
+    return [*(data / "mlperf_tiny" / f"{name}.tflite" for name in DEFAULT), data / "coral" / f"{MOBILENET}.tflite"]
 
 
-def _pss_mb(pid: int) -> float:
+def sample_of(model: Path) -> Array:
+    """Return an input of the model, of noise; it must have one."""
+    session = open_session(parse_candidate_id("litert/model/xnnpack/t1"), model)
+    (spec,) = session.inputs
+    (noise,) = random_inputs([[spec]], count=1, seed=0)
+    session.close()
+    return quantize(noise.reshape([max(size, 1) for size in spec.shape]), spec)
+
+
+def pss_mb(pid: int) -> float:
+    """Return the proportional memory of a process."""
     lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith("Pss:")) / 1024
 
 
-def _children(pid: int) -> list[int]:
-    tasks = Path(f"/proc/{pid}/task").iterdir()
-    return [int(child) for task in tasks for child in (task / "children").read_text().split()]
+class Bench:
+    """One model's figures; a way that fails is left out from then on, with the reason."""
+
+    def __init__(self, model: Path, ways: Sequence[str], folder: Path, guarded: bool) -> None:
+        self.model = model
+        self.folder = folder
+        self.sample = sample_of(model)
+        self.sample_path = folder / "sample.npy"
+        np.save(self.sample_path, self.sample)
+        self.left_out: dict[str, str] = {}
+        self._stack = contextlib.ExitStack()
+        self.addresses: dict[str, str] = {}
+        for way in ways:
+            try:
+                place = folder / way
+                place.mkdir()
+                self.addresses[way] = self._stack.enter_context(served(way, model, place, guarded))
+            except (Unavailable, subprocess.TimeoutExpired) as err:
+                self.left_out[way] = str(err)
+
+    def close(self) -> None:
+        """End every server."""
+        self._stack.close()
+
+    def asker(self, way: str) -> Asker:
+        """Return a client of the way, which has had an answer."""
+        one = Asker(way, self.addresses[way], self.model, self.sample_path)
+        try:
+            one.ready()
+        except Unavailable:
+            one.close()
+            raise
+        return one
+
+    def latency(self, rounds: int, count: int) -> dict[str, list[float]]:
+        """Return the microseconds of each way's requests, measured in turns."""
+        askers: dict[str, Asker] = {}
+        for way in list(self.addresses):
+            try:
+                askers[way] = self.asker(way)
+            except Unavailable as err:
+                self.left_out[way] = str(err)
+                del self.addresses[way]
+        times: dict[str, list[float]] = {way: [] for way in askers}
+        for _ in range(rounds):
+            for way, asker in askers.items():
+                asker.begin(f"times {count}")
+                times[way] += asker.done()
+        for asker in askers.values():
+            asker.close()
+        return times
+
+    def throughput(self, way: str, clients: int, seconds: float) -> tuple[float, int]:
+        """Return how many requests a second were answered, and how many failed."""
+        askers = [self.asker(way) for _ in range(clients)]
+        for asker in askers:
+            asker.begin(f"count {seconds}")
+        done = [asker.done() for asker in askers]
+        for asker in askers:
+            asker.close()
+        return sum(answered for answered, _ in done) / seconds, int(sum(failed for _, failed in done))
 
 
-def measure(model: Path, candidate_id: str, rounds: int, count: int, guarded: bool) -> dict[str, object]:
-    """Return the figures of one model."""
-    session = open_session(parse_candidate_id(candidate_id), model)
-    noise = random_inputs([[spec] for spec in session.inputs], count=1, seed=0)
-    sample = [
-        quantize(array.reshape([max(size, 1) for size in spec.shape]), spec)
-        for array, spec in zip(noise, session.inputs, strict=True)
-    ]
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "m.sock"
-        spec = ServeSpec(
-            model="m",
-            version=1,
-            candidate_id=candidate_id,
-            variant_path=model.resolve(),
-            socket_path=path,
-            guarded=guarded,
-        )
-        (Path(folder) / "spec.json").write_text(spec.model_dump_json(exclude_none=True))
-        began = time.perf_counter()
-        worker = subprocess.Popen(
-            [sys.executable, "-m", "regatta_agent.serving", str(Path(folder) / "spec.json")],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-        )
-        assert worker.stdout is not None
-        worker.stdout.readline()
-        floor, served = [], []
-        with Client(path) as client:
-            client.infer("m", sample)
-            first_s = time.perf_counter() - began
-            for _ in range(rounds):
-                floor += _times_us(lambda: session.run(sample), count)
-                served += _times_us(lambda: client.infer("m", sample), count)
-            pss_mb = sum(_pss_mb(pid) for pid in (worker.pid, *_children(worker.pid)))
-        worker.communicate(timeout=30)
-    p50_floor, p50_served = statistics.median(floor), statistics.median(served)
+def start(model: Path, folder: Path, sample: Array) -> tuple[float, float]:
+    """Return how long from a worker's start to the first answer, and its memory then, in seconds and MB."""
+    began = time.perf_counter()
+    with regatta(model, folder) as (address, pid), Client(address) as client:
+        client.infer("m", [sample])
+        return time.perf_counter() - began, pss_mb(pid)
+
+
+def swap(model: Path, folder: Path, sample_path: Path, requests: int) -> dict[str, Any]:
+    """Return what four clients lost while their model was swapped again and again, until so many were answered."""
+    link, fresh, swaps, answered, failed, number = folder / "m.sock", folder / "m.new", 0, 0, 0, 0
+    times: list[float] = []
+    with contextlib.ExitStack() as stack:
+        old = stack.enter_context(contextlib.ExitStack())
+        number += 1
+        link.symlink_to(old.enter_context(regatta(model, folder, number))[0])
+        askers = [Asker("regatta", str(link), model, sample_path) for _ in range(4)]
+        for asker in askers:
+            stack.callback(asker.close)
+            asker.ready()
+        while answered < requests:
+            for asker in askers:
+                asker.begin("log 2.0")
+            number += 1
+            new = stack.enter_context(contextlib.ExitStack())
+            fresh.symlink_to(new.enter_context(regatta(model, folder, number))[0])
+            fresh.replace(link)
+            old.close()  # drains: what it was asked is answered
+            old, swaps = new, swaps + 1
+            for asker in askers:
+                lost, *took = asker.done()
+                answered, failed = answered + len(took), failed + int(lost)
+                times += took
     return {
-        "model": model.name,
-        "candidate": candidate_id,
-        "input_bytes": sum(array.nbytes for array in sample),
-        "floor_p50_us": round(p50_floor, 1),
-        "served_p50_us": round(p50_served, 1),
-        "overhead_p50_us": round(p50_served - p50_floor, 1),
-        "ratio": round(p50_served / p50_floor, 2),
-        "served_p99_us": round(float(np.percentile(served, 99)), 1),
-        "first_answer_s": round(first_s, 3),
-        "pss_mb": round(pss_mb, 1),
-        "machine": f"{platform.machine()}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}",
+        "requests": answered,
+        "failed": failed,
+        "swaps": swaps,
+        "p99_us": round(float(np.percentile(times, 99)), 1),
+        "longest_us": round(max(times), 1),
     }
 
 
+def measure(model: Path, options: argparse.Namespace, ways: Sequence[str]) -> dict[str, Any]:
+    """Return the figures of one model."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        bench = Bench(model, ways, folder, options.guarded)
+        try:
+            times = bench.latency(options.rounds, options.count)
+            floor = statistics.median(times["floor"])
+            figures: dict[str, Any] = {
+                "model": model.stem,
+                "input_bytes": bench.sample.nbytes,
+                "floor_p50_us": round(floor, 1),
+                "left_out": bench.left_out,
+                "ways": {
+                    way: {
+                        "overhead_p50_us": round(statistics.median(found) - floor, 1),
+                        "p99_us": round(float(np.percentile(found, 99)), 1),
+                        **{
+                            f"per_second_{clients}": round(bench.throughput(way, clients, options.seconds)[0], 1)
+                            for clients in options.clients
+                        },
+                    }
+                    for way, found in times.items()
+                    if way != "floor"
+                },
+            }
+        finally:
+            bench.close()
+        alone = folder / "alone"
+        alone.mkdir()
+        starts = [start(model, alone, bench.sample) for _ in range(5)]
+    figures["first_answer_s"] = round(statistics.median(seconds for seconds, _ in starts), 3)
+    figures["pss_mb"] = round(statistics.median(memory for _, memory in starts), 1)
+    figures["machine"] = f"{platform.machine()}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}"
+    return figures
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("models", nargs="+", type=Path)
-    parser.add_argument("--candidate", default="litert/model/xnnpack/t1")
-    parser.add_argument("--guarded", action="store_true", help="run the candidate in a runner, as an accelerator's")
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("models", nargs="*", type=Path, help="with one input each [those of ../shared/data]")
+    parser.add_argument("--peers", default=",".join(PEERS), help="names, separated by commas; '' for none")
+    parser.add_argument(
+        "--guarded", action="store_true", help="run Regatta's candidate in a runner, as an accelerator's"
+    )
     parser.add_argument("--rounds", type=int, default=10)
-    parser.add_argument("--count", type=int, default=100)
+    parser.add_argument("--count", type=int, default=100, help="requests of each way in a round")
+    parser.add_argument("--seconds", type=float, default=5.0, help="of each measurement of throughput")
+    parser.add_argument("--clients", type=int, nargs="*", default=CLIENTS, help="of the measurements of throughput")
+    parser.add_argument("--swap", type=int, default=100_000, help="requests of the swap under load; 0: none")
     options = parser.parse_args()
-    for model in options.models:
-        print(json.dumps(measure(model, options.candidate, options.rounds, options.count, options.guarded)))
+    models = options.models or default_models()
+    if not models:
+        parser.error("there are no models beside this checkout: name some")
+    for model in models:
+        print(json.dumps(measure(model, options, ["floor", "regatta", *filter(None, options.peers.split(","))])))
+    if options.swap:
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "sample.npy"
+            np.save(path, sample_of(models[0]))
+            print(json.dumps({"swap": models[0].stem, **swap(models[0], Path(folder), path, options.swap)}))
 
 
 if __name__ == "__main__":

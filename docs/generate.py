@@ -5,6 +5,7 @@ It stands outside of the packages, because it reads both programs, and those nev
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 
@@ -39,12 +40,14 @@ def pages() -> dict[Path, str]:
     from regatta_agent.core.states import render_mermaid
     from regatta_fleet.cli.exit_codes import MEANINGS
     from regatta_fleet.cli.reference import page, regatta_page
+    from regatta_fleet.optimize.recipe.models import recipe_schema
 
     codes = {code: text for code, text in MEANINGS.items() if code not in (3, 4)}  # those two are a rollout's
     return {
         _FOLDER / "cli.md": regatta_page(),
         _FOLDER / "agent-cli.md": page(cli, _AGENT_INTRODUCTION, _AGENT_ENVIRONMENT, codes),
         _FOLDER / "agent-states.md": render_mermaid(),
+        _FOLDER / "recipe.schema.json": json.dumps(recipe_schema(), indent=2) + "\n",
     }
 
 

@@ -46,7 +46,7 @@ def build_delegate(folder: Path) -> Path | None:
     if shutil.which("gcc") is None:
         return None
     library = folder / "libtest_delegate.so"
-    command = ["gcc", "-O1", "-shared", "-fPIC", "-o", str(library), str(_SOURCE), "-lm"]
+    command = ["gcc", "-Wall", "-Wextra", "-Werror", "-O1", "-shared", "-fPIC", "-o", str(library), str(_SOURCE), "-lm"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     if done.returncode != 0:
         raise RuntimeError(done.stderr)

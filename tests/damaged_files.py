@@ -34,7 +34,7 @@ def check_truncations(whole: bytes, *readers: Reader) -> None:
 def check_mutations(whole: bytes, *readers: Reader) -> None:
     """Up to 12 bytes overwritten anywhere."""
 
-    @settings(max_examples=300, deadline=None)
+    @settings(max_examples=300)
     @given(st.lists(st.tuples(st.integers(0, len(whole) - 1), st.integers(0, 255)), min_size=1, max_size=12))
     def check(changes: list[tuple[int, int]]) -> None:
         data = bytearray(whole)
@@ -48,7 +48,7 @@ def check_mutations(whole: bytes, *readers: Reader) -> None:
 def check_noise(start: bytes, *readers: Reader) -> None:
     """Up to 400 random bytes behind what a file of this format starts with."""
 
-    @settings(max_examples=200, deadline=None)
+    @settings(max_examples=200)
     @given(st.binary(max_size=400))
     def check(noise: bytes) -> None:
         survives(start + noise, *readers)

@@ -24,7 +24,7 @@ from regatta_agent.loop import Loop
 from regatta_agent.outbox import Outbox
 from regatta_agent.testing import FakeClock, ScriptedLauncher
 from regatta_protocol import topics
-from regatta_protocol.bus import Connected, Disconnected, Message, Will
+from regatta_protocol.bus import Bus, Connected, Disconnected, Message, Will
 from regatta_protocol.chunk import Chunk, chunk_count, pack_chunk
 from regatta_protocol.codec import decode, decode_zlib, encode, encode_zlib
 from regatta_protocol.errors import Rejected
@@ -87,7 +87,7 @@ class Fleet:
     )
     hear: Callable[[Message], None] = lambda _message: None  # told all that the device says
     inbox: queue.Queue[Event] = field(default_factory=lambda: queue.Queue(100_000))
-    bus: MemoryBus | None = None
+    bus: Bus | None = None
 
     def start(self) -> None:
         self.bus = MemoryBus(self.broker, "regatta-server", self.inbox, topics.SERVER_FILTERS)
@@ -209,7 +209,7 @@ class Rig:
         self.device = device
         self.clock = FakeClock()
         self.broker = MemoryBroker(faults)
-        self.fleet = Fleet(self.broker, device)
+        self.fleet = self.make_fleet(device)
         self.fleet.start()
         self.accuracy: dict[int, float] = {}
         self.unplaced: set[int] = set()
@@ -225,11 +225,16 @@ class Rig:
             ca_path=identity_dir / "ca.pem", root_path=identity_dir / "root.json",
             assignment_key="", assignment_key_id="k",
         )  # fmt: skip
+        self.bus: Bus
         self.starts = 0
         self.races: list[int] = []
         self.confirmations: list[int] = []
         self.race_key: Digest | None = None
         self.make()
+
+    def make_fleet(self, device: DeviceId) -> Fleet:
+        """Return the other side."""
+        return Fleet(self.broker, device)
 
     def make(self) -> None:
         """Build the agent from what is in the folder, and start it."""
@@ -238,7 +243,7 @@ class Rig:
         self.launcher = ScriptedLauncher(self.inbox, self.fleet.verify, self.race)
         self.launcher.race_key = self.race_key
         self.processes: Launcher = self.wrap(self.inbox, self.launcher)
-        self.outbox = Outbox(self.config.state_dir / "outbox.sqlite", self.device, 1_000_000)
+        self.outbox = self.make_outbox()
         self.outbox.open()
         self.loop: Loop = assemble(
             self.config,
@@ -258,6 +263,9 @@ class Rig:
         """Return what starts children; a test may put real ones in place of some."""
         return scripted
 
+    def make_outbox(self) -> Outbox:
+        return Outbox(self.config.state_dir / "outbox.sqlite", self.device, 1_000_000)
+
     def start(self) -> Rig:
         self.loop.start()
         return self
@@ -265,7 +273,8 @@ class Rig:
     def kill(self) -> None:
         """Drop the agent as SIGKILL does: children and connection are gone, nothing is said."""
         self.broker.cut(self.device, reconnect=False)
-        self.broker.leave(self.bus)
+        if isinstance(self.bus, MemoryBus):
+            self.broker.leave(self.bus)
         self.outbox.close()
 
     def restart(self) -> None:
@@ -341,7 +350,7 @@ class Rig:
     def committed(self, version: int) -> Callable[[], bool]:
         return lambda: self.state(version) == "committed" and self.serving() == version
 
-    def _bus(self, inbox: queue.Queue[Event], identity: Identity, will: Will) -> MemoryBus:
+    def _bus(self, inbox: queue.Queue[Event], identity: Identity, will: Will) -> Bus:
         self.bus = MemoryBus(
             self.broker, identity.device, inbox, topics.device_filters(identity.device), will
         )  # fmt: skip

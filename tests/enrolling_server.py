@@ -46,10 +46,10 @@ class EnrollingServer:
     def port(self) -> int:
         return int(self._server.server_address[1])
 
-    def token(self, host: str = "127.0.0.1", fingerprint: str | None = None) -> str:
+    def token(self, host: str = "127.0.0.1", fingerprint: str | None = None, port: int | None = None) -> str:
         secret = new_secret()
         self.secrets[token_hash(secret)] = None
-        return mint_token(f"https://{host}:{self.port}", fingerprint or self.authority.fingerprint, secret)
+        return mint_token(f"https://{host}:{port or self.port}", fingerprint or self.authority.fingerprint, secret)
 
     def stop(self) -> None:
         self._server.shutdown()

@@ -69,6 +69,7 @@ class SimulatedFleet:
         with self.database.write() as tx:
             for name in names:
                 devices.enroll_device(tx, DeviceId(name), group=group, board=BoardFacts(), now=self.now)
+                rolling.welcome(tx, DeviceId(name), group, self.now)
         return tuple(DeviceId(name) for name in names)
 
     def push(self, version: int, accuracy: float | None = 0.98) -> ModelRef:

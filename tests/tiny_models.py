@@ -16,6 +16,7 @@ from regatta_fleet.optimize.model_file import ModelTree, model_bytes, write_mode
 
 __all__ = [
     "Floats",
+    "branches",
     "build_tiny_model",
     "dense_model",
     "depthwise_chain",
@@ -23,6 +24,7 @@ __all__ = [
     "plain_chain",
     "residual",
     "unary_model",
+    "write_abs_golden",
     "write_samples_file",
     "write_tiny_model",
     "write_tree",
@@ -53,6 +55,13 @@ def unary_model(builtin: int = 101, custom: str | None = None, width: int = 4) -
     code.deprecatedBuiltinCode = min(code.builtinCode, _PLACEHOLDER)
     code.customCode = None if custom is None else custom.encode()
     return _bare_bytes(model)
+
+
+def write_abs_golden(path: Path, *variants: str) -> Path:
+    """Write the golden samples of ABS for these variants, which need no runtime to be known, and return the path."""
+    x = normal(8, 4, scale=1.0)
+    np.savez(path, **{"in.0": x, **{f"out.{name}.0": np.abs(x) for name in variants}})
+    return path
 
 
 def dense_model(weights: npt.NDArray[Any], bias: npt.NDArray[Any], *, any_batch: bool = False) -> bytes:
@@ -118,6 +127,21 @@ def residual() -> ModelTree:
     place = builder.relu("r", builder.add("sum", stem, place, (1, 4, 4, 8)), (1, 4, 4, 8))
     place = builder.reshape("f", place, (1, 128))
     return builder.finish([builder.dense("d", place, normal(3, 128, seed=7), normal(3, seed=8), (1, 3))])
+
+
+def branches() -> ModelTree:
+    """[conv | conv] joined -> depthwise -> times a constant -> conv -> pool -> flatten -> dense, on [1, 4, 4, 2]."""
+    builder = ModelBuilder("branches")
+    place = builder.input("x", (1, 4, 4, 2))
+    left = builder.conv("a", place, normal(8, 3, 3, 2, seed=1), normal(8, seed=2), (1, 4, 4, 8))
+    right = builder.conv("b", place, normal(6, 1, 1, 2, seed=3), normal(6, seed=4), (1, 4, 4, 6))
+    place = builder.concatenate("j", [left, right], (1, 4, 4, 14))
+    place = builder.depthwise("w", place, normal(1, 3, 3, 14, seed=5), normal(14, seed=6), (1, 4, 4, 14))
+    place = builder.multiply("t", place, builder.constant("m", normal(1, 1, 1, 14, seed=7)), (1, 4, 4, 14))
+    place = builder.conv("c", place, normal(8, 3, 3, 14, seed=8), normal(8, seed=9), (1, 4, 4, 8))
+    place = builder.pool("p", place, (1, 2, 2, 8), size=2, kind="AVERAGE")
+    place = builder.reshape("f", place, (1, 32))
+    return builder.finish([builder.dense("d", place, normal(4, 32, seed=10), normal(4, seed=11), (1, 4))])
 
 
 def write_samples_file(path: Path, *shape: int, classes: int | None = None, seed: int = 9) -> Path:

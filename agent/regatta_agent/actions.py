@@ -33,7 +33,7 @@ from regatta_agent.workers import WorkerDeath, WorkerPool
 from regatta_protocol.bus import Bus
 from regatta_protocol.durable import shortage_of
 from regatta_protocol.errors import Exhausted, Misuse, RegattaError, StorageFull
-from regatta_protocol.ids import ModelRef
+from regatta_protocol.ids import Digest, ModelRef
 from regatta_protocol.manifest import FileRef
 from regatta_provisioning.identity import Identity
 
@@ -41,6 +41,8 @@ __all__ = ["Actions"]
 
 logger = logging.getLogger(__name__)
 
+_TRANSFERS = 64  # remembered; one is under way at a time
+_COLLECT_AGAIN_S = 600.0  # what is left over is in nobody's way
 _NEEDS_BROKER = (JobKind.AUTHORIZE, JobKind.MANIFEST, JobKind.FILES)
 
 
@@ -62,7 +64,9 @@ class Actions:
         self._boot = boot
         self._jobs: dict[ModelRef, tuple[JobKind, Job]] = {}
         self._numbers = itertools.count(1)
+        self._transfers: dict[Digest, int] = {}  # of the files asked for last
         self.collected: frozenset[ModelRef] | None = None
+        self._collect_again_s: float | None = None  # after one that came to nothing
 
     def kinds(self) -> Mapping[ModelRef, JobKind]:
         """Return what is under way."""
@@ -85,7 +89,7 @@ class Actions:
         elif isinstance(step, Unpoint):
             self._workers.unpoint(step.name)
         elif isinstance(step, Collect):
-            self._collect(step, record)
+            self._collect(step, record, now_s)
         return None
 
     def handle(self, event: Event, now_s: float) -> Iterator[tuple[ModelRef, Outcome]]:
@@ -95,6 +99,8 @@ class Actions:
 
     def tick(self, now_s: float) -> Iterator[tuple[ModelRef, Outcome]]:
         """Let the jobs do what is due; yield what ended."""
+        if self._collect_again_s is not None and now_s >= self._collect_again_s:
+            self._collect_again_s, self.collected = None, None
         for ref, (_, job) in list(self._jobs.items()):
             yield from self._ended(ref, job.tick(now_s))
 
@@ -137,16 +143,26 @@ class Actions:
                 fpga_reserved=fpga_reserved(record, self._store, step.ref),
             )  # fmt: skip
         if step.kind is JobKind.FILES:
-            return FetchFiles(step.ref, self._bus, self._identity.device, self._store, self._next_transfer)
+            return FetchFiles(step.ref, self._bus, self._identity.device, self._store, self._transfer_of)
         install = record.find(step.ref)
         if install is None or install.manifest_digest is None or install.manifest_bytes is None:
             raise Misuse(f"{step.ref} is to be fetched without a signed digest of its manifest")
         file = FileRef(digest=install.manifest_digest, size_bytes=install.manifest_bytes)
-        return FetchManifest(step.ref, file, self._bus, self._identity.device, self._store, self._next_transfer)
+        return FetchManifest(step.ref, file, self._bus, self._identity.device, self._store, self._transfer_of)
 
-    def _next_transfer(self) -> int:
-        # Numbers of an earlier start of the agent must not come again soon: chunks of then may still be on their way.
-        return (int(self._boot[:4], 16) << 16 | next(self._numbers) & 0xFFFF) & 0xFFFFFFFF
+    def _transfer_of(self, digest: Digest) -> int:
+        """Return the number under which a file's chunks come.
+
+        After a cut connection it is the same, for what the fleet had sent before is still on its way and need not be
+        sent twice. Another start of the agent has others, because its chunks may be of another size.
+        """
+        number = self._transfers.pop(digest, None)
+        if number is None:
+            number = (int(self._boot[:4], 16) << 16 | next(self._numbers) & 0xFFFF) & 0xFFFFFFFF
+        self._transfers[digest] = number
+        while len(self._transfers) > _TRANSFERS:
+            del self._transfers[next(iter(self._transfers))]
+        return number
 
     def _ended(self, ref: ModelRef, outcome: Outcome | None) -> Iterator[tuple[ModelRef, Outcome]]:
         if outcome is None:
@@ -163,17 +179,25 @@ class Actions:
             shortage = shortage_of(err, "its worker") if isinstance(err, OSError) else None
             starved = isinstance(shortage or err, StorageFull | Exhausted)
             logger.error("event=worker_not_started version=%s error=%s", step.ref, shortage or err)
-            return WorkerDeath(step.ref, step.candidate, str(shortage or err), 0.0, starved)
+            return WorkerDeath(step.ref, step.candidate, str(shortage or err), 0.0, starved=starved)
         return None
 
-    def _collect(self, step: Collect, record: AgentRecord) -> None:
-        installs = [record.find(ref) for ref in step.keep]
+    def _collect(self, step: Collect, record: AgentRecord, now_s: float) -> None:
+        keep = step.keep | step.also
+        installs = [record.find(ref) for ref in keep]
         digests = [
             one.manifest_digest
             for one in installs
             if one is not None and one.manifest_digest is not None and self._store.manifest(one.ref) is None
         ]
-        freed = self._store.collect(step.keep, digests)
         self.collected = step.keep
+        try:
+            freed = self._store.collect(keep, digests)
+        except (OSError, Exhausted) as err:
+            self._collect_again_s = now_s + _COLLECT_AGAIN_S
+            logger.error("event=not_collected error=%s again_in_s=%g", err, _COLLECT_AGAIN_S)
+            return
+        if keep != step.keep:
+            self._collect_again_s = now_s + _COLLECT_AGAIN_S
         if freed:
             logger.info("event=collected freed_bytes=%d kept=%d", freed, len(step.keep))

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from regatta_agent.outbox import MAX_BATCH_ITEMS, Outbox
+from regatta_agent.patience import Patience
 from regatta_protocol import topics
 from regatta_protocol.bus import Bus
 from regatta_protocol.errors import RegattaError, Retryable
@@ -17,14 +18,22 @@ __all__ = ["Courier"]
 
 logger = logging.getLogger(__name__)
 
-_TROUBLE_WAIT_S = 60.0  # before an outbox that cannot be used is asked for batches again
 _MAX_ON_THE_WAY = 4  # batches of up to 64 KiB; more would delay commands on a slow link
 
 
 class Courier:
-    """Sends what the outbox holds. Used by the loop's thread only."""
+    """Sends what the outbox holds, and leaves its disk alone when that refuses. Used by the loop's thread only."""
 
-    def __init__(self, outbox: Outbox, bus: Bus, device: DeviceId, period_s: float) -> None:
+    def __init__(
+        self,
+        outbox: Outbox,
+        bus: Bus,
+        device: DeviceId,
+        period_s: float,
+        *,
+        free_bytes: Callable[[], int],
+        full_wait_s: float,
+    ) -> None:
         self._outbox = outbox
         self._bus = bus
         self._topic = topics.up(device, topics.Up.TELEMETRY)
@@ -32,8 +41,9 @@ class Courier:
         self._on_the_way: dict[int, str] = {}  # token of the bus -> batch
         self._next_s = 0.0
         self._heard: set[str] = set()  # batches that the broker has, and that could not be forgotten yet
-        self._trouble: str | None = None  # why the outbox could not be used, since it took an item last
-        self._again_s = 0.0
+        self._free_bytes = free_bytes
+        self._patience = Patience(full_wait_s)
+        self._now_s = 0.0  # monotonic, at the last flush
 
     def keep(self, item: RaceItem | ServingWindow) -> None:
         """Store an item; where that cannot be done the item is lost and counted, and the agent goes on.
@@ -42,9 +52,12 @@ class Courier:
         """
         if isinstance(item, RaceItem):
             self._next_s = 0.0
+        if not self._may_ask():
+            self._outbox.lose()
+            return
         with self._tolerant():
             self._outbox.put(item)
-            self._trouble, self._again_s = None, 0.0
+            self._patience.obeyed()
 
     def acknowledged(self, token: int) -> bool:
         """Take note of what the broker has; return whether the token was one of telemetry."""
@@ -52,25 +65,28 @@ class Courier:
         if batch is None:
             return False
         self._heard.add(batch)
-        if self._trouble is None:
+        if self._may_ask():
             with self._tolerant():
                 self._forget_heard()
         return True
 
     def flush(self, now_s: float, online: bool) -> None:
         """Send what is due: batches from before a restart first, then a new one each period or when it is full."""
-        if not online or len(self._on_the_way) >= _MAX_ON_THE_WAY or now_s < self._again_s:
+        self._now_s = now_s
+        if not online or len(self._on_the_way) >= _MAX_ON_THE_WAY or not self._may_ask():
             return
         with self._tolerant():
             self._forget_heard()
             self._flush(now_s)
-        if self._trouble is not None:
-            self._again_s = now_s + _TROUBLE_WAIT_S
+
+    def _may_ask(self) -> bool:
+        return not self._patience.tried or self._patience.may_ask(self._now_s, self._free_bytes())
 
     def _forget_heard(self) -> None:
         """Delete what the broker has; what cannot be deleted yet is not sent again meanwhile."""
         for batch in list(self._heard):
             self._outbox.acknowledge(batch)
+            self._patience.obeyed()
             self._heard.discard(batch)
 
     @contextmanager
@@ -79,9 +95,9 @@ class Courier:
         try:
             yield
         except Retryable as err:
-            if str(err) != self._trouble:
+            if not self._patience.tried:
                 logger.error("event=telemetry_in_trouble error=%s", err)
-            self._trouble = str(err)
+            self._patience.refused(err, self._now_s, self._free_bytes())
 
     def _flush(self, now_s: float) -> None:
         waiting = [batch for batch in self._outbox.batches() if batch not in self._on_the_way.values()]
@@ -94,6 +110,7 @@ class Courier:
             self._next_s = now_s + self._period_s
             fresh = self._outbox.new_batch()
             if fresh is not None:
+                self._patience.obeyed()
                 self._send(fresh)
 
     def _send(self, batch: str) -> bool:

@@ -55,6 +55,7 @@ class DesiredState:
             self._refuse(err)
             return
         if record.signed is not None and signed == record.signed:
+            self.refused = None  # the fleet says again what was taken up: whatever was refused in between is past
             return
         self._waiting, self._tries, self._not_before_s = signed, 0, now_s
         self.tick(record, now_s)

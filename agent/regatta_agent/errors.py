@@ -1,6 +1,7 @@
 """The agent's own errors, within the families of regatta_protocol.errors.
 
 Retryable
+├── NotSent       the connection went, or the line was full, just as something was to be asked
 ├── Unanswered    the fleet is silent though the broker is there: as being offline, no fault of the version
 └── WrongClock    what the fleet signed is expired by this board's clock, and valid by the fleet's
 BadDigest
@@ -12,7 +13,11 @@ from __future__ import annotations
 from regatta_protocol.errors import BadDigest, Retryable
 from regatta_protocol.ids import Digest
 
-__all__ = ["Unanswered", "WrongBlob", "WrongClock"]
+__all__ = ["NotSent", "Unanswered", "WrongBlob", "WrongClock"]
+
+
+class NotSent(Retryable):
+    """The bus took the question not; nothing is known about what was asked for."""
 
 
 class Unanswered(Retryable):

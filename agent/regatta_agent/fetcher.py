@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from contextlib import suppress
 
 from regatta_agent.core.transfer import Transfer
 from regatta_agent.errors import Unanswered
@@ -46,6 +47,8 @@ class _Blob:
         self._state = Transfer(
             self._transfer, self._file.digest, self._file.size_bytes, DEFAULT_CHUNK_BYTES, self._partial.bitmap()
         )
+        if any(self._partial.have):
+            self._state.await_late(now_s)
         return self._go_on(now_s)
 
     def handle(self, event: Event, now_s: float) -> bool:
@@ -98,7 +101,9 @@ class _Blob:
             return True
         get = self._pacing.next_get(now_s)
         if get is not None:
-            self._bus.publish(topics.up(self._device, topics.Up.GET), encode(get), qos=0)
+            # When the connection is gone already, we are about to hear of it; what has come before is not given up.
+            with suppress(Retryable):
+                self._bus.publish(topics.up(self._device, topics.Up.GET), encode(get), qos=0)
         elif self._pacing.stalled:
             raise Unanswered(f"the fleet sends nothing of file {self._file.digest[:12]}, however often it is asked")
         return False
@@ -107,11 +112,11 @@ class _Blob:
 class _Fetch:
     """Several blobs, one after the other. The shared part of both jobs."""
 
-    def __init__(self, bus: Bus, device: DeviceId, store: Store, new_transfer: Callable[[], int]) -> None:
+    def __init__(self, bus: Bus, device: DeviceId, store: Store, transfer_of: Callable[[Digest], int]) -> None:
         self._bus = bus
         self._device = device
         self._store = store
-        self._new_transfer = new_transfer
+        self._transfer_of = transfer_of
         self._current: _Blob | None = None
 
     def begin(self, now_s: float) -> Outcome | None:
@@ -148,7 +153,8 @@ class _Fetch:
 
     def _next(self, now_s: float) -> Outcome | None:
         while wanted := self.wanted():
-            self._current = _Blob(wanted[0], self._new_transfer(), self._bus, self._device, self._store)
+            number = self._transfer_of(Digest(wanted[0].digest))
+            self._current = _Blob(wanted[0], number, self._bus, self._device, self._store)
             if not self._current.begin(now_s):
                 return None
         self._current = None
@@ -170,9 +176,15 @@ class FetchManifest(_Fetch):
     """Fetch, verify and store the manifest of one version."""
 
     def __init__(
-        self, ref: ModelRef, file: FileRef, bus: Bus, device: DeviceId, store: Store, new_transfer: Callable[[], int]
+        self,
+        ref: ModelRef,
+        file: FileRef,
+        bus: Bus,
+        device: DeviceId,
+        store: Store,
+        transfer_of: Callable[[Digest], int],
     ) -> None:
-        super().__init__(bus, device, store, new_transfer)
+        super().__init__(bus, device, store, transfer_of)
         self._ref = ref
         self._file = file
 
@@ -193,9 +205,9 @@ class FetchFiles(_Fetch):
     """Fetch and verify every file of one version that is not here."""
 
     def __init__(
-        self, ref: ModelRef, bus: Bus, device: DeviceId, store: Store, new_transfer: Callable[[], int]
+        self, ref: ModelRef, bus: Bus, device: DeviceId, store: Store, transfer_of: Callable[[Digest], int]
     ) -> None:
-        super().__init__(bus, device, store, new_transfer)
+        super().__init__(bus, device, store, transfer_of)
         self._ref = ref
 
     def wanted(self) -> list[FileRef]:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Protocol
 
 from regatta_agent.children import Child, Launcher
-from regatta_agent.errors import Unanswered, WrongClock
+from regatta_agent.errors import NotSent, Unanswered, WrongClock
 from regatta_agent.events import ChildEnded, ChildLine, Event
 from regatta_protocol import topics
 from regatta_protocol.bus import Bus, Message
@@ -81,6 +81,7 @@ class FilesFetched:
 @dataclass(frozen=True)
 class Raced:
     report: RaceReport
+    bundled: Policy  # the bundle's policy
     assigned: Policy | None = None  # the policy that it was raced by, when it is not the bundle's
 
 
@@ -251,6 +252,8 @@ class Authorize:
         )
         try:
             self._bus.publish(topics.up(self._identity.device, topics.Up.REQUEST), encode(request))
+        except Retryable as err:
+            return Failed(NotSent(str(err)))
         except RegattaError as err:
             return Failed(err)
         return None

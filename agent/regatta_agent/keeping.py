@@ -1,33 +1,27 @@
-"""Keeps the record on disk as it changes, and knows when it may be tried again where the disk takes it not.
+"""Keeps the record on disk as it changes, and leaves a disk alone that refuses it (patience.py says how long).
 
-A full disk is tried again when there is more space, or after an hour; another fault after some seconds. Nothing here
-decides what happens meanwhile: `keep` says whether the disk has the record.
+Nothing here decides what happens meanwhile: `keep` says whether the disk has the record.
 """
 
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
 
 from regatta_agent.clock import Clock
 from regatta_agent.core.installs import AgentRecord
+from regatta_agent.core.states import IN_PROGRESS
+from regatta_agent.patience import Patience
 from regatta_agent.record import RecordFile
 from regatta_agent.store import Store
 from regatta_protocol.errors import StorageFull
+from regatta_protocol.ids import ModelRef
+from regatta_protocol.messages import InstallState
 
 __all__ = ["Keeper"]
 
 logger = logging.getLogger(__name__)
 
-_FAULT_WAIT_S = 5.0  # after another fault than a full disk: a folder that cannot be written, no descriptor left
-
-
-@dataclass(frozen=True)
-class _Refused:
-    """The disk did not take it: when to try again, on a monotonic clock, or from how much space on."""
-
-    again_s: float
-    free_bytes: int | None
+_NEEDED = IN_PROGRESS | {InstallState.COMMITTED}
 
 
 class Keeper:
@@ -37,44 +31,39 @@ class Keeper:
         self._file = file
         self._store = store
         self._clock = clock
-        self._full_wait_s = full_wait_s
-        self._kept: AgentRecord | None = None
-        self._refused: _Refused | None = None
+        self._patience = Patience(full_wait_s)
+        self._on_disk = AgentRecord()
+        self._kept: AgentRecord | None = None  # what this process put there
 
     def load(self) -> AgentRecord:
         """Return what was last kept, or an empty record; a damaged file is put aside."""
         self._kept = None
-        return self._file.load(set_aside=True)
+        self._on_disk = self._file.load(set_aside=True)
+        return self._on_disk
+
+    def needed(self) -> frozenset[ModelRef]:
+        """Return the versions whose files the record on disk counts on."""
+        return frozenset(one.ref for one in self._on_disk.all() if one.state in _NEEDED or one.committed_at is not None)
 
     def keep(self, record: AgentRecord) -> bool:
         """Persist the record when it differs from what is on disk; return whether the disk has it."""
         if self._kept is not None and _without_counters(self._kept) == _without_counters(record):
             return True
-        refused = self._refused
-        if refused is not None and not self._may_try(refused):
+        patience, now_s = self._patience, self._clock.monotonic()
+        if patience.tried and not patience.may_ask(now_s, self._store.free_bytes()):
             return False
         try:
             self._file.save(record)
         except (StorageFull, OSError) as err:
-            if refused is None:
+            if not patience.tried:
                 logger.error("event=record_not_saved error=%s action=nothing_new_is_begun", err)
-            self._refused = self._refusal(err)
+            patience.refused(err, now_s, self._store.free_bytes())
             return False
-        if refused is not None:
+        if patience.tried:
             logger.info("event=record_saved_again")
-        self._refused = None
-        self._kept = record
+        patience.obeyed()
+        self._kept = self._on_disk = record
         return True
-
-    def _may_try(self, refused: _Refused) -> bool:
-        more_space = refused.free_bytes is not None and self._store.free_bytes() > refused.free_bytes
-        return more_space or self._clock.monotonic() >= refused.again_s
-
-    def _refusal(self, err: Exception) -> _Refused:
-        now_s = self._clock.monotonic()
-        if isinstance(err, StorageFull):
-            return _Refused(now_s + self._full_wait_s, self._store.free_bytes())
-        return _Refused(now_s + _FAULT_WAIT_S, None)
 
 
 def _without_counters(record: AgentRecord) -> AgentRecord:

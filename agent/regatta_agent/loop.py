@@ -15,7 +15,8 @@ from __future__ import annotations
 import logging
 import queue
 from collections.abc import Mapping
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from random import Random
 
 from regatta_agent.actions import Actions
@@ -60,7 +61,6 @@ from regatta_protocol.bus import Bus, Connected, Disconnected, Message, Publishe
 from regatta_protocol.errors import Exhausted, Misuse, Rejected, StorageFull
 from regatta_protocol.ids import ModelRef
 from regatta_protocol.messages import RaceItem, ServingWindow
-from regatta_protocol.policy import Policy
 from regatta_provisioning.notify import Notifier
 
 __all__ = ["Loop", "Parts"]
@@ -106,6 +106,7 @@ class Loop:
         self.record = AgentRecord()
         self.online = False
         self._offline: str | None = None  # why, as the bus last said
+        self._offline_since_s: float | None = parts.clock.monotonic()
         self.stopping: str | None = None  # why; a signal handler sets it, and the loop ends within a turn
         self._keeper = Keeper(parts.record_file, parts.store, parts.clock, parts.limits.space_wait_s)
         self._trouble: str | None = None  # what kept this turn from planning or acting
@@ -125,8 +126,11 @@ class Loop:
         parts.store.prepare()
         parts.workers.prepare()
         self.record = outcomes.recovered(self._keeper.load(), parts.limits)
+        if self.record.report_sequence == 0:
+            # The first start, or a record that was lost: the fleet takes no number that it has had, and counts reports.
+            self.record = self.record.model_copy(update={"report_sequence": int(self.wall())})
         self._settle()
-        parts.status.say(self.online, None)
+        parts.status.say(self.online, None, None, self._offline_since_s)
         parts.bus.start()
         parts.notifier.ready()
         logger.info("event=started generation=%d versions=%d", self.record.generation, len(list(self.record.all())))
@@ -142,11 +146,13 @@ class Loop:
             self._take_in(event)
             events += 1
             patience_s = 0.0
+            if isinstance(event, Connected):
+                break  # what goes on must begin again first: chunks that were on their way may be next in the line
         self._look_at_deadlines()
         self._settle()
         self._report()
         self._tell_trouble()
-        self._parts.status.say(self.online, self._parts.desired.refused, self._offline)
+        self._parts.status.say(self.online, self._parts.desired.refused, self._offline, self._offline_since_s)
         self._parts.notifier.alive(f"generation {self.record.generation}, {'online' if self.online else 'offline'}")
 
     def stop(self) -> None:
@@ -224,12 +230,14 @@ class Loop:
         if not self.online:
             logger.info("event=online")
         self.online = True
-        self._offline = None
+        self._offline, self._offline_since_s = None, None
         self._parts.reporter.connected()
 
     def _disconnected(self, event: Disconnected) -> None:
         if event.reason != self._offline:
             logger.warning("event=offline reason=%s", event.reason)
+        if self.online:
+            self._offline_since_s = self._parts.clock.monotonic()
         self.online = False
         self._offline = event.reason
         self._parts.actions.went_offline()
@@ -271,6 +279,9 @@ class Loop:
             self.record = outcomes.starved(self.record, death.ref, death.why, self.wall(), parts.rng, parts.limits)
             return
         install = self.record.find(death.ref)
+        if death.unready and install is not None and install.deaths <= 1:  # not each time: it reads every file
+            with suppress(OSError, Exhausted):
+                parts.store.drop_damaged(death.ref)
         successor = install.successor if install is not None else None
         if install is not None and successor is not None and death.candidate != install.placement:
             self.record = rerace.successor_died(self.record, death.ref, death.why)
@@ -316,9 +327,7 @@ class Loop:
 
     def _take_result(self, ref: ModelRef, result: Raced) -> None:
         report, assigned = result.report, result.assigned
-        manifest = self._parts.store.manifest(ref)
-        policy = assigned or (manifest.policy if manifest is not None else Policy())
-        summary = outcomes.summary_of(report, policy, self._parts.versions, self.wall(), assigned)
+        summary = outcomes.summary_of(report, assigned or result.bundled, self._parts.versions, self.wall(), assigned)
         install = self.record.find(ref)
         again = install is not None and install.racing_again
         if install is not None and install.racing_again and install.placement is not None:
@@ -389,6 +398,8 @@ class Loop:
         for step in steps:
             if isinstance(step, Begin) and not saved:
                 continue
+            if isinstance(step, Collect) and not saved:
+                step = replace(step, also=self._keeper.needed())  # a cut now goes back to what the disk knows
             try:
                 result = parts.actions.carry_out(step, self.record, self.wall(), parts.clock.monotonic())
             except (OSError, Exhausted) as err:

@@ -18,7 +18,7 @@ import sqlite3
 import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 from regatta_agent.batching import MAX_BATCH_ITEMS, Chosen, choose, encode_item, merge, read_item, series_of
@@ -111,6 +111,10 @@ class Outbox:
             raise
         self._lost = 0
 
+    def lose(self) -> None:
+        """Count an item as lost that nobody tried to store."""
+        self._lost += 1
+
     def waiting(self) -> int:
         """Return how many items are not acknowledged yet."""
         with self._using() as database:
@@ -186,10 +190,13 @@ class Outbox:
             raise
         except sqlite3.DatabaseError as err:
             if _is_full(err):
+                self.close()  # its pager refuses everything until it is opened anew
                 raise StorageFull(f"no space left to keep telemetry in {self._path}: free some and it goes on") from err
             if isinstance(err, sqlite3.OperationalError):  # locked, not to be written or opened, an error of the disk
                 self.close()
                 raise Retryable(f"{self._path} cannot be used now: {err}") from err
+            if self._is_sound():
+                raise Retryable(f"{self._path} was misread: {err}") from err
             self._put_aside(err)
             raise Retryable(f"{self._path} was damaged ({err}) and is begun anew") from err
 
@@ -201,9 +208,19 @@ class Outbox:
             except sqlite3.DatabaseError as err:
                 if isinstance(err, sqlite3.OperationalError):
                     raise
-                self._put_aside(err)
+                if not self._is_sound():
+                    self._put_aside(err)
                 self._database = self._connect()
         return self._database
+
+    def _is_sound(self) -> bool:
+        """Return whether the file is whole when it is opened anew: SQLite takes an error of reading for damage."""
+        self.close()
+        try:
+            with closing(self._connect()) as database:
+                return bool(database.execute("PRAGMA quick_check").fetchone()[0] == "ok")
+        except sqlite3.Error:
+            return False
 
     def _connect(self) -> sqlite3.Connection:
         database = sqlite3.connect(self._path, timeout=_BUSY_TIMEOUT_S, check_same_thread=True)

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from regatta_agent.errors import WrongBlob
 from regatta_protocol.chunk import chunk_count
-from regatta_protocol.durable import read_bounded, rename_durably, shortage_of, write_durably
+from regatta_protocol.durable import read_bounded, remove_durably, rename_durably, shortage_of, write_durably
 from regatta_protocol.errors import RegattaError
 from regatta_protocol.ids import digest_of_file
 from regatta_protocol.manifest import FileRef
@@ -53,7 +53,13 @@ class PartialFile:
         """
         flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC
         self._descriptor = os.open(self._path, flags, 0o600)
-        kept = self._read_bits() if os.fstat(self._descriptor).st_size == self._file.size_bytes else None
+        kept = self._read_bits()
+        size_bytes = os.fstat(self._descriptor).st_size
+        if kept is not None and size_bytes != self._file.size_bytes:
+            logger.warning(
+                "event=partial_cut_short path=%s bytes=%d action=fetched_from_the_start", self._path, size_bytes
+            )
+            kept = None
         if kept is None:
             try:
                 os.ftruncate(self._descriptor, 0)
@@ -123,8 +129,8 @@ class PartialFile:
         actual = digest_of_file(self._path)
         if actual != self._file.digest:
             self.close()
-            self._path.unlink(missing_ok=True)
             self._bits_path.unlink(missing_ok=True)
+            remove_durably(self._path)  # what comes back after a power cut would be found wrong once more
             raise WrongBlob(
                 f"file {self._file.digest[:12]} arrived with digest {actual[:12]}: it was changed on its way or at "
                 "the sender",

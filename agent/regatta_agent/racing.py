@@ -132,6 +132,7 @@ class Race:
         self._fpga_reserved = fpga_reserved
         self._results = results
         self._wall_s = wall_s  # when it begins
+        self._bundled = Policy()
         self._prior: PriorRace | None = None  # what it was told
         self._key: Digest | None = None
         self._child: Child | None = None
@@ -141,6 +142,7 @@ class Race:
         manifest = self._store.manifest(self._ref)
         if manifest is None:
             return Failed(Retryable(f"the manifest of {self._ref} is gone from the disk"))
+        self._bundled = manifest.policy
         self._deadline_s = now_s + self._settings.budget_s + _MARGIN_S
         argv = [sys.executable, "-m", "regatta_runtimes.race", str(self._spec_path)]
         try:
@@ -175,7 +177,7 @@ class Race:
             self._clear()
         self._settings.quarantine.save(self._settings.quarantine.load().after(report.candidates))
         self._keep(report)
-        return Raced(report, self._assigned)
+        return Raced(report, self._bundled, self._assigned)
 
     def tick(self, now_s: float) -> Outcome | None:
         if self._results.overdue(now_s):
@@ -234,7 +236,10 @@ class Race:
 
     def _clear(self) -> None:
         for path in (self._spec_path, self._report_path, self._prior_path):
-            path.unlink(missing_ok=True)
+            try:
+                path.unlink(missing_ok=True)
+            except OSError as err:  # its name does not come again, and the folder is cleared with the next boot
+                logger.warning("event=race_file_kept path=%s error=%s", path, err)
 
 
 def race_spec(

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from regatta_agent.core.installs import AgentRecord
 from regatta_protocol.codec import decode, encode
-from regatta_protocol.durable import put_aside, read_bounded, write_durably
+from regatta_protocol.durable import put_aside, read_patiently, shortage_of, write_durably
 from regatta_protocol.errors import Misuse, RegattaError, TooNew
 
 __all__ = ["MAX_RECORD_BYTES", "RecordFile"]
@@ -39,16 +39,20 @@ class RecordFile:
 
         Raises:
             Misuse: when a newer agent wrote it: going on would lose what this one does not know.
+            Exhausted: when it cannot be opened for want of descriptors or memory, which says nothing about it.
         """
         damaged = False
         for path in (self._path, self._previous):
             try:
-                record = decode(AgentRecord, read_bounded(path, MAX_RECORD_BYTES), MAX_RECORD_BYTES)
+                record = decode(AgentRecord, read_patiently(path, MAX_RECORD_BYTES), MAX_RECORD_BYTES)
             except FileNotFoundError:
                 continue
             except TooNew as err:
                 raise Misuse(f"{path} was written by a newer agent ({err}): install that agent again") from err
             except OSError as err:
+                shortage = shortage_of(err, str(path))
+                if shortage is not None:  # the copy before would forget what was told since, for nothing
+                    raise shortage from err
                 logger.error("event=record_unreadable path=%s error=%s action=try_the_copy_before", path, err)
                 damaged = True
                 continue
@@ -58,7 +62,8 @@ class RecordFile:
                 logger.error("event=record_damaged path=%s error=%s action=%s", path, err, action)
                 damaged = True
                 continue
-            return record
+            # A record raises the sequence by one at most: the copy before must not report under a number used since.
+            return record.model_copy(update={"report_sequence": record.report_sequence + 1}) if damaged else record
         if damaged:
             logger.error("event=record_rebuilt path=%s action=waiting_for_the_assignment", self._path)
         return AgentRecord()
@@ -71,10 +76,19 @@ class RecordFile:
             OSError: when it cannot be written; likewise.
         """
         data = encode(record, MAX_RECORD_BYTES)
+        try:
+            self._keep_previous()
+        except OSError as err:
+            raise shortage_of(err, str(self._previous)) or err from err
+        write_durably(self._path, data)
+
+    def _keep_previous(self) -> None:
+        """Give the content that is on disk and synced a second name: no write, no window without a record."""
         temporary = self._previous.with_name(f".{self._previous.name}.tmp")
         temporary.unlink(missing_ok=True)
         if self._path.exists():
-            # A second name for the content that is on disk and synced already: no write, no window without a record.
             os.link(self._path, temporary)
-            temporary.replace(self._previous)
-        write_durably(self._path, data)
+            try:
+                temporary.replace(self._previous)
+            finally:
+                temporary.unlink(missing_ok=True)

@@ -30,6 +30,7 @@ class AgentStatus(Wire):
     started_at: float
     online: bool
     offline: str | None = None  # why the broker could not be reached, of the last try
+    offline_since_s: float | None = None  # monotonic, of this boot of the board: no clock that is set moves it
     refused: str | None = None  # why the last desired state was not taken up
 
 
@@ -42,7 +43,9 @@ class StatusFile:
         self._started_at = started_at
         self._said: AgentStatus | None = None
 
-    def say(self, online: bool, refused: str | None, offline: str | None = None) -> None:
+    def say(
+        self, online: bool, refused: str | None, offline: str | None = None, offline_since_s: float | None = None
+    ) -> None:
         """Write the status if it changed; a failure costs only the file."""
         status = AgentStatus(
             pid=os.getpid(),
@@ -50,6 +53,7 @@ class StatusFile:
             started_at=self._started_at,
             online=online,
             offline=offline,
+            offline_since_s=offline_since_s,
             refused=refused,
         )
         if status == self._said:

@@ -17,9 +17,16 @@ from pathlib import Path
 
 from regatta_agent.core.facts import StoredVersion
 from regatta_protocol.codec import decode, encode
-from regatta_protocol.durable import read_bounded, remove_durably, shortage_of, write_durably
+from regatta_protocol.durable import (
+    make_folder_durably,
+    read_bounded,
+    read_patiently,
+    remove_durably,
+    shortage_of,
+    write_durably,
+)
 from regatta_protocol.errors import BadDigest, RegattaError, Rejected
-from regatta_protocol.ids import Digest, ModelRef, digest_of_bytes, parse_model_ref
+from regatta_protocol.ids import Digest, ModelRef, digest_of_bytes, digest_of_file, parse_model_ref
 from regatta_protocol.manifest import MAX_MANIFEST_BYTES, FileRef, Manifest
 from regatta_protocol.measurement import RaceReport
 
@@ -48,11 +55,11 @@ class Store:
             OSError: when a folder is not there and cannot be made.
         """
         for folder in self._folders:
-            folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+            make_folder_durably(folder, mode=0o700)
         leftovers = [path for folder in self._folders for path in folder.rglob(".*.tmp")]
         leftovers += self._state_dir.glob(".*.tmp")  # of the record; each bears the id of the process that wrote it
-        # Bits without their file: cut after that moved to its place.
-        leftovers += [bits for bits in self.partial.glob("*.bits") if not bits.with_suffix("").exists()]
+        # Cut after a download had moved to its place: its bits, or its old name that came back with a power cut.
+        leftovers += [path for path in self.partial.iterdir() if self._is_done_with(path.name.removesuffix(".bits"))]
         try:
             for leftover in leftovers:
                 leftover.unlink(missing_ok=True)
@@ -92,7 +99,7 @@ class Store:
         if manifest.ref != ref:
             raise Rejected(f"the manifest signed for {ref} is of {manifest.ref}: push the version again")
         path = self.manifest_path(ref)
-        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        make_folder_durably(path.parent, mode=0o700)
         write_durably(path, data)
         return manifest
 
@@ -146,11 +153,20 @@ class Store:
             logger.error("event=race_unreadable version=%s error=%s", ref, err)
             return None
 
-    def drop_blob(self, digest: Digest) -> None:
-        """Delete one blob and what was kept of its download."""
-        for path in (self.blob_path(digest), self.partial / digest, self.partial / f"{digest}.bits"):
-            if path.exists():
+    def drop_damaged(self, ref: ModelRef) -> list[Digest]:
+        """Delete the version's files whose content is not what it was when they came; return their digests.
+
+        Reads all of them, so it is for when a worker could not start from them: cards forget bits.
+        """
+        manifest = self.manifest(ref)
+        damaged = []
+        for file in manifest.files() if manifest is not None else ():
+            path = self.blob_path(file.digest)
+            if path.exists() and digest_of_file(path) != file.digest:
+                logger.error("event=file_damaged version=%s path=%s action=fetched_again", ref, path)
                 remove_durably(path)
+                damaged.append(Digest(file.digest))
+        return damaged
 
     def collect(self, keep: Iterable[ModelRef], keep_digests: Iterable[Digest] = ()) -> int:
         """Delete every version not in `keep` and every blob that no kept version needs.
@@ -161,26 +177,38 @@ class Store:
 
         Returns:
             the bytes that came free.
+
+        Raises:
+            OSError: when something cannot be deleted; what comes after it is left.
+            Exhausted: as `manifest`.
         """
         kept = set(keep)
         digests = set(keep_digests)
+        unknown = False  # whether some kept version's files are not known
         for ref in kept:
             manifest = self.manifest(ref)
             digests |= {file.digest for file in manifest.files()} if manifest is not None else set()
+            unknown |= manifest is None and self.manifest_path(ref).exists()
         freed = 0
         for ref in list(self._stored_versions()):
             if ref not in kept:
                 freed += self._remove_version(ref)
-        for folder in (self.blobs, self.partial):
-            for path in folder.iterdir():
-                if path.name.removesuffix(".bits") not in digests:
-                    freed += path.stat().st_size
-                    path.unlink()
+        if unknown:
+            logger.error("event=blobs_not_collected reason=a_manifest_cannot_be_read")
+            return freed
+        leftovers = [path for path in self.blobs.iterdir() if path.name not in digests]
+        for path in self.partial.iterdir():
+            digest = path.name.removesuffix(".bits")
+            if digest not in digests or self._is_done_with(digest):
+                leftovers.append(path)
+        for path in leftovers:
+            freed += path.stat().st_size
+            path.unlink()
         return freed
 
     def _manifest_bytes(self, ref: ModelRef) -> bytes | None:
         try:
-            return read_bounded(self.manifest_path(ref), MAX_MANIFEST_BYTES)
+            return read_patiently(self.manifest_path(ref), MAX_MANIFEST_BYTES)
         except FileNotFoundError:
             return None
         except (RegattaError, OSError) as err:
@@ -207,6 +235,10 @@ class Store:
     def race_path(self, ref: ModelRef) -> Path:
         """Return where the last race of the version lies, or would."""
         return self._races / f"{ref.name}-{ref.version}.json"
+
+    def _is_done_with(self, digest: str) -> bool:
+        """Return whether nothing of an unfinished download is of use any more."""
+        return self.blob_path(Digest(digest)).exists() or not (self.partial / digest).exists()
 
     def _kept_bytes(self, digest: Digest) -> int:
         try:

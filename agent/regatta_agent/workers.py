@@ -47,6 +47,7 @@ class WorkerDeath(NamedTuple):
     candidate: str
     why: str
     lived_s: float
+    unready: bool = False  # it ended before it could serve
     starved: bool = False  # it could not be started for want of the board's resources: no fault of the version
 
 
@@ -242,14 +243,18 @@ class WorkerPool:
 
     def _ended(self, worker: _Worker, event: ChildEnded, now_s: float) -> WorkerDeath | None:
         del self._workers[event.child]
-        worker.spec_path.unlink(missing_ok=True)
-        worker.spec.socket_path.unlink(missing_ok=True)
+        try:
+            worker.spec_path.unlink(missing_ok=True)
+            worker.spec.socket_path.unlink(missing_ok=True)
+        except OSError as err:  # the next start clears the folder
+            logger.warning("event=worker_files_kept version=%s error=%s", worker.ref, err)
         if worker.stopping_s is not None:
             logger.info("event=worker_stopped version=%s", worker.ref)
             return None
         why = worker.failure or worker.killed_for or event.describe()
         logger.warning("event=worker_died version=%s reason=%s", worker.ref, why)
-        return WorkerDeath(worker.ref, worker.candidate, why, now_s - worker.started_s)
+        unready = worker.ready_s is None
+        return WorkerDeath(worker.ref, worker.candidate, why, now_s - worker.started_s, unready)
 
     def _overdue(self, worker: _Worker, now_s: float) -> str | None:
         limits = worker.spec.limits
@@ -269,6 +274,7 @@ class WorkerPool:
         policy = report.policy if report is not None and report.policy is not None else manifest.policy
         winner = self._contender(manifest, step.winner or step.candidate, raced.get)
         labels = manifest.labels
+        standbys = tuple(self._contender(manifest, one, raced.get) for one in step.standbys)
         return ServeSpec(
             model=manifest.name,
             version=manifest.version,
@@ -276,7 +282,8 @@ class WorkerPool:
             variant_path=winner.variant_path,
             plugin=winner.plugin,
             latency=winner.latency,
-            standbys=tuple(self._contender(manifest, one, raced.get) for one in step.standbys),
+            standbys=standbys,
+            companions=() if step.resting is not None else standbys[: policy.pool_size - 1],
             guarded=step.guarded,
             resting=step.resting,
             max_slowdown=policy.max_slowdown,

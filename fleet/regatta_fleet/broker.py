@@ -14,7 +14,6 @@ folder (0700). As root the configuration therefore says `user root`; run the ser
 
 from __future__ import annotations
 
-import ctypes
 import logging
 import os
 import random
@@ -28,11 +27,13 @@ import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from regatta_protocol.durable import write_durably
 from regatta_protocol.errors import Misuse, Retryable
 from regatta_protocol.ids import SERVER_IDENTITY
+from regatta_protocol.parent import die_with_parent
 
 __all__ = ["Broker", "BrokerConfig", "access_list", "find_mosquitto", "mosquitto_settings"]
 
@@ -48,8 +49,6 @@ _RESTART_CAP_S = 30.0
 _STABLE_S = 60.0  # a child that lived this long is started again without delay
 _LOG_LINE_BYTES = 4096
 _LOG_TAIL_LINES = 20
-_PR_SET_PDEATHSIG = 1  # prctl(2)
-_LIBC = ctypes.CDLL(None, use_errno=True)
 
 
 @dataclass(frozen=True)
@@ -266,7 +265,7 @@ class Broker:
                     stdout=subprocess.DEVNULL,
                     stderr=subprocess.PIPE,
                     start_new_session=True,  # Ctrl-C is for us: the broker ends after our goodbyes
-                    preexec_fn=_die_with(os.getpid()),
+                    preexec_fn=partial(die_with_parent, os.getpid(), signal.SIGTERM),
                 )
             except (OSError, Retryable) as err:
                 self._log_tail.append(str(err))
@@ -316,14 +315,3 @@ def _free_port(host: str) -> int:
     with socket.socket(family, socket.SOCK_STREAM) as probe:
         probe.bind((host, 0))
         return int(probe.getsockname()[1])
-
-
-def _die_with(parent_pid: int) -> Callable[[], None]:
-    """Return what the child runs between fork and exec: ask the kernel for SIGTERM when its parent ends."""
-
-    def prepare() -> None:
-        _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
-        if os.getppid() != parent_pid:  # it ended before we asked
-            os._exit(1)
-
-    return prepare

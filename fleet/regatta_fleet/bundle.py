@@ -31,6 +31,7 @@ from regatta_fleet.schemas import BundleDraft
 from regatta_protocol.codec import decode, encode
 from regatta_protocol.durable import read_bounded, rename_durably, sync_folder, write_durably
 from regatta_protocol.errors import BadDigest, Rejected
+from regatta_protocol.fitting import check_processing
 from regatta_protocol.ids import Digest, digest_of_file
 from regatta_protocol.manifest import (
     MAX_FILE_BYTES,
@@ -41,6 +42,7 @@ from regatta_protocol.manifest import (
     TensorSpec,
     Variant,
 )
+from regatta_protocol.processing import Processing
 from regatta_runtimes.candidate import Candidate
 from regatta_runtimes.golden import write_golden
 from regatta_runtimes.inspect import ModelFacts, inspect_model
@@ -50,10 +52,12 @@ __all__ = [
     "Bundle",
     "BundleSource",
     "bundle_from_model",
+    "check_given",
     "check_place",
     "file_ref",
     "golden_count",
     "guess_image",
+    "input_image",
     "read_labels",
     "write_bundle",
 ]
@@ -109,6 +113,7 @@ class BundleSource:
     variants: tuple[Path, ...] = ()  # further files that compute the same model, for example an Edge TPU one
     policy: Policy = field(default_factory=Policy)
     overlay: OverlaySource | None = None
+    processing: Processing | None = None  # what its input is made of and what its outputs mean
 
 
 def file_ref(path: Path) -> FileRef:
@@ -186,6 +191,9 @@ def bundle_from_model(
     progress(f"inspecting {model.name}", 0.0)
     models = with_overlay(_inspect((model, *source.variants)), source.overlay)
     facts = next(iter(models.values()))[1]
+    given = source.processing or Processing()
+    for name, (_, found) in models.items():
+        check_given(given, found, name)
     classes = facts.outputs[0].shape[-1] if facts.outputs and facts.outputs[0].shape else 0
     labels = None if source.labels is None else read_labels(source.labels, classes)
     with tempfile.TemporaryDirectory(prefix="regatta-bundle-") as scratch:
@@ -209,7 +217,9 @@ def bundle_from_model(
             golden=parts.add(golden),
             evaluation=None if evaluation is None else parts.add(evaluation),
             labels=None if labels is None else parts.write("labels.txt", labels_text(labels)),
-            input=guess_image(facts, mean=source.mean, scale=source.scale),
+            input=input_image(source, facts),
+            audio=given.audio,
+            result=given.result,
             policy=source.policy,
             source=model.name,
             lineage=(f"{model.name} as given",),
@@ -226,6 +236,26 @@ def golden_count(inputs: Sequence[TensorSpec]) -> int:
     return max(2, min(_GOLDEN_SAMPLES, _GOLDEN_BYTES // max(sample_bytes, 1)))
 
 
+def check_given(processing: Processing, facts: ModelFacts, name: str) -> None:
+    """Do nothing when the description of processing fits the variant.
+
+    Raises:
+        Rejected: otherwise; the text names the variant and the field.
+    """
+    try:
+        check_processing(processing, facts.inputs, facts.outputs)
+    except Rejected as err:
+        raise Rejected(f"the processing of variant {name}: {err}") from err
+
+
+def input_image(source: BundleSource, facts: ModelFacts) -> ImageInput | None:
+    """Return how a picture becomes the model's input: as described, else guessed unless a sound is described."""
+    described = source.processing or Processing()
+    if described.image is not None or described.audio is not None:
+        return described.image
+    return guess_image(facts, mean=source.mean, scale=source.scale)
+
+
 def guess_image(facts: ModelFacts, *, mean: float | None = None, scale: float | None = None) -> ImageInput | None:
     """Return how a picture becomes the model's input, or None when it does not look like taking one.
 
@@ -233,7 +263,7 @@ def guess_image(facts: ModelFacts, *, mean: float | None = None, scale: float | 
     pixels 0..255 become its whole range, so a pixel is its own quantized value (int8: less 128). For a float input
     without `mean` and `scale`, pixels become 0..1.
     """
-    if not facts.inputs:
+    if len(facts.inputs) != 1:
         return None
     spec = facts.inputs[0]
     if len(spec.shape) != 4 or spec.shape[1] < 1 or spec.shape[2] < 1 or spec.shape[3] not in (1, 3):

@@ -33,7 +33,7 @@ from regatta_fleet.database.engine import Database
 from regatta_fleet.database.events import add_event
 from regatta_fleet.database.tokens import TokenRow
 from regatta_fleet.errors import Conflict, Expired, Forbidden, NotFound, Unknown
-from regatta_fleet.rolling import note_revoked
+from regatta_fleet.rolling import note_revoked, welcome
 from regatta_fleet.schemas import TokenRequest, TokenResponse
 from regatta_protocol.errors import Rejected
 from regatta_protocol.ids import DeviceId
@@ -143,6 +143,7 @@ class Enroller:
                 )
                 devices.enroll_device(tx, device, group=token.group, board=request.board, now=now)
                 add_certificate(tx, device, _issued(certificate))
+                welcome(tx, device, token.group, now)
                 text = f"enrolled into group {token.group}" + (" again" if before is not None else "")
                 add_event(tx, now, "device_enrolled", text, device=device)
         logger.info("event=device_enrolled device=%s group=%s", device, token.group)

@@ -17,6 +17,7 @@ from regatta_fleet.database.engine import Database
 from regatta_fleet.database.events import add_event
 from regatta_fleet.schemas import BundleDraft
 from regatta_protocol.codec import decode, encode
+from regatta_protocol.fitting import check_processing
 from regatta_protocol.ids import ModelName
 from regatta_protocol.manifest import MAX_MANIFEST_BYTES, Manifest, target_path
 from regatta_protocol.wire import Wire
@@ -49,7 +50,8 @@ class Registry:
         """Store the draft as the model's next version.
 
         Raises:
-            Rejected: when a file is missing or of another size, or two variants have one name.
+            Rejected: when a file is missing or of another size, two variants have one name, or the processing does not
+                fit one of them.
             StorageFull: when the disk is full.
         """
         with self._database.read() as tx:
@@ -63,6 +65,9 @@ class Registry:
             MAX_MANIFEST_BYTES,
         )
         manifest = decode(Manifest, text, MAX_MANIFEST_BYTES)
+        described = manifest.processing.model_copy(update={"image": None})  # which may be a guess by another variant
+        for variant in manifest.variants:
+            check_processing(described, variant.inputs, variant.outputs)
         self._blobs.require(manifest.files())
         blob = self._blobs.put(text)
         with self._database.write() as tx:

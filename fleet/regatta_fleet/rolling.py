@@ -13,7 +13,7 @@ from dataclasses import replace
 from sqlalchemy import Connection
 
 from regatta_fleet.core import rollout as core
-from regatta_fleet.core.cohorts import resolve
+from regatta_fleet.core.cohorts import is_for_group, resolve
 from regatta_fleet.core.gates import Baseline, Outcome, Trial
 from regatta_fleet.core.waves import plan_waves
 from regatta_fleet.database import devices, models, rollouts
@@ -35,6 +35,7 @@ __all__ = [
     "note_revoked",
     "promote_rollout",
     "start_rollout",
+    "welcome",
 ]
 
 _REASON_CHARS = 300
@@ -63,11 +64,22 @@ def start_rollout(tx: Connection, identifier: str, request: RolloutRequest, now:
         core.Wave(number, WaveState.PENDING, tuple(Trial(device) for device in wave))
         for number, wave in enumerate(plan_waves(cohort, request.waves, identifier), start=1)
     )
-    row = RolloutRow(core.Rollout(identifier, ref, RolloutState.RUNNING, request.gate, waves), request.trial_s, now)
+    rollout = core.Rollout(identifier, ref, RolloutState.RUNNING, request.gate, waves)
+    row = RolloutRow(rollout, request.trial_s, now, request.to)
     rollouts.add_rollout(tx, row)
     text = f"rollout of {ref} to {len(cohort)} device(s) in {len(waves)} wave(s)"
     add_event(tx, now, "rollout_started", text, rollout=identifier)
     return row
+
+
+def welcome(tx: Connection, device: DeviceId, group: str, now: float) -> None:
+    """Give a device that was enrolled what its group runs: of each model the last version that was rolled out to it."""
+    wanted = devices.get_desired(tx, device)
+    here = set() if wanted is None else set(wanted.models)
+    for name in (one.name for one in models.list_models(tx)):
+        row = next((one for one in rollouts.list_completed(tx, name) if is_for_group(one.to, group)), None)
+        if row is not None and name not in here:
+            devices.assign(tx, device, name, _wanted(row), now)
 
 
 def note_reported(tx: Connection, reported: Reported) -> None:
@@ -176,7 +188,23 @@ def _store(tx: Connection, row: RolloutRow, change: core.Change, now: float) -> 
     for effect in change.effects:
         apply = _assign_new if effect.kind is core.EffectKind.ASSIGN else _assign_previous
         changed |= apply(tx, row, _still_here(tx, effect.devices), now)
+    if change.rollout.state is RolloutState.COMPLETED:
+        changed |= _assign_latecomers(tx, row, now)
     return changed
+
+
+def _assign_latecomers(tx: Connection, row: RolloutRow, now: float) -> set[DeviceId]:
+    """Give the version, once it has passed every gate, to devices that were enrolled after its waves were planned."""
+    planned = {device for wave in row.rollout.waves for device in wave.devices}
+    late = {one.device for one in devices.list_members(tx) if is_for_group(row.to, one.group)} - planned
+    for device in late:
+        devices.assign(tx, device, row.rollout.ref.name, _wanted(row), now)
+    return late
+
+
+def _wanted(row: RolloutRow) -> DesiredModel:
+    """Return the rollout's version for a device that is in none of its waves."""
+    return DesiredModel(version=row.rollout.ref.version, trial_s=row.trial_s)
 
 
 def _assign_new(tx: Connection, row: RolloutRow, wave: Iterable[DeviceId], now: float) -> set[DeviceId]:

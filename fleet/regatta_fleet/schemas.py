@@ -12,9 +12,10 @@ from pydantic import Field
 
 from regatta_protocol.enums import StrEnum
 from regatta_protocol.ids import DeviceIdField, ModelNameField
-from regatta_protocol.manifest import FileRef, ImageInput, Manifest, Policy, Variant
+from regatta_protocol.manifest import FileRef, ImageInput, LineageStep, Manifest, Policy, Variant
 from regatta_protocol.measurement import Accuracy, BoardFacts, Latency, Power, RaceReport
 from regatta_protocol.messages import InstallState
+from regatta_protocol.processing import AudioInput, Result
 from regatta_protocol.wire import Wire
 
 __all__ = [
@@ -69,9 +70,12 @@ class BundleDraft(Wire):
     evaluation: FileRef | None = None
     labels: FileRef | None = None
     input: ImageInput | None = None
+    audio: AudioInput | None = None
+    result: Result | None = None
     policy: Policy = Policy()
     source: str | None = None
     lineage: tuple[str, ...] = ()
+    history: tuple[LineageStep, ...] = Field(default=(), max_length=64)
 
 
 class ModelSummary(Wire):

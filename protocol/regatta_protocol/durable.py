@@ -14,8 +14,10 @@ from pathlib import Path
 from regatta_protocol.errors import Exhausted, Rejected, Retryable, StorageFull, TooLarge
 
 __all__ = [
+    "make_folder_durably",
     "put_aside",
     "read_bounded",
+    "read_patiently",
     "remove_durably",
     "rename_durably",
     "shortage_of",
@@ -24,6 +26,7 @@ __all__ = [
 ]
 
 _FULL = {errno.ENOSPC, errno.EDQUOT}
+_READS = 3
 _EXHAUSTED = {errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN}
 
 
@@ -43,6 +46,21 @@ def sync_folder(folder: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def make_folder_durably(path: Path, mode: int = 0o777) -> None:
+    """Make the folder and those above it, unless they are there, so that what is synced inside it survives a cut.
+
+    Syncing a file or its folder says nothing of the folder's own name in the one above (POSIX; found by the crash lab).
+
+    Raises:
+        OSError: when it cannot be made.
+    """
+    if path.is_dir():
+        return
+    make_folder_durably(path.parent, mode)
+    path.mkdir(exist_ok=True, mode=mode)
+    sync_folder(path.parent)
 
 
 def write_durably(path: Path, data: bytes, mode: int = 0o600) -> None:
@@ -93,6 +111,21 @@ def remove_durably(path: Path) -> None:
     """Remove the file if it is there, for good."""
     path.unlink(missing_ok=True)
     sync_folder(path.parent)
+
+
+def read_patiently(path: Path, limit_bytes: int) -> bytes:
+    """Return the whole file like `read_bounded`; an error of the disk must come thrice, for one may pass.
+
+    Raises:
+        TooLarge, Rejected, OSError: as `read_bounded`.
+    """
+    for _ in range(_READS - 1):
+        try:
+            return read_bounded(path, limit_bytes)
+        except OSError as err:
+            if err.errno != errno.EIO:
+                raise
+    return read_bounded(path, limit_bytes)
 
 
 def read_bounded(path: Path, limit_bytes: int) -> bytes:

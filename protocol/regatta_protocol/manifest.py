@@ -12,20 +12,26 @@ Real value of a quantized tensor = (q − zero_point) · scale.
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, ValidationError, model_validator
 
+from regatta_protocol.errors import Rejected
 from regatta_protocol.ids import DigestField, ModelNameField, ModelRef
 from regatta_protocol.measurement import Accuracy, Latency
+from regatta_protocol.picture import ImageInput
 from regatta_protocol.policy import Policy
 from regatta_protocol.wire import Wire
+
+if TYPE_CHECKING:
+    from regatta_protocol.processing import Processing
 
 __all__ = [
     "MAX_FILE_BYTES",
     "MAX_MANIFEST_BYTES",
     "FileRef",
     "ImageInput",
+    "LineageStep",
     "Manifest",
     "Overlay",
     "Policy",
@@ -92,15 +98,17 @@ class Variant(Wire):
         return tuple(ref for ref in refs if ref is not None)
 
 
-class ImageInput(Wire):
-    """How a picture becomes input 0: resized to height × width, then (pixel − mean) · scale in real values."""
+class LineageStep(Wire):
+    """A step of the recipe that made the version: what went in, how, and what came out, by content."""
 
-    kind: Literal["image"] = "image"
-    height: int = Field(ge=1, le=8192)
-    width: int = Field(ge=1, le=8192)
-    channels: Literal[1, 3] = 3
-    mean: float = 0.0
-    scale: float = 1.0
+    step: str = Field(max_length=64)  # take, search, prune, quantize, …
+    words: tuple[str, ...] = Field(default=(), max_length=64)  # what it did
+    parameters: str = Field(default="{}", max_length=8192)  # JSON, as the recipe gave them
+    key: DigestField  # of all that the result depends on: inputs, parameters, tool versions, seed
+    seed: int
+    inputs: dict[str, DigestField] = Field(default_factory=dict, max_length=64)  # model, samples and hooks
+    outputs: dict[str, DigestField] = Field(default_factory=dict, max_length=64)  # file by the variant's name
+    tools: dict[str, str] = Field(default_factory=dict, max_length=64)  # distribution -> version
 
 
 class Manifest(Wire):
@@ -115,10 +123,13 @@ class Manifest(Wire):
     golden: FileRef
     evaluation: FileRef | None = None
     labels: FileRef | None = None  # text, one label a line
-    input: ImageInput | None = None
+    input: ImageInput | None = None  # how a picture becomes input 0
+    audio: dict[str, Any] | None = None  # or a sound; a processing.AudioInput
+    result: dict[str, Any] | None = None  # what the outputs mean; a processing.Result
     policy: Policy = Policy()
     source: str | None = None  # the file name that it was made of
     lineage: tuple[str, ...] = ()
+    history: tuple[LineageStep, ...] = Field(default=(), max_length=64)  # of a recipe; none of a bare file
 
     @model_validator(mode="after")
     def _variants_differ(self) -> Manifest:
@@ -137,6 +148,23 @@ class Manifest(Wire):
     @property
     def ref(self) -> ModelRef:
         return ModelRef(self.name, self.version)
+
+    @property
+    def processing(self) -> Processing:
+        """How the device prepares the input and reads the outputs.
+
+        Raises:
+            Rejected: when it is not understood: it may be of a newer fleet.
+        """
+        from regatta_protocol.processing import Processing
+
+        image = self.input if self.audio is None else None
+        try:
+            return Processing.model_validate({"image": image, "audio": self.audio, "result": self.result})
+        except ValidationError as err:
+            first = err.errors(include_url=False, include_input=False)[0]
+            key = ".".join(str(part) for part in first["loc"])
+            raise Rejected(f"the processing of {self.ref} is not understood here: {key}: {first['msg']}") from err
 
     def files(self) -> tuple[FileRef, ...]:
         """Return every file of the bundle, once each."""

@@ -318,7 +318,7 @@ class _Connection:
                 self._client.tls_set_context(context)
             self._client.connect(config.host, config.port, config.keepalive_s)
         except (OSError, ValueError) as err:
-            return f"cannot connect to {config.host}:{config.port}: {err}{_clock_hint(err)}"
+            return f"cannot connect to {config.host}:{config.port}: {err}{_advice(err)}"
         try:
             return self._serve()
         except Exception as err:  # paho parses what strangers send, and raises anything
@@ -401,6 +401,7 @@ class _Connection:
             self._meter.settle(read_tcp_totals(connection), rest)
 
     def _read(self, connection: socket.socket | ssl.SSLSocket) -> None:
+        """Read what has come, before anything is written: a write to a closed connection would throw it away."""
         client = self._client
         for _ in range(_READ_BURST):
             client.loop_read()
@@ -408,7 +409,7 @@ class _Connection:
             expected = client._in_packet["remaining_length"]
             if expected > MAX_PACKET_BYTES:
                 self._fail(f"the broker began a packet of {expected} bytes, over the limit of {MAX_PACKET_BYTES}")
-            if self._failure is not None or client.socket() is None or not _pending(connection):
+            if self._failure is not None or client.socket() is None or not _readable(connection):
                 return
 
     def _send_waiting(self) -> None:
@@ -548,17 +549,29 @@ class _Connection:
             self._meter.received(Cause.KEEPALIVE, _PING_BYTES)
 
 
-def _clock_hint(err: Exception) -> str:
-    """Return what the clock says when a certificate is not valid at this time, for that is the likelier fault."""
-    if not isinstance(err, ssl.SSLCertVerificationError) or err.verify_code not in _NOT_VALID_NOW:
-        return ""
-    now = datetime.datetime.now(datetime.timezone.utc)
-    return f"; this machine's clock says {now:%Y-%m-%d %H:%M} UTC: set it if that is wrong"
+def _advice(err: Exception) -> str:
+    """Return what a fault of TLS most likely comes from: a clock that is not set, or somebody else who answers."""
+    if isinstance(err, ssl.SSLCertVerificationError):
+        now = datetime.datetime.now(datetime.timezone.utc)
+        when = f"; this machine's clock says {now:%Y-%m-%d %H:%M} UTC: set it if that is wrong"
+        return when if err.verify_code in _NOT_VALID_NOW else ""
+    if isinstance(err, ssl.SSLError) and err.reason == "WRONG_VERSION_NUMBER":
+        return "; what answers there does not speak TLS: perhaps a captive portal of the network that wants a login"
+    return ""
 
 
 def _pending(connection: socket.socket | ssl.SSLSocket) -> int:
     """Return how many bytes TLS has taken from the network and not given out: poll() does not see those."""
     return connection.pending() if isinstance(connection, ssl.SSLSocket) else 0
+
+
+def _readable(connection: socket.socket | ssl.SSLSocket) -> bool:
+    """Return whether more can be read at once."""
+    if _pending(connection):
+        return True
+    poller = select.poll()
+    poller.register(connection.fileno(), select.POLLIN)
+    return bool(poller.poll(0))
 
 
 def _publish_bytes(topic: str, payload: bytes) -> int:

@@ -18,6 +18,7 @@ from regatta_provisioning.enrollment import MAX_ENROLL_BYTES, Refusal
 
 __all__ = ["believing", "call", "refusal"]
 
+_ADVICE = "is the server up, and its port open from here?"
 _READ_BYTES = 16_384
 
 
@@ -62,9 +63,9 @@ def call(
             "certificate does not name this address"
         ) from err
     except (OSError, http.client.HTTPException) as err:
-        raise Retryable(
-            f"no answer from {url} ({type(err).__name__}: {err}): is the server up, and its port open from here?"
-        ) from err
+        portal = isinstance(err, ssl.SSLError) and err.reason == "WRONG_VERSION_NUMBER"
+        advice = "perhaps a captive portal answered in its place, or a proxy: open the network" if portal else _ADVICE
+        raise Retryable(f"no answer from {url} ({type(err).__name__}: {err}): {advice}") from err
     finally:
         connection.close()
 

@@ -140,7 +140,14 @@ def plan_install(
     ]
     if service is Service.AGENT:
         rules = source / "udev" / _RULES.name
+        pipeline = read_bounded(source / _PIPELINE_UNIT, _MAX_UNIT_BYTES).decode()
         steps += [
+            InstallStep(
+                StepKind.WRITE,
+                "pipelines, each when it is enabled",
+                _UNITS / _PIPELINE_UNIT,
+                _unit_for(pipeline, service, program).encode(),
+            ),
             _write(_RULES, rules, "let the agent use Coral accelerators"),
             _run("read the rules", "udevadm", "control", "--reload", may_fail=True),
             _run("apply them to what is plugged in", "udevadm", "trigger", "--subsystem-match=usb", may_fail=True),
@@ -164,6 +171,7 @@ def plan_uninstall(service: Service = Service.AGENT, *, purge: bool = False) -> 
     ]
     if service is Service.AGENT:
         steps += [
+            InstallStep(StepKind.REMOVE, "pipelines", _UNITS / _PIPELINE_UNIT),
             InstallStep(StepKind.REMOVE, "rules for Coral accelerators", _RULES),
             _run("forget the rules", "udevadm", "control", "--reload", may_fail=True),
         ]
@@ -228,6 +236,7 @@ def uninstall(
 
 _UNITS = Path("/etc/systemd/system")
 _RULES = Path("/etc/udev/rules.d/70-regatta-agent.rules")
+_PIPELINE_UNIT = "regatta-pipeline@.service"
 
 
 def _write(path: Path, source: Path, why: str) -> InstallStep:

@@ -19,7 +19,7 @@ import time
 import traceback
 
 from regatta_protocol.errors import RegattaError
-from regatta_runtimes.parent import die_with_parent
+from regatta_protocol.parent import die_with_parent
 from regatta_runtimes.runtime import runtime_facts
 from regatta_runtimes.session import load_backend
 from regatta_runtimes.worker import serve_commands

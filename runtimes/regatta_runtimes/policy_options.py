@@ -102,6 +102,12 @@ _OPTIONS = {
         "Greatest power, for example 2.5W.",
         lambda value: f"{value / 1000:.6g}W" if value >= 1000 else f"{value:.6g}mW",
     ),
+    "pool_size": _Option(
+        "--pool",
+        click.IntRange(1, 4),
+        "How many placements serve at once: the winner and the next best.",
+        str,
+    ),
 }
 
 

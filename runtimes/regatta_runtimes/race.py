@@ -30,6 +30,7 @@ from regatta_protocol.errors import RegattaError, Rejected
 from regatta_protocol.ids import Digest, digest_of_file
 from regatta_protocol.manifest import Policy
 from regatta_protocol.measurement import Accuracy, BoardFacts, Outcome, PriorRace, RaceReport
+from regatta_protocol.parent import die_with_parent
 from regatta_protocol.wire import Wire
 from regatta_runtimes.board import probe_board
 from regatta_runtimes.candidate import Candidate
@@ -42,7 +43,6 @@ from regatta_runtimes.heat import Heats
 from regatta_runtimes.job import Failed, Open
 from regatta_runtimes.judge import Verdict, judge
 from regatta_runtimes.nursery import DEFAULT_MEMORY_BYTES, Nursery, WorkerEnded
-from regatta_runtimes.parent import die_with_parent
 from regatta_runtimes.pareto import pareto_front
 from regatta_runtimes.power.finder import open_sensor
 from regatta_runtimes.power.sensor import UnknownPower

@@ -11,7 +11,8 @@ from typing import Protocol, TypeVar
 
 import pytest
 
-from mosquitto import CuttingProxy, Wire, running_wire
+from fault_proxy import FaultProxy
+from mosquitto import Wire, running_wire
 from regatta_protocol.bus import Bus, Connected, Disconnected, Event, Message, Published, Will
 from regatta_protocol.codec import MAX_PAYLOAD_BYTES
 from regatta_protocol.errors import Misuse, Retryable, TooLarge
@@ -110,12 +111,12 @@ class MosquittoHarness:
     def __init__(self, wire: Wire) -> None:
         self.wire = wire
         self.buses: list[MqttBus] = []
-        self.proxies: dict[str, CuttingProxy] = {}
+        self.proxies: dict[str, FaultProxy] = {}
 
     def client(
         self, name: str, *filters: str, will: Will | None = None, length: int = 1000, clean_session: bool = False
     ) -> Client:
-        proxy = self.proxies.setdefault(name, CuttingProxy(self.wire.broker.port))
+        proxy = self.proxies.setdefault(name, FaultProxy(self.wire.broker.port))
         config = replace(
             self.wire.mqtt_config(name, filters, will, port=proxy.port), clean_session=clean_session, inbox_wait_s=0.1
         )

@@ -15,15 +15,27 @@ from regatta_agent.serving.spec import ServeSpec
 from regatta_protocol.codec import decode, encode
 from regatta_protocol.measurement import CandidateResult, PriorRace, RaceReport
 from regatta_protocol.messages import ModelReport
+from regatta_protocol.policy import Policy
 
 WINNER, STANDBY = "litert/int8/xnnpack/t1", "litert/int8/none/t1"
 REASON = "the runner was ended by SIGSEGV"
 DEGRADED = Degraded(winner=WINNER, placement=STANDBY, reason=REASON, since=7.0, retried=(6.0,))
 
 
-def installed(folder: Path) -> Rig:
+class _Asking(Rig):
+    """A device whose races say by which policy they chose, as real ones do."""
+
+    policy: Policy | None = None
+
+    def race(self, model: str, version: int, prior: PriorRace | None) -> RaceReport:
+        return super().race(model, version, prior).model_copy(update={"policy": self.policy})
+
+
+def installed(folder: Path, policy: Policy | None = None) -> Rig:
     """Return a rig that serves version 1."""
-    rig = Rig(folder).start()
+    rig = _Asking(folder)
+    rig.policy = policy
+    rig.start()
     rig.fleet.push(1)
     rig.fleet.assign(1)
     assert rig.run(until=rig.committed(1)), rig.install(1)
@@ -86,7 +98,16 @@ def test_a_worker_is_told_who_may_stand_in_and_what_the_race_measured(tmp_path: 
     assert (spec.candidate_id, [one.candidate_id for one in spec.standbys]) == (WINNER, [STANDBY])
     assert spec.latency is not None and spec.standbys[0].latency is not None
     assert (spec.latency.p50_us, spec.standbys[0].latency.p50_us, spec.max_slowdown) == (50.0, 80.0, 3.0)
-    assert (spec.guarded, spec.resting, spec.retried) == (False, None, ())
+    assert (spec.guarded, spec.resting, spec.retried, spec.companions) == (False, None, (), ())
+
+
+@pytest.mark.parametrize(("pool_size", "companions"), [(1, []), (2, [STANDBY]), (4, [STANDBY])])
+def test_a_policy_lets_the_next_best_serve_too(tmp_path: Path, pool_size: int, companions: list[str]) -> None:
+    """As many as it asks for, and as there are; they stand in for the winner as before."""
+    spec = spec_of(installed(tmp_path, Policy(pool_size=pool_size)))
+
+    assert [one.candidate_id for one in spec.companions] == companions
+    assert [one.candidate_id for one in spec.standbys] == [STANDBY]
 
 
 def test_retries_are_remembered_over_a_power_cut(tmp_path: Path) -> None:

@@ -191,7 +191,7 @@ def test_lost_damaged_doubled_and_reordered_messages_only_delay(tmp_path: Path, 
 
 
 def test_a_cut_connection_resumes_the_download_where_it_was(tmp_path: Path) -> None:
-    """Re-downloaded bytes stay small, and being offline is no failed attempt."""
+    """At most 5 % more bytes than the file are sent, and being offline is no failed attempt."""
     rig = Rig(tmp_path).start()
     manifest = rig.fleet.push(1, 1_500_000)
     big = manifest.variants[0].file.digest
@@ -207,7 +207,7 @@ def test_a_cut_connection_resumes_the_download_where_it_was(tmp_path: Path) -> N
 
     assert rig.run(until=rig.committed(1), seconds=300), rig.install(1)
     assert rig.install(1).attempt == 0
-    assert rig.fleet.sent_bytes < 3 * len(rig.fleet.blobs[big])
+    assert rig.fleet.sent_bytes <= 1.05 * len(rig.fleet.blobs[big]), "what was on its way is fetched twice"
 
 
 def test_a_tampered_file_is_fetched_once_more_and_then_fails(tmp_path: Path) -> None:
@@ -363,6 +363,7 @@ def test_a_disk_that_takes_no_record_begins_nothing_and_keeps_serving(
         raise StorageFull("no space left")
 
     monkeypatch.setattr(RecordFile, "save", full)
+    monkeypatch.setattr(Store, "free_bytes", lambda _self: 10**9)
     rig.fleet.assign(2, "r2")
     rig.run(50)
     assert rig.fleet.gets and rig.races == [1]

@@ -30,7 +30,7 @@ import psutil
 
 sys.path[:0] = [str(Path(__file__).parents[1])]  # when called as a program
 
-from mosquitto import CuttingProxy  # noqa: E402
+from fault_proxy import FaultProxy  # noqa: E402
 from polling import wait_until  # noqa: E402
 from regatta_agent.client import Client  # noqa: E402
 from regatta_agent.core.states import IN_PROGRESS  # noqa: E402
@@ -68,7 +68,7 @@ class Soak:
         self._chance = chance
         self._folder = folder
         self._version = 1
-        self._proxy: CuttingProxy | None = None
+        self._proxy: FaultProxy | None = None
         self._over = threading.Event()
 
     def set_up(self) -> None:
@@ -185,11 +185,11 @@ class Soak:
         """Let the device reach the broker through a proxy that can be cut."""
         path = self.state / "identity" / "identity.json"
         identity = json.loads(path.read_text())
-        self._proxy = CuttingProxy(identity["broker_port"])
+        self._proxy = FaultProxy(identity["broker_port"])
         path.write_text(json.dumps({**identity, "broker_port": self._proxy.port}))
 
     @property
-    def _between(self) -> CuttingProxy:
+    def _between(self) -> FaultProxy:
         assert self._proxy is not None
         return self._proxy
 

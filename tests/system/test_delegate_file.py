@@ -47,7 +47,7 @@ def library(tmp_path: Path) -> Path:
 def rig(tmp_path: Path, library: Path) -> Iterator[RealRig]:
     table = tmp_path / "mine.toml"
     table.write_text(TABLE.format(library=library))
-    made = RealRig(tmp_path, race_budget_s=4.0, race_threads=[1], telemetry_period_s=1.0, delegate_files=[table])
+    made = RealRig(tmp_path, race_budget_s=8.0, race_threads=[1], telemetry_period_s=1.0, delegate_files=[table])
     made.start()
     yield made
     made.loop.stopping = "the test is over"

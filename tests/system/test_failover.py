@@ -21,11 +21,10 @@ from regatta_agent.serving.events import Degraded, Failed, Recovered, WindowClos
 from regatta_agent.serving.spec import Contender, ServeLimits, ServeSpec
 from regatta_protocol.errors import Retryable
 from regatta_protocol.measurement import Latency
-from regatta_runtimes.golden import write_golden
 from serving_process import ServingProcess
-from tiny_models import unary_model
+from tiny_models import unary_model, write_abs_golden
 
-pytestmark = pytest.mark.system
+pytestmark = [pytest.mark.system, pytest.mark.alone]
 
 WINNER, STANDBY = "litert/float32/test/t1", "litert/float32/none/t1"
 X = np.array([[-1.0, 2.0, -3.0, 4.0]], np.float32)
@@ -52,7 +51,7 @@ def accelerator(library: Path, tmp_path: Path) -> Accelerator:
 def _spec(folder: Path, accelerator: Accelerator, **more: Any) -> ServeSpec:
     model, golden = folder / "abs.tflite", folder / "golden.npz"
     model.write_bytes(unary_model())
-    write_golden({"float32": model}, golden, count=4)
+    write_abs_golden(golden, "float32")
     values: dict[str, Any] = {
         "model": "abs",
         "version": 1,

@@ -17,8 +17,7 @@ from real_rig import RealRig
 from regatta_protocol.codec import encode
 from regatta_protocol.ids import ModelName, ModelRef, digest_of_bytes
 from regatta_protocol.manifest import FileRef, Manifest, Overlay, TensorSpec, Variant, target_path
-from regatta_runtimes.golden import write_golden
-from tiny_models import unary_model
+from tiny_models import unary_model, write_abs_golden
 
 pytestmark = pytest.mark.system
 
@@ -66,7 +65,7 @@ def _push(rig: RealRig, folder: Path, model: ModelName, design: str) -> str:
     files = overlay(folder / "designs", design, tree="programs")
     assert files.device_tree is not None
     (folder / "abs.tflite").write_bytes(unary_model())
-    write_golden({"fpga": folder / "abs.tflite"}, folder / "abs.npz", count=4)
+    write_abs_golden(folder / "abs.npz", "fpga")
     paths = [folder / "abs.tflite", folder / "abs.npz", Path(files.bitstream), Path(files.device_tree)]
     blobs = [path.read_bytes() for path in paths]
     file, golden, bitstream, dtbo = (FileRef(digest=digest_of_bytes(one), size_bytes=len(one)) for one in blobs)

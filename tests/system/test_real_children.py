@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import http.client
 import json
 import os
 import signal
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -17,6 +19,7 @@ import pytest
 from device_rig import MODEL
 from real_rig import RealRig, push
 from regatta_agent.client import Client
+from regatta_protocol.ids import ModelName
 from regatta_provisioning.assignments import AssignmentKey
 
 pytestmark = pytest.mark.system
@@ -24,7 +27,11 @@ pytestmark = pytest.mark.system
 
 @pytest.fixture
 def rig(tmp_path: Path) -> Iterator[RealRig]:
-    made = RealRig(tmp_path, race_budget_s=4.0, race_threads=[1], telemetry_period_s=1.0)
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        address = "{}:{}".format(*probe.getsockname())
+    made = RealRig(
+        tmp_path, race_budget_s=2.0, race_threads=[1], telemetry_period_s=1.0, serving={"tcp": {MODEL: address}}
+    )
     made.start()
     yield made
     made.loop.stopping = "the test is over"
@@ -36,8 +43,20 @@ def _state(rig: RealRig, version: int) -> Callable[[], bool]:
     return lambda: rig.state(version) == "committed" and any(w.ready for w in rig.loop.facts().workers.values())
 
 
-def test_real_race_and_worker_then_an_upgrade_and_a_crash(rig: RealRig, tmp_path: Path) -> None:
-    """Raced, served over its socket, upgraded without a gap, and started again after a SIGKILL."""
+def _status_over_tcp(rig: RealRig) -> int:
+    """Return the status of a request to the model's TCP address, over a new connection."""
+    connection = http.client.HTTPConnection(rig.config.serving.tcp[ModelName(MODEL)], timeout=10)
+    try:
+        connection.request("GET", f"/v2/models/{MODEL}/ready")
+        return connection.getresponse().status
+    finally:
+        connection.close()
+
+
+def test_real_race_and_worker_then_an_upgrade_a_crash_and_a_hang(
+    rig: RealRig, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Raced, served over socket and TCP, upgraded without a gap; started again after a SIGKILL, and when it hangs."""
     push(rig, tmp_path, 1)
     push(rig, tmp_path, 2)
     rig.fleet.assign(1, trial_s=0.5)
@@ -49,6 +68,7 @@ def test_real_race_and_worker_then_an_upgrade_and_a_crash(rig: RealRig, tmp_path
 
     def gapless() -> bool:
         assert rig.status_of("/v2/health/ready") == 200
+        assert _status_over_tcp(rig) == 200
         return rig.state(2) == "committed" and len(rig.loop.facts().workers) == 1
 
     assert rig.live(gapless), rig.install(2)
@@ -57,10 +77,19 @@ def test_real_race_and_worker_then_an_upgrade_and_a_crash(rig: RealRig, tmp_path
     assert rig.live(lambda: rig.install(2).deaths == 1)
     assert rig.live(_state(rig, 2)), rig.install(2)
     assert rig.status_of("/v2/health/ready") == 200
+
+    hung = rig.worker_pid()
+    os.kill(hung, signal.SIGSTOP)
+    rig.clock.pass_by(70.0)  # three windows and a minute: for so long a worker may be silent
+    assert rig.live(lambda: _state(rig, 2)() and rig.worker_pid() != hung), rig.install(2)
+    assert rig.status_of("/v2/health/ready") == 200
+    assert any("event=worker_died" in line and "silent for" in line for line in caplog.messages)
+    assert _status_over_tcp(rig) == 200
     report = json.loads((rig.config.state_dir / "races" / f"{MODEL}-2.json").read_text())
     assert report["placement"]
 
 
+@pytest.mark.alone
 def test_a_killed_worker_costs_clients_a_moment_and_no_request(rig: RealRig, tmp_path: Path) -> None:
     """SIGKILL under load: the agent starts it again at once, and clients ask again by themselves."""
     push(rig, tmp_path, 1)

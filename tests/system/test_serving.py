@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import select
@@ -21,7 +22,7 @@ from click.testing import CliRunner
 from polling import wait_until
 from regatta_agent.cli.infer import infer
 from regatta_agent.client import Client, ServerBusy
-from regatta_agent.serving.caller import Caller
+from regatta_agent.serving.caller import Call, Caller, parse_target
 from regatta_agent.serving.events import Failed
 from regatta_agent.serving.spec import ServeLimits, ServeSpec
 from regatta_protocol import sketch
@@ -35,7 +36,9 @@ pytestmark = pytest.mark.system
 
 IMAGE = np.random.default_rng(5).random((1, 8, 8, 1), dtype=np.float32)
 INFER = "/v2/models/tiny/infer"
-LIMITS = ServeLimits(header_bytes=4096, header_timeout_s=1.0, body_timeout_s=1.0, connections=8, drain_quiet_s=0.1)
+LIMITS = ServeLimits(
+    header_bytes=4096, body_bytes=131_072, header_timeout_s=1.0, body_timeout_s=1.0, connections=8, drain_quiet_s=0.1
+)
 
 
 def _spec(folder: Path, version: int = 1, **more: Any) -> ServeSpec:
@@ -113,9 +116,9 @@ def test_json_and_binary_answers_agree(worker: ServingProcess, client: Client) -
 
 def test_the_raw_form_answers_in_binary(worker: ServingProcess) -> None:
     """Inference-Header-Content-Length 0: the body is the tensor."""
-    caller = Caller(str(worker.spec.socket_path), 10.0)
+    caller = Caller(parse_target(str(worker.spec.socket_path)), 10.0)
 
-    answer = caller.exchange("POST", INFER, IMAGE.tobytes(), 0)
+    answer = caller.exchange(Call("POST", INFER, IMAGE.tobytes(), header_length=0))
     caller.close()
 
     assert (answer.status, len(answer.body) - int(answer.headers[b"inference-header-content-length"])) == (200, 40)
@@ -323,7 +326,11 @@ def test_a_crowd_of_idle_connections_is_bounded_and_leaves_nothing(folder: Path)
 
 def _open_files(descriptors: Path) -> list[str]:
     """Return what a process has open."""
-    return [str(one.readlink()) for one in descriptors.iterdir()]
+    found = []
+    for one in descriptors.iterdir():
+        with contextlib.suppress(FileNotFoundError):  # closed between the two looks
+            found.append(str(one.readlink()))
+    return found
 
 
 def _ask_badly(path: Path, shm: Path) -> None:
@@ -565,7 +572,7 @@ def test_the_client_says_what_is_wrong(worker: ServingProcess, client: Client, t
     with pytest.raises(Misuse, match="REGATTA_RUN_DIR"):
         Client("/tmp/" + "x" * 120)
     with pytest.raises(Misuse, match="target"):
-        Client("https://127.0.0.1:1")
+        Client("ftp://127.0.0.1:1")
     with pytest.raises(Rejected, match="not served here"):
         client.metadata("other")
     with pytest.raises(Rejected, match="shape"):

@@ -206,11 +206,18 @@ def test_a_batch_is_split_right_under_load(tmp_path: Path) -> None:
             thread.start()
         for thread in threads:
             thread.join(60)
+        x = np.random.default_rng(9).normal(size=(8, 256)).astype(np.float32)
+        tensor = {"name": "in", "shape": [8, 256], "datatype": "FP32", "data": x.ravel().tolist()}
+        body = json.dumps({"inputs": [tensor]}).encode()  # so long that it is read on a thread of its own
+        answer = raw_exchange(spec.socket_path, post("/v2/models/dense/infer", body))
         inferences = _metric(worker, "regatta_inference_batch_size_count")
         rows = _metric(worker, "regatta_inference_batch_size_sum")
     finally:
         worker.kill()
 
     assert len(done) == 180
-    assert rows == sum(1 + seed % 3 for seed in done)
+    assert rows == sum(1 + seed % 3 for seed in done) + 8
+    assert len(body) > 32_768
+    scores = json.loads(answer.partition(b"\r\n\r\n")[2])["outputs"][0]["data"]
+    np.testing.assert_allclose(np.reshape(scores, (8, 256)), x @ weights.T, rtol=1e-3, atol=1e-3)
     assert inferences < 180

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import datetime
 import http.client
 import json
@@ -11,15 +12,19 @@ from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from polling import wait_until
+from regatta_agent.client import AsyncClient, Client
 from regatta_agent.serving.settings import ServingSettings, TlsFiles
 from regatta_agent.serving.spec import ServeLimits, ServeSpec
 from regatta_agent.serving.tcp import TcpListeners
+from regatta_agent.serving.tensors import Array
+from regatta_protocol.errors import Misuse, Rejected
 from regatta_protocol.ids import ModelName
 from serving_process import ServingProcess, serving
 from tiny_models import write_tiny_model
@@ -85,10 +90,28 @@ def test_beyond_loopback_only_with_tls_and_the_token(tmp_path: Path) -> None:
             connection.request("GET", "/v2/health/ready", headers={} if value is None else {"Authorization": value})
             statuses.append(connection.getresponse().status)
             connection.close()
+
+        address, image = f"https://127.0.0.1:{port}", np.zeros((1, 8, 8, 1), dtype=np.float32)
+        with Client(address, token=TOKEN, ca=tls.certificate) as client:
+            by_thread = client.infer("tiny", image)["scores"]
+            client.infer_stacked("tiny", np.zeros((400, 8, 8, 1), dtype=np.float32))  # longer than one piece
+        by_task = asyncio.run(_infer_once(AsyncClient(address, token=TOKEN, ca=tls.certificate), image))
+        with pytest.raises(Misuse, match="give its ca"):
+            Client(address, token=TOKEN).is_ready("tiny")
+        with pytest.raises(Misuse, match="in the clear"):
+            Client(f"http://127.0.0.1:{port}", token=TOKEN)
+        with pytest.raises(Rejected):
+            Client(address, token="another-token-of-length", ca=tls.certificate).metadata("tiny")
     finally:
         worker.kill()
 
     assert statuses == [401, 401, 200]
+    np.testing.assert_array_equal(by_thread, by_task)
+
+
+async def _infer_once(client: AsyncClient, image: Array) -> Array:
+    async with client:
+        return (await client.infer("tiny", image))["scores"]
 
 
 def test_no_connection_is_refused_in_a_swap(tmp_path: Path) -> None:

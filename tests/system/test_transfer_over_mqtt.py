@@ -26,7 +26,7 @@ from regatta_protocol.messages import Get
 from regatta_protocol.mqtt import MqttBus
 from regatta_protocol.topics import Up
 
-pytestmark = pytest.mark.system
+pytestmark = [pytest.mark.system, pytest.mark.alone]
 DEVICE = DeviceId("dev-1")
 
 

@@ -14,11 +14,13 @@ from regatta_protocol import __version__
 __all__ = ["COMMANDS", "cli", "interpret"]
 
 COMMANDS = {  # name -> (module, attribute, what it does): so that --help imports none of them
+    "batch": ("regatta_agent.cli.batch", "batch", "Answer many records into a file, surviving kills."),
     "config": ("regatta_agent.cli.settings", "config", "Check the settings."),
     "doctor": ("regatta_agent.cli.doctor", "doctor", "Examine the board, and say what is missing and how to get it."),
     "enroll": ("regatta_agent.cli.enroll", "enroll", "Join a fleet with a one-time token."),
     "infer": ("regatta_agent.cli.infer", "infer", "Ask a served model for an answer."),
     "install": ("regatta_agent.cli.install", "install", "Install the service on this machine."),
+    "pipeline": ("regatta_agent.cli.pipeline", "pipeline", "Answer frames of cameras, folders and topics."),
     "quarantine": ("regatta_agent.cli.quarantine", "quarantine", "Show what crashed here, or try it again."),
     "race": ("regatta_agent.cli.race", "race", "Race every way of running a model file on this board."),
     "renew": ("regatta_agent.cli.enroll", "renew", "Renew this device's certificate."),

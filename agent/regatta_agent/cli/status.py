@@ -19,7 +19,9 @@ from regatta_agent.status import AgentStatus, is_running, read_status
 from regatta_protocol.errors import Misuse, RegattaError
 from regatta_provisioning.identity import load_identity
 
-__all__ = ["install_json", "microseconds", "reason_text", "status"]
+__all__ = ["install_json", "microseconds", "reason_text", "span", "status"]
+
+_LONGEST_WAIT_S = 2 * 3600.0  # beyond it the clock was set since, and the agent does not wait (core/planner.py)
 
 
 @click.command()
@@ -61,6 +63,7 @@ def status(
                 "running": running,
                 "online": said.online if said is not None else False,
                 "offline": said.offline if said is not None else None,
+                "offline_s": _offline_s(said),
                 "refused": said.refused if said is not None else None,
                 "generation": record.generation,
                 "bytes_received": record.bytes_received,
@@ -123,14 +126,31 @@ def reason_text(install: Install) -> str:
 
 
 def _waiting_text(install: Install) -> str:
-    left = (install.not_before or 0.0) - time.time()
-    return f" (in {left:.0f} s)" if left > 0 else ""
+    left_s = (install.not_before or 0.0) - time.time()
+    return f" (in {span(left_s)})" if 0 < left_s < _LONGEST_WAIT_S else ""
+
+
+def _offline_s(said: AgentStatus | None) -> float | None:
+    """Return for how long the broker has not been reached, or None while it is, or when no agent says so."""
+    if said is None or said.offline_since_s is None:
+        return None
+    return max(0.0, time.monotonic() - said.offline_since_s)
 
 
 def _broker_text(said: AgentStatus) -> str:
     if said.online:
         return "connected"
-    return f"not connected{f' ({said.offline})' if said.offline else ''}: it serves what it has, and tries again"
+    offline_s = _offline_s(said)
+    since = f" for {span(offline_s)}" if offline_s is not None else ""
+    return f"not connected{since}{f' ({said.offline})' if said.offline else ''}: it serves what it has, and tries again"
+
+
+def span(seconds: float) -> str:
+    """Return how long that is in the largest unit of which it is two or more: `3 d`, `5 h`, `40 s`."""
+    for unit, size_s in (("d", 86_400.0), ("h", 3600.0), ("min", 60.0)):
+        if seconds >= 2 * size_s:
+            return f"{seconds / size_s:.0f} {unit}"
+    return f"{seconds:.0f} s"
 
 
 def _backlog_text(backlog: Backlog) -> str:

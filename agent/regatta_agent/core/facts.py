@@ -166,9 +166,10 @@ class Unpoint:
 
 @dataclass(frozen=True)
 class Collect:
-    """Delete every version and file that `keep` does not need."""
+    """Delete every version and file that neither `keep` needs nor `also`, which the record on disk still names."""
 
     keep: frozenset[ModelRef]
+    also: frozenset[ModelRef] = frozenset()
 
 
 Step = Advance | Revise | Begin | Cancel | StartWorker | StopWorker | Point | Unpoint | Collect

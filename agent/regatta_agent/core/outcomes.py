@@ -13,7 +13,7 @@ from regatta_agent.core.facts import Limits
 from regatta_agent.core.installs import AgentRecord, Degradation, Install, RaceSummary
 from regatta_agent.core.standbys import next_candidate
 from regatta_agent.core.states import Event
-from regatta_agent.errors import Unanswered, WrongBlob, WrongClock
+from regatta_agent.errors import NotSent, Unanswered, WrongBlob, WrongClock
 from regatta_protocol.errors import Exhausted, RegattaError, Rejected, StorageFull, Untrusted
 from regatta_protocol.ids import Digest, ModelRef
 from regatta_protocol.manifest import Policy
@@ -138,6 +138,7 @@ def failed(
     """Return the record after the job of `ref` failed: a later try, or the end.
 
     - StorageFull waits an hour, or until there are more than `free_bytes` (planner.py).
+    - NotSent is tried again soon: when the connection is gone, the planner waits for it.
     - Unanswered waits for the fleet, WrongClock for the right time, Exhausted for the board: like StorageFull they are
       no fault of the version, so they cost no attempt.
     - A file with a wrong digest is fetched once more, then the version fails.
@@ -152,6 +153,8 @@ def failed(
         wait_s = rng.uniform(limits.space_wait_s, 1.1 * limits.space_wait_s)
         waits = install.waits + 1
         return _later(record, install, again, str(error), now_s + wait_s, waits=waits, full_at_bytes=free_bytes)
+    if isinstance(error, NotSent):
+        return _later(record, install, again, str(error), now_s + rng.uniform(0.1, 1.0) * limits.backoff_base_s)
     if isinstance(error, Unanswered | WrongClock | Exhausted):
         wait_s = _jittered(rng, limits.backoff_base_s, limits.backoff_cap_s, install.waits)
         return _later(record, install, again, str(error), now_s + wait_s, waits=install.waits + 1)

@@ -35,6 +35,7 @@ _MAX_RANGES = 256  # of Get
 _FIRST_TIMEOUT_S = 5.0  # before the first round trip is known
 _MIN_TIMEOUT_S = 0.5  # a busy server answers late; asking twice costs a whole chunk
 _MAX_TIMEOUT_S = 60.0
+_LATE_S = 0.2  # without a chunk, then none is on its way any more from before a cut connection
 _GAIN = 1.25  # x bandwidth-delay product (wire.md)
 _MAX_QUEUE_S = 0.5  # delay over the shortest round trip that says: the queue grows (wire.md)
 _GROW_BELOW_S = 0.075  # queueing delay that still lets the window grow
@@ -96,6 +97,7 @@ class Transfer:
         self._arrived = 0
         self._progress_s: float | None = None  # when the last chunk came, or the last Get went out
         self._fruitless = 0
+        self._hold_until_s = float("-inf")
 
     @property
     def missing(self) -> int:
@@ -121,8 +123,14 @@ class Transfer:
         """Return what is here, as the constructor takes it."""
         return bytes(self._have)
 
+    def await_late(self, now_s: float) -> None:
+        """Ask for nothing yet: what was sent before the connection was cut may still come, and is not to come twice."""
+        self._hold_until_s = now_s + _LATE_S
+
     def next_get(self, now_s: float) -> Get | None:
         """Return what to ask for now, or None when it is time to wait (until `wake_s`) or to end."""
+        if now_s < self._hold_until_s:
+            return None
         self._give_up_late(now_s)
         room = int(self._window) - len(self._expected)
         if self.stalled or self.complete or room <= 0:
@@ -163,6 +171,8 @@ class Transfer:
         self._arrived += 1
         self._fruitless = 0
         self._progress_s = now_s
+        if now_s < self._hold_until_s:
+            self.await_late(now_s)
         if expected is not None:
             if index not in self._retried:
                 self._measure(now_s, expected)

@@ -24,7 +24,8 @@ Run = Callable[[Sequence[Array]], list[Array]]
 _GAIN = 0.8  # of a single inference's time for each row: what saves less is within the noise of the measurement
 _NEARLY = 1.1  # a smaller batch within this of the best is taken: it answers sooner
 _ROUNDS = 5
-_BUDGET_S = 0.3  # of the worker's start
+_BUDGET_NS = 200_000_000  # of the worker's start
+_LEAST_RUNS = 20  # single inferences' worth of work, to try batches of two
 _TOLERANCE = 1e-3  # of the greatest element: kernels for other shapes add in another order
 _QUANTUM = 1  # and round to the neighboring integer
 
@@ -75,8 +76,12 @@ def groups_of(parts: Sequence[Sequence[Array]], most: int) -> Iterator[list[int]
         yield members
 
 
-def find_batch(run: Run, samples: Sequence[Sequence[Array]], most: int) -> int:
+def find_batch(
+    run: Run, samples: Sequence[Sequence[Array]], most: int, clock_ns: Callable[[], int] = time.perf_counter_ns
+) -> int:
     """Return how many rows to compute together: 1 when that does not pay, or does not give the same answers.
+
+    It is 1 as well where an inference takes so long that trying would delay the start.
 
     A batch is timed after an inference of another size, so what resizing costs is in its time.
 
@@ -84,19 +89,28 @@ def find_batch(run: Run, samples: Sequence[Sequence[Array]], most: int) -> int:
         run: computes native inputs, on the thread that calls.
         samples: at least one set of inputs, each of one row.
         most: the greatest number of rows.
+        clock_ns: tells the time.
     """
+
+    def time_of(inputs: Sequence[Array]) -> int:
+        began_ns = clock_ns()
+        run(inputs)
+        return clock_ns() - began_ns
+
     try:
-        if most < 2 or not _rows_are_separate(run, samples):
+        ends_ns = clock_ns() + _BUDGET_NS
+        quick = most >= 2 and min(time_of(samples[0]) for _ in range(2)) * _LEAST_RUNS < _BUDGET_NS
+        if not quick or not _rows_are_separate(run, samples):
             return 1
-        single_ns = median(_time_ns(run, samples[0]) for _ in range(_ROUNDS))
+        single_ns = median(time_of(samples[0]) for _ in range(_ROUNDS))
         per_row: dict[int, float] = {}
-        began, rows = time.monotonic(), 2
-        while rows <= most and time.monotonic() - began < _BUDGET_S:
+        rows = 2
+        while rows <= most and clock_ns() < ends_ns:
             batch = joined([samples[index % len(samples)] for index in range(rows)])
             times = []
             for _ in range(_ROUNDS):
                 run(samples[0])
-                times.append(_time_ns(run, batch))
+                times.append(time_of(batch))
             per_row[rows] = median(times) / rows
             rows *= 2
     except RegattaError:
@@ -105,12 +119,6 @@ def find_batch(run: Run, samples: Sequence[Sequence[Array]], most: int) -> int:
     if best_ns > _GAIN * single_ns:
         return 1
     return min(rows for rows, each_ns in per_row.items() if each_ns <= _NEARLY * best_ns)
-
-
-def _time_ns(run: Run, inputs: Sequence[Array]) -> int:
-    began_ns = time.perf_counter_ns()
-    run(inputs)
-    return time.perf_counter_ns() - began_ns
 
 
 def _rows_are_separate(run: Run, samples: Sequence[Sequence[Array]]) -> bool:

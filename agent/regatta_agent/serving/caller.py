@@ -9,19 +9,35 @@ from __future__ import annotations
 import contextlib
 import os
 import socket
+import ssl
 import time
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from regatta_agent.serving.spec import check_socket_path
+from regatta_agent.serving.socketpath import check_socket_path
 from regatta_protocol.errors import Misuse, Retryable, TooLarge
 
-__all__ = ["ADVICE", "Answer", "Caller", "ClosedBeforeAnswer"]
+__all__ = [
+    "ADVICE",
+    "MAX_HEADER_BYTES",
+    "Answer",
+    "Call",
+    "Caller",
+    "ClosedBeforeAnswer",
+    "Target",
+    "absent",
+    "body_length",
+    "not_connected",
+    "parse_head",
+    "parse_target",
+]
 
-_MAX_HEADER_BYTES = 16_384
+MAX_HEADER_BYTES = 16_384
 _MAX_BODY_BYTES = 256 * 1024 * 1024  # of an answer; a segmentation map of 4096 x 4096 classes fits
-_RECEIVE_BYTES = 262_144
+_RECEIVE_BYTES = 65_536
+_JOINED_BYTES = 65_536  # shorter requests are copied into one piece, longer ones sent from where they lie
 ADVICE = "see `regatta-agent status`, and start the agent with `regatta-agent run` if it does not run"
 
 
@@ -38,19 +54,52 @@ class Answer:
     body: memoryview
 
 
+@dataclass(frozen=True)
+class Call:
+    """One request: `body` and then `tail`, which is sent from where it lies.
+
+    `header_length` is the value of Inference-Header-Content-Length; None: without the header.
+    """
+
+    method: str
+    path: str
+    body: bytes = b""
+    tail: Sequence[bytes | memoryview] = ()
+    header_length: int | None = None
+
+    def head(self, target: Target) -> bytes:
+        """Return the request line and headers."""
+        size = len(self.body) + sum(len(part) for part in self.tail)
+        head = f"{self.method} {self.path} HTTP/1.1\r\nhost: {target.host or 'localhost'}\r\ncontent-length: {size}\r\n"
+        if self.header_length is not None:
+            head += f"inference-header-content-length: {self.header_length}\r\n"
+            head += "content-type: application/octet-stream\r\n"
+        if target.token is not None:
+            head += f"authorization: Bearer {target.token}\r\n"
+        return f"{head}\r\n".encode()
+
+
+@dataclass(frozen=True)
+class Target:
+    """Where a worker listens: a socket's path, or host and port; beyond loopback with TLS and a token."""
+
+    text: str
+    path: str | None
+    host: str
+    port: int
+    tls: ssl.SSLContext | None = None
+    token: str | None = field(default=None, repr=False)
+
+
 class Caller:
     """A connection that is opened when first needed, and again after it was closed."""
 
-    def __init__(self, target: str, timeout_s: float) -> None:
-        """Keep the target, connecting nowhere.
-
-        Raises:
-            Misuse: when it is neither a path nor `http://HOST:PORT`, or the path is too long for a socket.
-        """
+    def __init__(self, target: Target, timeout_s: float) -> None:
+        """Keep the target, connecting nowhere."""
         self._target = target
-        self._path, self._host, self._port = _parse_target(target)
         self._timeout_s = timeout_s
         self._socket: socket.socket | None = None
+        self._buffer = memoryview(bytearray(_RECEIVE_BYTES))
 
     @property
     def is_open(self) -> bool:
@@ -63,34 +112,25 @@ class Caller:
             self._socket.close()
             self._socket = None
 
-    def exchange(self, method: str, path: str, body: bytes, header_length: int | None = None) -> Answer:
+    def exchange(self, call: Call) -> Answer:
         """Send one request and return its answer, within the timeout.
-
-        Args:
-            method: of HTTP.
-            path: the request's target.
-            body: may be empty.
-            header_length: the value of Inference-Header-Content-Length, or None without the header.
 
         Raises:
             ClosedBeforeAnswer: when the connection ended before a whole answer.
             Retryable: when there is no socket, or no answer in time.
             TooLarge: when the answer is over its limits.
         """
-        head = f"{method} {path} HTTP/1.1\r\nhost: {self._host or 'localhost'}\r\ncontent-length: {len(body)}\r\n"
-        if header_length is not None:
-            head += f"inference-header-content-length: {header_length}\r\ncontent-type: application/octet-stream\r\n"
         deadline = time.monotonic() + self._timeout_s
         connection = self._connected()
         try:
             connection.settimeout(self._timeout_s)
             # A worker that refuses early (413) answers and stops reading, so the answer is looked for all the same.
             with contextlib.suppress(BrokenPipeError, ConnectionResetError):
-                connection.sendall(b"".join((head.encode(), b"\r\n", body)))
+                _send(connection, [call.head(self._target), call.body, *call.tail], deadline)
             answer = self._receive(connection, deadline)
         except TimeoutError as err:
             self.close()
-            raise Retryable(f"{self._target} did not answer within {self._timeout_s:g} s: {ADVICE}") from err
+            raise Retryable(f"{self._target.text} did not answer within {self._timeout_s:g} s: {ADVICE}") from err
         except BaseException:
             self.close()  # what is left on it belongs to nobody
             raise
@@ -101,56 +141,82 @@ class Caller:
     def _connected(self) -> socket.socket:
         if self._socket is not None:
             return self._socket
+        target = self._target
         try:
-            if self._path is None:
-                connection = socket.create_connection((self._host, self._port), self._timeout_s)
+            if target.path is None:
+                connection = socket.create_connection((target.host, target.port), self._timeout_s)
                 connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+                if target.tls is not None:
+                    connection = _wrapped(connection, target.tls, target.host)
             else:
-                connection = _connect_unix(self._path, self._timeout_s)
-        except FileNotFoundError as err:
-            if os.path.lexists(self._path or ""):  # a symlink whose worker has just gone; its agent starts another
-                raise ClosedBeforeAnswer(f"{self._target} points to a socket that is gone") from err
-            raise Retryable(_absent(self._target)) from err
-        except PermissionError as err:
-            raise Misuse(f"{self._target} may not be opened: join the group of the agent's run folder") from err
-        except (ConnectionRefusedError, BlockingIOError) as err:
-            raise ClosedBeforeAnswer(f"nobody accepts connections at {self._target}") from err
+                connection = _connect_unix(target.path, self._timeout_s)
         except OSError as err:
-            raise Retryable(f"{self._target} cannot be reached: {err}: {ADVICE}") from err
+            raise not_connected(target, err) from err
         self._socket = connection
         return connection
 
     def _receive(self, connection: socket.socket, deadline: float) -> Answer:
-        data = bytearray()
-        while (end := data.find(b"\r\n\r\n")) < 0:
-            if len(data) > _MAX_HEADER_BYTES:
-                raise TooLarge(f"the answer of {self._target} has headers over {_MAX_HEADER_BYTES} bytes")
-            piece = _receive_piece(connection, deadline)
-            if not piece and data:
-                raise ClosedBeforeAnswer(f"{self._target} closed the connection within an answer")
-            if not piece:
-                raise ClosedBeforeAnswer(f"{self._target} closed the connection before an answer")
-            data += piece
-        status, headers = _parse_head(bytes(data[:end]))
-        size = _length(headers)
-        rest = memoryview(data)[end + 4 :]
-        if len(rest) > size:
-            raise Retryable(f"the answer of {self._target} is longer than it says")
-        if len(rest) == size:
-            return Answer(status, headers, rest)
-        body = memoryview(bytearray(size))
-        have = len(rest)
-        body[:have] = rest
-        while have < size:
-            connection.settimeout(max(0.001, deadline - time.monotonic()))
-            try:
-                count = connection.recv_into(body[have:])
-            except ConnectionResetError:
-                count = 0
+        have, end = 0, -1
+        while end < 0:
+            if have > MAX_HEADER_BYTES:
+                raise TooLarge(f"the answer of {self._target.text} has headers over {MAX_HEADER_BYTES} bytes")
+            count = _receive_into(connection, self._buffer[have:], deadline)
             if count == 0:
-                raise ClosedBeforeAnswer(f"{self._target} closed the connection within an answer")
+                where = "within" if have else "before"
+                raise ClosedBeforeAnswer(f"{self._target.text} closed the connection {where} an answer")
             have += count
+            end = bytes(self._buffer[: min(have, MAX_HEADER_BYTES)]).find(b"\r\n\r\n")
+        status, headers = parse_head(bytes(self._buffer[:end]))
+        size = body_length(headers)
+        begun = have - end - 4
+        if begun > size:
+            raise Retryable(f"the answer of {self._target.text} is longer than it says")
+        body = memoryview(bytearray(size))  # its own, for arrays of the answer lie in it
+        body[:begun] = self._buffer[end + 4 : have]
+        while begun < size:
+            count = _receive_into(connection, body[begun:], deadline)
+            if count == 0:
+                raise ClosedBeforeAnswer(f"{self._target.text} closed the connection within an answer")
+            begun += count
         return Answer(status, headers, body)
+
+
+def not_connected(target: Target, err: OSError) -> Exception:
+    """Return what it means that connecting failed: ClosedBeforeAnswer where a new worker may come soon."""
+    if isinstance(err, ssl.SSLCertVerificationError):
+        return Misuse(f"the certificate of {target.text} is not one to trust: {err.verify_message}: give its ca")
+    if isinstance(err, FileNotFoundError):
+        if os.path.lexists(target.path or ""):  # a symlink whose worker has just gone; its agent starts another
+            return ClosedBeforeAnswer(f"{target.text} points to a socket that is gone")
+        return Retryable(absent(target.text))
+    if isinstance(err, PermissionError):
+        return Misuse(f"{target.text} may not be opened: join the group of the agent's run folder")
+    if isinstance(err, (ConnectionRefusedError, BlockingIOError)):
+        return ClosedBeforeAnswer(f"nobody accepts connections at {target.text}")
+    return Retryable(f"{target.text} cannot be reached: {err}: {ADVICE}")
+
+
+def _send(connection: socket.socket, parts: Sequence[bytes | memoryview], deadline: float) -> None:
+    """Send every part, the long ones from where they lie."""
+    if sum(len(part) for part in parts) <= _JOINED_BYTES or isinstance(connection, ssl.SSLSocket):
+        connection.sendall(b"".join(parts))
+        return
+    left = [memoryview(part) for part in parts if len(part)]
+    while left:
+        connection.settimeout(max(0.001, deadline - time.monotonic()))
+        sent = connection.sendmsg(left)
+        while left and sent >= len(left[0]):
+            sent -= len(left.pop(0))
+        if sent:
+            left[0] = left[0][sent:]
+
+
+def _wrapped(connection: socket.socket, tls: ssl.SSLContext, host: str) -> socket.socket:
+    try:
+        return tls.wrap_socket(connection, server_hostname=host)
+    except BaseException:
+        connection.close()
+        raise
 
 
 def _connect_unix(path: str, timeout_s: float) -> socket.socket:
@@ -164,15 +230,17 @@ def _connect_unix(path: str, timeout_s: float) -> socket.socket:
     return connection
 
 
-def _receive_piece(connection: socket.socket, deadline: float) -> bytes:
+def _receive_into(connection: socket.socket, buffer: memoryview, deadline: float) -> int:
+    """Return how many bytes came; 0 when the connection ended."""
     connection.settimeout(max(0.001, deadline - time.monotonic()))
     try:
-        return connection.recv(_RECEIVE_BYTES)
+        return connection.recv_into(buffer)
     except ConnectionResetError:
-        return b""
+        return 0
 
 
-def _absent(target: str) -> str:
+def absent(target: str) -> str:
+    """Return what to say of a socket that is not there, with those that are."""
     folder = Path(target.removeprefix("unix:")).parent
     with contextlib.suppress(OSError):
         served = sorted(path.stem for path in folder.glob("*.sock") if path.is_symlink())
@@ -181,24 +249,50 @@ def _absent(target: str) -> str:
     return f"{target} is not there: {ADVICE}"
 
 
-def _parse_target(target: str) -> tuple[str | None, str, int]:
-    if target.startswith("http://"):
+def parse_target(target: str, *, token: str | None = None, ca: str | None = None) -> Target:
+    """Return where `target` leads.
+
+    Args:
+        target: a socket's path, `unix:PATH`, `http://HOST:PORT` or `https://HOST:PORT`.
+        token: what the worker asks for beyond loopback; sent only to a socket of this machine or over TLS.
+        ca: a PEM file of who signs the worker's certificate; None: those that this system trusts.
+
+    Raises:
+        Misuse: when it is none of these, the path is too long for a socket, or the token would be sent in the clear.
+    """
+    if target.startswith(("http://", "https://")):
         parts = urlsplit(target)
         try:
             host, port = parts.hostname, parts.port
         except ValueError:
             host, port = None, None
         if not host or port is None or parts.path not in ("", "/"):
-            raise Misuse(f"{target!r} is no target: write http://HOST:PORT")
-        return None, host, port
+            raise Misuse(f"{target!r} is no target: write http://HOST:PORT or https://HOST:PORT")
+        if parts.scheme == "http" and token is not None:
+            raise Misuse(f"the token would go to {target} in the clear: write https://HOST:PORT")
+        return Target(target, None, host, port, _tls(ca) if parts.scheme == "https" else None, token)
     if "://" in target:
-        raise Misuse(f"{target!r} is no target: write a socket's path or http://HOST:PORT")
+        raise Misuse(f"{target!r} is no target: write a socket's path, http://HOST:PORT or https://HOST:PORT")
     path = target.removeprefix("unix:")
     check_socket_path(Path(path))
-    return path, "", 0
+    return Target(target, path, "", 0)
 
 
-def _parse_head(head: bytes) -> tuple[int, dict[bytes, bytes]]:
+def _tls(ca: str | None) -> ssl.SSLContext:
+    try:
+        context = ssl.create_default_context(cafile=ca)
+    except OSError as err:
+        raise Misuse(f"the certificates in {ca} cannot be read: {err}") from err
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    return context
+
+
+def parse_head(head: bytes) -> tuple[int, dict[bytes, bytes]]:
+    """Return the status and the headers of an answer.
+
+    Raises:
+        Retryable: when it is no HTTP answer.
+    """
     first, *lines = head.split(b"\r\n")
     parts = first.split(b" ", 2)
     if len(parts) < 2 or not parts[0].startswith(b"HTTP/1.") or not parts[1].isdigit():
@@ -210,7 +304,13 @@ def _parse_head(head: bytes) -> tuple[int, dict[bytes, bytes]]:
     return int(parts[1]), headers
 
 
-def _length(headers: dict[bytes, bytes]) -> int:
+def body_length(headers: dict[bytes, bytes]) -> int:
+    """Return how long the body is.
+
+    Raises:
+        Retryable: when the headers do not say.
+        TooLarge: when it is over the limit.
+    """
     text = headers.get(b"content-length", b"")
     if not text.isdigit() or len(text) > 12:
         raise Retryable("the answer has no valid content-length")

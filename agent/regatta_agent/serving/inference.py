@@ -87,6 +87,8 @@ class InferRequest:
     raw: memoryview | None = None
     priority: int = DEFAULT_PRIORITY  # 1 is the highest
     timeout_us: int | None = None  # from its arrival; it is not computed after that
+    processed: bool = False  # the input is a picture or a sound, and the answer a document (regatta_agent.processing)
+    stacked: bool = False  # inputs hold many samples along their first dimension, computed one after another
 
 
 class _Tensor(BaseModel):
@@ -143,10 +145,14 @@ def parse_infer(body: bytes, header_length: bytes | None, shared: SharedMemory |
             output.name,
             _flag(output.parameters, "binary_data", default=binary_default),
             _classes(output.name, output.parameters),
-            _region(f"output {output.name!r}", output.parameters, offered=shared is not None),
+            _region("output", output.name, output.parameters, offered=shared is not None),
         )
         for output in document.outputs
     )
+    processed = _flag(document.parameters, "processed", default=False)
+    stacked = _flag(document.parameters, "stacked", default=False)
+    if processed and stacked:
+        raise Rejected("a request is processed or stacked, not both: pictures and sounds are sent one by one")
     return InferRequest(
         document.id,
         tuple(inputs),
@@ -154,6 +160,8 @@ def parse_infer(body: bytes, header_length: bytes | None, shared: SharedMemory |
         binary_default,
         priority=_whole(document.parameters, "priority", LOWEST_PRIORITY) or DEFAULT_PRIORITY,
         timeout_us=_whole(document.parameters, "timeout", _MAX_TIMEOUT_US) or None,
+        processed=processed,
+        stacked=stacked,
     )
 
 
@@ -172,7 +180,7 @@ def _decode(
     tensor: _Tensor, rest: memoryview, *, has_binary: bool, shared: SharedMemory | None
 ) -> tuple[Array, memoryview]:
     """Return the input's array and what is left of the binary part."""
-    region = _region(f"input {tensor.name!r}", tensor.parameters, offered=shared is not None)
+    region = _region("input", tensor.name, tensor.parameters, offered=shared is not None)
     size = tensor.parameters.get("binary_data_size")
     try:
         if region is not None and shared is not None:
@@ -214,11 +222,12 @@ def _whole(parameters: dict[str, Any], name: str, greatest: int) -> int:
     return value
 
 
-def _region(owner: str, parameters: dict[str, Any], *, offered: bool) -> RegionSlice | None:
-    """Return the slice of a region that the parameters of `owner` name, or None when they name none."""
+def _region(kind: str, tensor: str, parameters: dict[str, Any], *, offered: bool) -> RegionSlice | None:
+    """Return the slice of a region that a tensor's parameters name, or None when they name none."""
     name = parameters.get("shared_memory_region")
     if name is None:
         return None
+    owner = f"{kind} {tensor!r}"
     if not offered:
         raise Rejected(f"{owner}: shared memory is not offered here: send tensors in the body, or set shared_memory")
     size, offset = parameters.get("shared_memory_byte_size"), parameters.get("shared_memory_offset", 0)

@@ -11,14 +11,17 @@ import asyncio
 import logging
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from typing import NamedTuple
 
 from regatta_agent.serving.engine import Engine, Finished
 from regatta_agent.serving.feedback import Feedback
+from regatta_agent.serving.guarded import RunnerLost
 from regatta_agent.serving.http import Request, Respond, Response, error_response
 from regatta_agent.serving.inference import InferRequest, SharedMemory, parse_infer, render_infer
-from regatta_agent.serving.lane import Expired, Lane
+from regatta_agent.serving.lane import Batches, Expired, Lane
 from regatta_agent.serving.placed import Answer, PlacedModel
+from regatta_agent.serving.routing import first_to_be_done
 from regatta_agent.serving.window import Outcome, Tally, Timing
 from regatta_protocol.errors import Rejected
 
@@ -30,12 +33,12 @@ _HEADER_LENGTH = b"inference-header-content-length"
 _RETRY = ((b"retry-after", b"1"),)
 _JSON, _BINARY = b"application/json", b"application/octet-stream"
 _BRIEF_BYTES = 65_536  # a larger body may take long to check however brief the others were
+_FAILURES = 3  # in a row, after which a companion takes no more requests
 _READ_AT_ONCE_BYTES = 16_384  # of JSON: 64 KiB of it take 1 ms to read
 
 
-@dataclass(frozen=True)
-class _Ticket:
-    """A request that was read."""
+class _Ticket(NamedTuple):
+    """A request that was read. Made for each, and so a tuple: frozen dataclasses take several times as long to make."""
 
     infer: InferRequest
     shared: SharedMemory | None
@@ -43,19 +46,11 @@ class _Ticket:
     received_ns: int
     read_ns: int  # how long reading took
     brief: bool
-
-    @property
-    def priority(self) -> int:
-        return self.infer.priority
-
-    @property
-    def deadline_ns(self) -> int | None:
-        timeout_us = self.infer.timeout_us
-        return None if timeout_us is None else self.received_ns + timeout_us * 1000
+    priority: int
+    deadline_ns: int | None
 
 
-@dataclass(frozen=True)
-class _Inferred:
+class _Inferred(NamedTuple):
     """What the engine's thread made of a request."""
 
     response: Response
@@ -63,18 +58,28 @@ class _Inferred:
     render_ns: int
 
 
+@dataclass
+class _Post:
+    """A placement at work. `candidate` is None for the first, whose candidate a failover may change."""
+
+    candidate: str | None
+    placed: PlacedModel
+    lane: Lane[_Ticket, _Inferred]
+    failures: int = 0  # in a row
+
+
 class Inferences:
-    """The infer route of one model. `placed` is None until the model is loaded and tested."""
+    """The infer route of one model, which is served once a placement is added."""
 
     def __init__(
         self,
         loop: asyncio.AbstractEventLoop,
-        engine: Engine,
         tally: Tally,
         feedback: Feedback,
         queue_length: int,
         shared: SharedMemory | None,
     ) -> None:
+        self._loop = loop
         self._tally = tally
         self._feedback = feedback
         self._queue_length = queue_length
@@ -82,13 +87,39 @@ class Inferences:
         self._reading = 0  # requests on the reader's thread
         self._reader = Engine(loop, queue_length, name="reading")
         self._reader_runs = False
-        self.lane: Lane[_Ticket, _Inferred] = Lane(loop, engine, self._compute, self._finish)
-        self.placed: PlacedModel | None = None
+        self._posts: list[_Post] = []
+
+    @property
+    def placed(self) -> PlacedModel | None:
+        """The first placement, or None until it is there."""
+        return self._posts[0].placed if self._posts else None
+
+    def add(
+        self, candidate: str | None, placed: PlacedModel, engine: Engine, expected_ns: int | None = None,
+        batches: Batches | None = None,
+    ) -> None:  # fmt: skip
+        """Let a placement take requests: the first has candidate None, the others are its companions."""
+
+        def compute(tickets: Sequence[_Ticket]) -> list[_Inferred | Exception]:
+            return self._compute(placed, tickets)
+
+        def finish(ticket: _Ticket, result: _Inferred | Exception, began_ns: int) -> None:
+            self._finish(post, ticket, result, began_ns)
+
+        post = _Post(candidate, placed, Lane(self._loop, engine, compute, finish, expected_ns))
+        post.lane.batches = batches
+        self._posts.append(post)
+
+    def dismiss(self, candidate: str | None, why: str) -> None:
+        """Give a companion no more requests; those that it has are computed by it, or by the first when it fails."""
+        for post in [post for post in self._posts[1:] if post.candidate == candidate]:
+            logger.warning("event=companion_left candidate=%s reason=%s", candidate, why)
+            self._posts.remove(post)
 
     @property
     def pending(self) -> int:
         """How many requests are read, wait or are computed."""
-        return self._reading + self.lane.pending
+        return self._reading + sum(post.lane.pending for post in self._posts)
 
     def start(self, request: Request, respond: Respond) -> None:
         """Answer `request`, now or later."""
@@ -104,7 +135,7 @@ class Inferences:
             except Rejected as err:
                 self._refuse(respond, Outcome.INVALID, error_response(400, str(err)))
                 return
-            self.lane.put(ticket)
+            self._route(ticket)
         else:
             self._read_elsewhere(request, respond, received_ns)
 
@@ -114,11 +145,11 @@ class Inferences:
             return Outcome.INVALID, error_response(415, "send the body without content-encoding")
         if b"origin" in request.headers:
             return Outcome.INVALID, of_a_web_page()
-        if self.placed is None:
+        if not self._posts:
             return Outcome.REFUSED, not_ready()
         if self.pending >= self._queue_length:
             text = f"{self.pending} requests wait already: slow down, and try again after Retry-After"
-            after = ((b"retry-after", b"%d" % self.lane.retry_after_s()),)
+            after = ((b"retry-after", b"%d" % min(post.lane.retry_after_s() for post in self._posts)),)
             return Outcome.REFUSED, error_response(429, text, after)
         return None
 
@@ -127,7 +158,9 @@ class Inferences:
         shared = self._shared if request.local else None
         infer = parse_infer(request.body, request.headers.get(_HEADER_LENGTH), shared)
         read_ns = time.perf_counter_ns() - began_ns
-        return _Ticket(infer, shared, respond, received_ns, read_ns, len(request.body) <= _BRIEF_BYTES)
+        deadline_ns = None if infer.timeout_us is None else received_ns + infer.timeout_us * 1000
+        brief = len(request.body) <= _BRIEF_BYTES
+        return _Ticket(infer, shared, respond, received_ns, read_ns, brief, infer.priority, deadline_ns)
 
     def _read_elsewhere(self, request: Request, respond: Respond, received_ns: int) -> None:
         if not self._reader_runs:
@@ -141,7 +174,7 @@ class Inferences:
             elif finished.value is None:
                 self._fail(respond, finished.error)
             else:
-                self.lane.put(finished.value)
+                self._route(finished.value)
 
         self._reading += 1
         self._reader.submit(lambda: self._read(request, respond, received_ns), done)
@@ -154,10 +187,14 @@ class Inferences:
         logger.error("event=inference_failed model=%s", self._tally.placement.model, exc_info=error)
         self._refuse(respond, Outcome.FAILURE, error_response(500, f"the model failed: {str(error)[:500]}"))
 
-    def _compute(self, tickets: Sequence[_Ticket]) -> list[_Inferred | Exception]:
+    def _route(self, ticket: _Ticket) -> None:
+        """Give a request to the placement that is expected to be done with it first."""
+        posts = self._posts
+        chosen = 0 if len(posts) == 1 else first_to_be_done([post.lane.delay_ns() for post in posts])
+        posts[chosen].lane.put(ticket)
+
+    def _compute(self, placed: PlacedModel, tickets: Sequence[_Ticket]) -> list[_Inferred | Exception]:
         """Return what comes of each request; on the engine's thread."""
-        placed = self.placed
-        assert placed is not None
         if len(tickets) == 1:
             return [self._render(tickets[0], placed.infer(tickets[0].infer))]
         answers = placed.infer_together([ticket.infer for ticket in tickets])
@@ -174,13 +211,16 @@ class Inferences:
             )
         except Rejected as err:
             return err
-        response = Response(200, body, _JSON)
-        if header_length is not None:
-            response = replace(response, content_type=_BINARY, headers=((_HEADER_LENGTH, b"%d" % header_length),))
+        if header_length is None:
+            response = Response(200, body, _JSON)
+        else:
+            response = Response(200, body, _BINARY, ((_HEADER_LENGTH, b"%d" % header_length),))
         return _Inferred(response, answer, time.perf_counter_ns() - began_ns)
 
-    def _finish(self, ticket: _Ticket, result: _Inferred | Exception, began_ns: int) -> None:
-        if isinstance(result, Expired):
+    def _finish(self, post: _Post, ticket: _Ticket, result: _Inferred | Exception, began_ns: int) -> None:
+        if post.candidate is not None and self._fell_through(post, result):
+            self._posts[0].lane.put(ticket)
+        elif isinstance(result, Expired):
             waited_us = (time.perf_counter_ns() - ticket.received_ns) // 1000
             text = (
                 f"the request's timeout of {ticket.infer.timeout_us} us passed after {waited_us} us in the queue, "
@@ -198,7 +238,7 @@ class Inferences:
             total_ns = time.perf_counter_ns() - ticket.received_ns
             answer = result.answer
             if answer.first_of_batch:
-                self._tally.count_batch(answer.batch)
+                self._tally.count_batch(answer.batch, post.candidate)
             timing = Timing(
                 total_ns,
                 queue_ns=began_ns - ticket.received_ns - ticket.read_ns,
@@ -206,7 +246,15 @@ class Inferences:
                 compute_ns=answer.compute_ns,
                 output_ns=answer.conclude_ns + result.render_ns,
             )
-            self._tally.count(Outcome.SUCCESS, timing)
+            self._tally.count(Outcome.SUCCESS, timing, post.candidate)
+
+    def _fell_through(self, post: _Post, result: _Inferred | Exception) -> bool:
+        """Return whether a companion failed the request; one that keeps failing, or is gone, takes no more."""
+        failed = isinstance(result, Exception) and not isinstance(result, (Rejected, Expired))
+        post.failures = post.failures + 1 if failed else 0
+        if isinstance(result, RunnerLost) or post.failures >= _FAILURES:
+            self.dismiss(post.candidate, str(result))
+        return failed
 
 
 def _json_bytes(request: Request) -> int:

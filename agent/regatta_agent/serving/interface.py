@@ -19,6 +19,7 @@ from regatta_agent.serving.settings import NonFinite
 from regatta_agent.serving.tensors import Array, all_finite, datatype_of, decode_binary
 from regatta_protocol.errors import Rejected
 from regatta_protocol.manifest import ImageInput, TensorSpec
+from regatta_protocol.processing import Processing
 from regatta_runtimes.session import dequantize, quantize
 
 __all__ = ["ModelInterface", "body_limit_bytes", "image_input"]
@@ -69,13 +70,15 @@ class ModelInterface:
         inputs: Sequence[TensorSpec],
         outputs: Sequence[TensorSpec],
         labels: Sequence[str] = (),
-        image: ImageInput | None = None,
+        processing: Processing | None = None,
         non_finite: NonFinite = "reject",
     ) -> None:
         self.inputs = tuple(inputs)
         self.outputs = tuple(outputs)
         self.labels = tuple(labels)
-        self.image = image
+        self.processing = processing or Processing()
+        self.image = self.processing.image
+        self.non_finite: NonFinite = non_finite
         self._takes_any = non_finite == "pass"
         self._input_types = tuple(datatype_of(spec.dtype) for spec in inputs)
         self._output_types = tuple(datatype_of(spec.dtype) for spec in outputs)

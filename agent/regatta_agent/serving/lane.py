@@ -64,6 +64,7 @@ class Lane(Generic[T, R]):
         engine: Engine,
         compute: Callable[[Sequence[T]], Sequence[R | Exception]],
         finish: Callable[[T, R | Exception, int], None],
+        expected_ns: int | None = None,
     ) -> None:
         """Keep who computes and who is told.
 
@@ -72,6 +73,7 @@ class Lane(Generic[T, R]):
             engine: for this lane's work alone, but for what its caretaker asks.
             compute: returns what came of each request, in order; called on the engine's thread.
             finish: told on the loop of each request, what came of it (`Expired` included) and when computing began.
+            expected_ns: how long a request is thought to take until that is measured.
         """
         self._loop = loop
         self._engine = engine
@@ -81,7 +83,7 @@ class Lane(Generic[T, R]):
         self._timer: asyncio.TimerHandle | None = None
         self._in_hand = 0  # pieces that the engine was given
         self._computing = 0  # requests in them
-        self._mean_ns = _UNMEASURED_NS  # of a request, exponentially weighted
+        self._mean_ns = expected_ns or _UNMEASURED_NS  # of a request, exponentially weighted
         self._oldest_ns = 0  # since when the first of those that wait for company has waited
         self.batches: Batches | None = None  # None: one by one
 
@@ -100,7 +102,9 @@ class Lane(Generic[T, R]):
 
     def put(self, ticket: T) -> None:
         """Compute `ticket` when its turn comes."""
-        if self.batches is None and not self._waiting and self._in_hand < _IN_HAND:
+        room = _IN_HAND if self.batches is None else 1
+        waits_for_company = self.batches is not None and self.batches.delay_ns > 0
+        if not self._waiting and self._in_hand < room and not waits_for_company:
             self._give([ticket])
             return
         if not self._waiting:
@@ -141,10 +145,10 @@ class Lane(Generic[T, R]):
         self._computing += len(tickets)
 
         def work() -> Sequence[R | Exception]:
+            if all(one.deadline_ns is None for one in tickets):
+                return self._compute(tickets)
             now_ns = time.perf_counter_ns()
             late = [one.deadline_ns is not None and one.deadline_ns <= now_ns for one in tickets]
-            if not any(late):
-                return self._compute(tickets)
             timely = [one for one, is_late in zip(tickets, late, strict=True) if not is_late]
             results = iter(self._compute(timely) if timely else ())
             return [Expired() if is_late else next(results) for is_late in late]

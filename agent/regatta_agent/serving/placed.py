@@ -7,20 +7,23 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from regatta_agent.serving.batching import find_batch, groups_of, is_batchable, joined, split
 from regatta_agent.serving.failover import Failover, Opened, Switch, open_failover
 from regatta_agent.serving.inference import InferRequest, NamedTensor, WantedOutput
-from regatta_agent.serving.interface import ModelInterface, image_input
+from regatta_agent.serving.interface import ModelInterface, body_limit_bytes, image_input
+from regatta_agent.serving.processed import MAX_PROCESSED_BYTES, infer_processed, open_processor
 from regatta_agent.serving.spec import ServeSpec
+from regatta_agent.serving.stacked import infer_stacked
 from regatta_agent.serving.tensors import Array
 from regatta_protocol.codec import decode
 from regatta_protocol.durable import read_bounded
 from regatta_protocol.errors import RegattaError, Rejected
 from regatta_protocol.manifest import MAX_MANIFEST_BYTES, Manifest
+from regatta_protocol.processing import Processing
 from regatta_runtimes.session import Session
 
 __all__ = ["Answer", "PlacedModel", "Serving", "open_placed", "read_labels"]
@@ -36,8 +39,7 @@ class Serving(Session, Protocol):
     def run_together(self, inputs: Sequence[Array], rows: int) -> list[Array]: ...
 
 
-@dataclass(frozen=True)
-class Answer:
+class Answer(NamedTuple):
     """The tensors of an answer with how each is wanted, output 0's class, and where the time went.
 
     `compute_ns` is the runtime's own time, of the whole batch when `batch` rows were computed together; of such, one
@@ -53,11 +55,10 @@ class Answer:
     conclude_ns: int = 0
 
 
-@dataclass(frozen=True)
-class _Prepared:
+class _Prepared(NamedTuple):
     """A request that fits the model."""
 
-    index: int  # among those that came together
+    place: int  # among those that came together
     natives: list[Array]
     real: bool
     wanted: list[tuple[int, WantedOutput]]
@@ -71,8 +72,14 @@ class PlacedModel:
     def __init__(self, session: Serving, interface: ModelInterface, most_rows: int = 1) -> None:
         self._session = session
         self.interface = interface
+        self.processor = open_processor(interface)
         self.most_rows = most_rows  # that are computed together
         self._has_rows = is_batchable(interface.inputs, interface.outputs)
+
+    def body_limit_bytes(self) -> int:
+        """Return how long the body of an infer request may be."""
+        limit = body_limit_bytes(self.interface.inputs)
+        return limit if self.processor.takes_raw else max(limit, MAX_PROCESSED_BYTES)
 
     def infer(self, request: InferRequest) -> Answer:
         """Return the model's answer.
@@ -81,7 +88,23 @@ class PlacedModel:
             Rejected: when the request does not fit the model.
             Retryable: when the runtime fails.
         """
+        if request.processed:
+            return self._processed(request)
+        if request.stacked:
+            return self._stacked(request)
         return self._alone(self._prepare(0, request))
+
+    def _processed(self, request: InferRequest) -> Answer:
+        done = infer_processed(self.processor, self.interface, self._session, request)
+        predicted = self.interface.predicted_class(done.outputs)
+        return Answer(
+            done.tensors, predicted, done.compute_ns, prepare_ns=done.prepare_ns, conclude_ns=done.conclude_ns
+        )
+
+    def _stacked(self, request: InferRequest) -> Answer:
+        wanted = self.interface.wanted(request)
+        outputs, real, compute_ns = infer_stacked(self.interface, self._session, request, self.most_rows)
+        return Answer(self.interface.answer(outputs, wanted, real=real), None, compute_ns)
 
     def infer_together(self, requests: Sequence[InferRequest]) -> list[Answer | Exception]:
         """Return the model's answer to each request, or why there is none.
@@ -92,6 +115,9 @@ class PlacedModel:
         results: dict[int, Answer | Exception] = {}
         prepared: list[_Prepared] = []
         for index, request in enumerate(requests):
+            if request.processed or request.stacked:
+                results[index] = _or_error(partial(self.infer, request))
+                continue
             try:
                 prepared.append(self._prepare(index, request))
             except RegattaError as err:
@@ -124,16 +150,10 @@ class PlacedModel:
                 logger.warning("event=batch_failed rows=%d error=%s", sum(rows), err)
             else:
                 return {
-                    one.index: self._answer(one, part, compute_ns, sum(rows), first=one is group[0])
+                    one.place: self._answer(one, part, compute_ns, sum(rows), first=one is group[0])
                     for one, part in zip(group, parts, strict=True)
                 }
-        return {one.index: self._alone_or_error(one) for one in group}
-
-    def _alone_or_error(self, one: _Prepared) -> Answer | Exception:
-        try:
-            return self._alone(one)
-        except Exception as err:  # noqa: BLE001 - the same; who asked is told, and the log
-            return err
+        return {one.place: _or_error(partial(self._alone, one)) for one in group}
 
     def _answer(
         self, one: _Prepared, outputs: Sequence[Array], compute_ns: int, batch: int, *, first: bool = True
@@ -147,6 +167,13 @@ class PlacedModel:
     def close(self) -> None:
         """Release the runtime."""
         self._session.close()
+
+
+def _or_error(compute: Callable[[], Answer]) -> Answer | Exception:
+    try:
+        return compute()
+    except Exception as err:  # noqa: BLE001 - plug-in code: a runtime may raise anything; who asked is told, and the log
+        return err
 
 
 def read_labels(path: Path | None) -> tuple[str, ...]:
@@ -180,13 +207,24 @@ def open_placed(
     for path in (spec.manifest_path, spec.labels_path, spec.golden_path):
         if path is not None and not path.is_file():
             raise Rejected(f"{path} of {spec.model}:{spec.version} is not there: fetch the version again")
-    image, labels = None, read_labels(spec.labels_path)
+    processing, labels = Processing(), read_labels(spec.labels_path)
     if spec.manifest_path is not None:
-        image = decode(Manifest, read_bounded(spec.manifest_path, MAX_MANIFEST_BYTES), MAX_MANIFEST_BYTES).input
+        manifest = decode(Manifest, read_bounded(spec.manifest_path, MAX_MANIFEST_BYTES), MAX_MANIFEST_BYTES)
+        processing = _processing(manifest)
     failover, opened = open_failover(spec, on_switch, on_slow)
-    image = image or image_input(failover.inputs)
-    interface = ModelInterface(failover.inputs, failover.outputs, labels, image, spec.non_finite)
+    if processing.image is None and processing.audio is None:
+        processing = processing.model_copy(update={"image": image_input(failover.inputs)})
+    interface = ModelInterface(failover.inputs, failover.outputs, labels, processing, spec.non_finite)
     return PlacedModel(failover, interface, _most_rows(spec, failover)), failover, opened
+
+
+def _processing(manifest: Manifest) -> Processing:
+    """Return what the manifest describes; only its picture when the rest is of a newer fleet."""
+    try:
+        return manifest.processing
+    except Rejected as err:
+        logger.warning("event=processing_left_out reason=%s", err)
+        return Processing(image=manifest.input)
 
 
 def _most_rows(spec: ServeSpec, failover: Failover) -> int:

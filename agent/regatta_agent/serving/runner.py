@@ -21,9 +21,9 @@ from regatta_agent.serving.frames import Channel, Kind
 from regatta_protocol.codec import decode, encode
 from regatta_protocol.errors import RegattaError
 from regatta_protocol.manifest import TensorSpec
+from regatta_protocol.parent import die_with_parent
 from regatta_protocol.wire import Wire
 from regatta_runtimes.candidate import Plugin, parse_candidate_id
-from regatta_runtimes.parent import die_with_parent
 from regatta_runtimes.session import Session, open_session
 
 __all__ = ["Opened", "Opening", "main"]

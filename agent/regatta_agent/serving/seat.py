@@ -163,13 +163,16 @@ class Seat:
             self._hold.close()
 
 
-def open_seat(contender: Contender, spec: ServeSpec, signature: Signature | None) -> tuple[Seat, SelfTest]:
+def open_seat(
+    contender: Contender, spec: ServeSpec, signature: Signature | None, *, guarded: bool = False
+) -> tuple[Seat, SelfTest]:
     """Return the contender opened and tested.
 
     Args:
         contender: which one.
         spec: of the worker.
         signature: what the worker's clients see; None: the candidate's own tensors.
+        guarded: run it in a runner also when it computes on the processor.
 
     Raises:
         Rejected: when a file is missing, the runtime or delegate refuses, the self-test fails, or its tensors cannot
@@ -183,7 +186,7 @@ def open_seat(contender: Contender, spec: ServeSpec, signature: Signature | None
         hold = hold_overlay(spec, contender)
         if hold is not None:
             stack.enter_context(hold)
-        session = _open(contender, spec)
+        session = _open(contender, spec, guarded)
         stack.callback(session.close)
         own = Signature(session.inputs, session.outputs)
         if signature is not None and _shapes(own) != _shapes(signature):
@@ -199,10 +202,10 @@ def open_seat(contender: Contender, spec: ServeSpec, signature: Signature | None
     return seat, tested
 
 
-def _open(contender: Contender, spec: ServeSpec) -> Session:
+def _open(contender: Contender, spec: ServeSpec, guarded: bool) -> Session:
     candidate = replace(parse_candidate_id(contender.candidate_id), plugin=contender.plugin)
-    guarded = spec.guarded and contender.candidate_id == spec.candidate_id
-    if not is_guarded(contender.candidate_id, guarded):
+    winner_guarded = spec.guarded and contender.candidate_id == spec.candidate_id
+    if not is_guarded(contender.candidate_id, guarded or winner_guarded):
         return open_session(candidate, contender.variant_path)
     try:
         session = GuardedSession(contender, spec.limits.runner_bytes, spec.limits.open_s)

@@ -34,7 +34,15 @@ from regatta_protocol.errors import Rejected
 
 __all__ = ["Service"]
 
-_EXTENSIONS = ["binary_tensor_data", "classification", "feedback", "schedule_policy", "statistics"]
+_EXTENSIONS = [
+    "binary_tensor_data",
+    "classification",
+    "feedback",
+    "processed",
+    "schedule_policy",
+    "stacked",
+    "statistics",
+]
 _SHARED_MEMORY = "system_shared_memory"
 _MAX_FEEDBACK_BYTES = 16_384
 
@@ -140,6 +148,7 @@ class Service:
         if placed is None:
             return not_ready()
         parameters: dict[str, Any] = {"placement": self._tally.placement.candidate_id}
+        parameters["processing"] = placed.processor.describe()
         if self.degraded is not None:
             parameters["degraded"] = self.degraded
         return json_response(placed.interface.metadata(self._model, self._version, parameters))

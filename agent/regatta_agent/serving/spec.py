@@ -7,7 +7,7 @@ from pathlib import Path
 from pydantic import Field
 
 from regatta_agent.serving.settings import NonFinite, TlsFiles
-from regatta_protocol.errors import Misuse
+from regatta_agent.serving.socketpath import MAX_SOCKET_PATH_BYTES, check_socket_path
 from regatta_protocol.ids import ModelNameField
 from regatta_protocol.measurement import Latency, Power
 from regatta_protocol.wire import Wire
@@ -18,7 +18,6 @@ from regatta_runtimes.power.settings import PowerSettings
 __all__ = ["MAX_SOCKET_PATH_BYTES", "MAX_SPEC_BYTES", "Contender", "ServeLimits", "ServeSpec", "check_socket_path"]
 
 MAX_SPEC_BYTES = 65_536
-MAX_SOCKET_PATH_BYTES = 107  # sun_path of unix(7) is 108 bytes with its closing zero
 
 
 class ServeLimits(Wire):
@@ -63,6 +62,7 @@ class ServeSpec(Wire):
     plugin: Plugin | None = None
     latency: Latency | None = None  # of the candidate in the race
     standbys: tuple[Contender, ...] = Field(default=(), max_length=8)  # who takes over, best first
+    companions: tuple[Contender, ...] = Field(default=(), max_length=3)  # who serves at the same time
     guarded: bool = False  # run the candidate in a process of its own even when it computes on the processor
     resting: str | None = None  # why the first standby serves from the start; the candidate is retried later
     max_slowdown: float = Field(default=3.0, gt=1)
@@ -91,18 +91,4 @@ class ServeSpec(Wire):
         """Return the candidate that shall serve when it can."""
         return Contender(
             candidate_id=self.candidate_id, variant_path=self.variant_path, plugin=self.plugin, latency=self.latency
-        )
-
-
-def check_socket_path(path: Path) -> None:
-    """Do nothing when a socket can be bound at `path`.
-
-    Raises:
-        Misuse: when it is longer than unix(7) allows.
-    """
-    length = len(bytes(path))
-    if length > MAX_SOCKET_PATH_BYTES:
-        raise Misuse(
-            f"the socket path {path} has {length} bytes and a unix socket takes at most {MAX_SOCKET_PATH_BYTES}: "
-            "set a shorter run folder with --run-dir or REGATTA_RUN_DIR"
         )

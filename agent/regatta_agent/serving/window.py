@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from typing import NamedTuple
 
 from regatta_agent.serving.events import WindowClosed
 from regatta_protocol import sketch
@@ -38,9 +39,11 @@ class Stage(StrEnum):
     COMPUTE_OUTPUT = "compute_output"  # making the answer of the model's outputs
 
 
-@dataclass(frozen=True)
-class Timing:
-    """One request: nanoseconds of all of it and of its stages."""
+_STAGES = tuple(Stage)  # to go through an enumeration costs a Python frame for each member
+
+
+class Timing(NamedTuple):
+    """One request: nanoseconds of all of it and of its stages, in the order of `Stage`."""
 
     total_ns: int
     queue_ns: int = 0
@@ -76,8 +79,7 @@ class Totals:
         self.outcomes[outcome] += 1
         if outcome is not Outcome.SUCCESS:
             return
-        times = (timing.total_ns, timing.queue_ns, timing.input_ns, timing.compute_ns, timing.output_ns)
-        for stage, ns in zip(Stage, times, strict=True):
+        for stage, ns in zip(_STAGES, timing, strict=True):
             sketch.add(self.stages[stage], ns / 1000)
             self.sums_ns[stage] += ns
 
@@ -113,9 +115,9 @@ class Tally:
         self.placement = replace(self.placement, candidate_id=candidate_id)
         self._totals.setdefault(candidate_id, Totals())
 
-    def count(self, outcome: Outcome, timing: Timing) -> None:
-        """Count one infer request."""
-        self._totals[self.placement.candidate_id].count(outcome, timing)
+    def count(self, outcome: Outcome, timing: Timing, candidate_id: str | None = None) -> None:
+        """Count one infer request, of the placement or of a companion beside it."""
+        self._of(candidate_id).count(outcome, timing)
         if outcome is Outcome.SUCCESS:
             self.requests += 1
             sketch.add(self._latency_counts, timing.total_ns / 1000)
@@ -123,9 +125,16 @@ class Tally:
             self.requests += 1
             self.errors += 1
 
-    def count_batch(self, rows: int) -> None:
-        """Count one inference of so many rows."""
-        self._totals[self.placement.candidate_id].count_batch(rows)
+    def count_batch(self, rows: int, candidate_id: str | None = None) -> None:
+        """Count one inference of so many rows, of the placement or of a companion beside it."""
+        self._of(candidate_id).count_batch(rows)
+
+    def _of(self, candidate_id: str | None) -> Totals:
+        candidate = candidate_id or self.placement.candidate_id
+        found = self._totals.get(candidate)
+        if found is None:  # not setdefault: making one costs as much as all other counting
+            found = self._totals[candidate] = Totals()
+        return found
 
     def close(self, now: float, feedback: Accuracy | None, power: Power | None) -> WindowClosed:
         """Return the window that ends now, and begin the next."""

@@ -28,13 +28,13 @@ from typing import Any, TypeVar, cast
 from pydantic import BaseModel
 
 from regatta_agent.serving.caretaker import Caretaker
+from regatta_agent.serving.companions import Companions
 from regatta_agent.serving.engine import Engine, Finished
 from regatta_agent.serving.events import Failed, Ready, family_of
 from regatta_agent.serving.failover import Failover, Opened, Switch
 from regatta_agent.serving.feedback import Feedback
 from regatta_agent.serving.http import HttpServer
 from regatta_agent.serving.inferring import Inferences
-from regatta_agent.serving.interface import body_limit_bytes
 from regatta_agent.serving.lane import Batches
 from regatta_agent.serving.listening import Listeners
 from regatta_agent.serving.placed import PlacedModel, open_placed
@@ -47,7 +47,7 @@ from regatta_agent.serving.window import Placement, Tally
 from regatta_protocol.codec import decode
 from regatta_protocol.durable import read_bounded
 from regatta_protocol.errors import Misuse, RegattaError, Rejected, Retryable
-from regatta_runtimes.parent import die_with_parent
+from regatta_protocol.parent import die_with_parent
 from regatta_runtimes.power.finder import open_sensor
 
 __all__ = ["contain", "main"]
@@ -141,9 +141,8 @@ class Worker:
         self._caretaker: Caretaker | None = None
         self._meter = PowerMeter(partial(open_sensor, spec.power), spec.race_power)
         self._regions = Regions() if spec.shared_memory else None
-        self._inferences = Inferences(
-            self._loop, self._engine, self._tally, self._feedback, spec.limits.queue_length, self._regions
-        )
+        self._inferences = Inferences(self._loop, self._tally, self._feedback, spec.limits.queue_length, self._regions)
+        self._companions = Companions(self._loop, spec, self._inferences)
         self._service = Service(
             self._inferences, self._tally, self._feedback, lambda: len(self._server.connections), self._regions
         )
@@ -189,13 +188,13 @@ class Worker:
             raise finished.error
         assert finished.value is not None
         placed, failover, opened = finished.value
-        limit = self._spec.limits.body_bytes or body_limit_bytes(placed.interface.inputs)
+        limit = self._spec.limits.body_bytes or placed.body_limit_bytes()
         self._server.body_limit_bytes = limit
         if self._regions is not None:
             self._regions.limit_bytes = limit
-        self._inferences.placed = placed
-        if placed.most_rows > 1:
-            self._inferences.lane.batches = Batches(placed.most_rows, self._spec.batch_delay_us * 1000)
+        batches = Batches(placed.most_rows, self._spec.batch_delay_us * 1000) if placed.most_rows > 1 else None
+        self._inferences.add(None, placed, self._engine, batches=batches)
+        self._companions.open(failover.signature, placed.interface)
         self._meter.start()
         threading.Thread(target=self._watch_for_end, args=(failover,), name="watch", daemon=True).start()
         self._tally.start = time.time()
@@ -230,6 +229,7 @@ class Worker:
                 wait_s = min(_SWEEP_S, max(0.0, window_ends - self._loop.time()))
                 await asyncio.wait_for(self._stop.wait(), wait_s)
             self._server.sweep()
+            self._companions.sweep()
             await listeners.follow()
             if self._loop.time() >= window_ends:
                 self._close_window()
@@ -315,6 +315,7 @@ class Worker:
         self._meter.stop()
         if self._caretaker is not None:
             self._caretaker.stop(timeout_s=1.0)
+        self._companions.close(timeout_s=1.0)
         if self._engine.stop(timeout_s=1.0) and self._inferences.placed is not None:
             self._inferences.placed.close()
         logger.info("event=drained model=%s seconds=%.3f", self._spec.model, self._loop.time() - began)

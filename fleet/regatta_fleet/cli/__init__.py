@@ -26,7 +26,7 @@ _COMMANDS = {
     "init": ("regatta_fleet.cli.server", "init", "Create a fleet: its authority, keys, database and folders."),
     "status": ("regatta_fleet.cli.status", "status", "Show devices, models and rollouts."),
     "events": ("regatta_fleet.cli.status", "events", "Show what happened in the fleet, oldest first."),
-    "model": ("regatta_fleet.cli.model", "model", "Optimize, push, list and show models."),
+    "model": ("regatta_fleet.cli.model", "model", "Optimize, search, push, list and show models."),
     "device": ("regatta_fleet.cli.device", "device", "Enrol, list, show and revoke devices."),
     "policy": ("regatta_fleet.cli.policy", "policy", "Set what groups of devices choose their placements by."),
     "rollout": ("regatta_fleet.cli.rollout", "rollout", "Send a version to devices in waves, and watch its gate."),
@@ -41,7 +41,8 @@ _COMMANDS = {
 # The extra of the distribution that brings a package: a plain install is the agent alone.
 _EXTRAS = {
     **dict.fromkeys(("alembic", "fastapi", "flatbuffers", "jinja2", "rich", "sqlalchemy", "uvicorn"), "fleet"),
-    **dict.fromkeys(("ai_edge_quantizer", "sklearn"), "optimize"),
+    **dict.fromkeys(("ai_edge_quantizer", "sklearn", "yaml"), "optimize"),
+    "torch": "train",
 }
 
 

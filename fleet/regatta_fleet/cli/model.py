@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,8 +10,11 @@ import click
 
 from regatta_fleet import figures
 from regatta_fleet.cli import output, tables
-from regatta_fleet.cli.connection import connected, examples, home_option, json_option, open_client, url_option
+from regatta_fleet.cli.connection import connected, examples, json_option
+from regatta_fleet.cli.described import processing_option, read_described
+from regatta_fleet.cli.optimize import optimize, recipe
 from regatta_fleet.cli.overlay import overlay_options
+from regatta_fleet.cli.search import search
 from regatta_fleet.client import FleetClient
 from regatta_fleet.schemas import BundleDraft
 from regatta_protocol.errors import Rejected
@@ -33,98 +35,12 @@ _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 
 @click.group()
 def model() -> None:
-    """Optimize, push, list and show models."""
+    """Optimize, search, push, list and show models."""
 
 
-@model.command(
-    epilog=examples(
-        "regatta model optimize digits.tflite --data digits.npz --output build/digits",
-        "regatta model optimize vww.tflite --data tune.npz --evaluation test.npz --output build/vww --accuracy-drop 1%",
-        "regatta model optimize kws.tflite --data kws.npz --output build/kws --variants int8,mixed",
-        "regatta model optimize digits.tflite --data digits.npz --output build/digits --name digits  # and push it",
-    )
-)
-@click.argument("source", type=_FILE, metavar="MODEL.tflite")
-@click.option("--data", type=_FILE, required=True, help="Samples: .npz with x, and y where labelled.")
-@click.option(
-    "--output",
-    "output_folder",
-    type=click.Path(file_okay=False, path_type=Path),
-    required=True,
-    help="The bundle's folder.",
-)
-@click.option("--evaluation", type=_FILE, help="Labelled samples to judge by [default: half of --data].")
-@click.option("--labels", type=_FILE, help="Labels, one a line, or INDEX LABEL a line.")
-@click.option("--mean", type=float, help="Of pictures: the model's input is (pixel - mean) * scale.")
-@click.option("--scale", type=float, help="See --mean.")
-@click.option(
-    "--variants",
-    default="standard",
-    show_default=True,
-    metavar="SET|NAMES",
-    help="quick, standard, all, or names with commas between: int8, int8-float-stem, int8-weights, int4-weights, "
-    "float16, int8-dynamic, int8-pruned, mixed.",
-)
-@policy_options
-@click.option("--replace", is_flag=True, help="Put it in place of the bundle that --output holds.")
-@click.option("--name", help="Also push the bundle to the fleet, as this model's next version.")
-@home_option
-@url_option
-@json_option
-def optimize(
-    source: Path,
-    data: Path,
-    output_folder: Path,
-    evaluation: Path | None,
-    labels: Path | None,
-    mean: float | None,
-    scale: float | None,
-    variants: str,
-    replace: bool,
-    name: str | None,
-    home: Path | None,
-    url: str | None,
-    as_json: bool,
-    **options: Any,  # noqa: ANN401 - the policy's options
-) -> None:
-    """Make smaller and faster variants of a float model, and keep those that are accurate enough.
-
-    Writes a bundle and its report to --output: the float original and the variants, each measured beside the original
-    on samples that did not tune it. Variants over the accuracy budget are left out, with the reason in the report.
-
-    The quick set is int8 and int8-pruned (filters taken out, refitted); standard adds int8-weights and float16, which
-    are smaller than float and as accurate, and int8-float-stem, which is faster than int8 where a convolution is over
-    a single channel; all adds int4-weights, int8-dynamic and mixed (a precision for each layer, the fewest bytes
-    within the budget), which are smaller yet and often slower.
-    """
-    from regatta_fleet.bundle import Bundle, BundleSource
-    from regatta_fleet.optimize.pipeline import optimize as run
-    from regatta_fleet.optimize.trials import parse_variants
-
-    known = None if name is None else parse_model_name(name)
-    given = BundleSource(
-        labels=labels,
-        evaluation=evaluation,
-        mean=mean,
-        scale=scale,
-        policy=given_policy(options),
-    )
-    chosen = parse_variants(variants)
-    report = run(source, data, output_folder, given, variants=chosen, progress=say_step(), replace=replace)
-    manifest = None
-    if known is not None:
-        with open_client(home, url) as client:
-            manifest = push_bundle(client, known, Bundle.open(output_folder))
-    if as_json:
-        output.print_json(
-            report if manifest is None else {"report": output.plain(report), "manifest": output.plain(manifest)}
-        )
-        return
-    output.print_table(tables.optimized(report))
-    if manifest is not None:
-        output.line(f"pushed {manifest.ref}", "good")
-    else:
-        output.hint(f"push it: `regatta model push {output_folder} --name NAME`")
+model.add_command(optimize)
+model.add_command(recipe)
+model.add_command(search)
 
 
 @model.command(
@@ -133,6 +49,7 @@ def optimize(
         "regatta model push net.tflite --name net --variant net.onnx",
         "regatta model push int8.tflite --name cats --variant int8_edgetpu.tflite --evaluation cats.npz",
         "regatta model push float.tflite --name vww --mean 127.5 --scale 0.00784314 --objective energy",
+        "regatta model push kws.tflite --name kws --processing kws.toml",
         "regatta model push build/digits --name digits",
         "regatta model push cats.tflite --name cats --overlay dpu --bitstream dpu.bit.bin "
         "--device-tree-overlay dpu.dtbo --overlay-delegate mydpu",
@@ -145,6 +62,7 @@ def optimize(
 @click.option("--variant", "variants", type=_FILE, multiple=True, help="Another file of the same model; may repeat.")
 @click.option("--mean", type=float, help="Of pictures: the model's input is (pixel - mean) * scale.")
 @click.option("--scale", type=float, help="See --mean.")
+@processing_option
 @policy_options
 @overlay_options
 @json_option
@@ -159,6 +77,7 @@ def push(
     variants: tuple[Path, ...],
     mean: float | None,
     scale: float | None,
+    processing: Path | None,
     overlay: OverlaySource | None,
     as_json: bool,
     **options: Any,  # noqa: ANN401 - the policy's options
@@ -173,15 +92,22 @@ def push(
     known = parse_model_name(name)
     policy = given_policy(options).model_dump(exclude_unset=True)
     if source.is_dir():
-        if labels or evaluation or variants or overlay or mean is not None or scale is not None:
+        if any((labels, evaluation, variants, overlay, processing)) or mean is not None or scale is not None:
             raise click.UsageError("a bundle has its labels, evaluation set and input already: give no such option")
         manifest = push_bundle(client, known, Bundle.open(source), policy)
     else:
         given = BundleSource(
-            labels=labels, evaluation=evaluation, variants=variants, mean=mean, scale=scale, overlay=overlay
+            labels=labels,
+            evaluation=evaluation,
+            variants=variants,
+            mean=mean,
+            scale=scale,
+            overlay=overlay,
+            processing=read_described(processing, mean, scale),
         )
         with tempfile.TemporaryDirectory(prefix="regatta-push-") as scratch:
-            bundle = bundle_from_model(source, Path(scratch) / "bundle", given, progress=say_step())
+            with output.steps() as progress:
+                bundle = bundle_from_model(source, Path(scratch) / "bundle", given, progress=progress)
             manifest = push_bundle(client, known, bundle, policy)
     if as_json:
         output.print_json(manifest)
@@ -225,6 +151,7 @@ def show(client: FleetClient, name: str, as_json: bool) -> None:
         ("lineage", " → ".join(manifest.lineage) or "unknown"),
         ("task", manifest.task),
         ("input", _input_words(manifest)),
+        ("result", "not described" if manifest.result is None else manifest.result["kind"]),
         ("overlay", _overlay_words(manifest)),
         ("evaluation", figures.size(manifest.evaluation.size_bytes) if manifest.evaluation else "none"),
         (
@@ -238,6 +165,9 @@ def show(client: FleetClient, name: str, as_json: bool) -> None:
     output.line()
     output.print_table(tables.variants(manifest))
     output.line()
+    if manifest.history:
+        output.print_table(tables.lineage(manifest))
+        output.line()
     output.print_table(tables.model_devices(detail))
 
 
@@ -258,19 +188,6 @@ def push_bundle(client: FleetClient, name: str, bundle: Bundle, policy: dict[str
     return client.create_version(parse_model_name(name), draft)
 
 
-def say_step() -> Callable[[str, float], None]:
-    """Return a listener to a long work's steps that says each once, with its share, on standard error."""
-    last = ""
-
-    def say(message: str, share: float) -> None:
-        nonlocal last
-        if message != last and share < 1:  # what came out is told by the caller
-            output.hint(f"[{share * 100:3.0f} %] {message}")
-            last = message
-
-    return say
-
-
 def _overlay_words(manifest: Manifest) -> str:
     overlay = next((variant.overlay for variant in manifest.variants if variant.overlay is not None), None)
     if overlay is None:
@@ -280,7 +197,10 @@ def _overlay_words(manifest: Manifest) -> str:
 
 
 def _input_words(manifest: Manifest) -> str:
-    picture = manifest.input
+    picture, sound = manifest.input, manifest.processing.audio
+    if sound is not None:
+        each = sound.features_per_frame
+        return f"sound at {sound.sample_rate_hz} Hz, {sound.frames} frames of {each} ({sound.features})"
     if picture is not None:
         return (
             f"picture {picture.height} × {picture.width} × {picture.channels}, "

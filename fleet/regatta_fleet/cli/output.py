@@ -11,7 +11,7 @@ import os
 import shutil
 import sys
 import textwrap
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal, Protocol
@@ -23,8 +23,23 @@ from regatta_fleet import figures
 if TYPE_CHECKING:
     from pydantic import BaseModel
 
-__all__ = ["Cell", "Column", "Meter", "Table", "hint", "line", "meter", "plain", "print_json", "print_table", "render"]
+__all__ = [
+    "Cell",
+    "Column",
+    "Meter",
+    "Progress",
+    "Table",
+    "hint",
+    "line",
+    "meter",
+    "plain",
+    "print_json",
+    "print_table",
+    "render",
+    "steps",
+]
 
+Progress = Callable[[str, float], None]
 Style = Literal["", "good", "bad", "dim", "warn", "heading"]
 _COLORS: dict[Style, str] = {
     "good": "green",
@@ -207,3 +222,39 @@ def meter(label: str, total: int) -> Iterator[Meter]:
                 progress.update(task, advance=amount)
 
         yield _Bar()
+
+
+@contextmanager
+def steps() -> Iterator[Progress]:
+    """Give a listener to a long work's steps, with their share in [0, 1]: a bar on a terminal, else a line a step."""
+    if not sys.stderr.isatty():
+        yield _step_lines()
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
+
+    columns = (BarColumn(), TaskProgressColumn(), TimeElapsedColumn(), TextColumn("{task.description}", markup=False))
+    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+        task = progress.add_task("", total=1.0)
+        reached = 0.0
+
+        def show(message: str, share: float) -> None:
+            nonlocal reached
+            reached = max(reached, share)  # a step's own share counts from its beginning
+            progress.update(task, description=figures.printable(message), completed=reached)
+
+        yield show
+
+
+def _step_lines() -> Progress:
+    last = ""
+    reached = 0.0
+
+    def say(message: str, share: float) -> None:
+        nonlocal last, reached
+        reached = max(reached, share)
+        if message != last and share < 1:  # what came out is told by the caller
+            hint(f"[{reached * 100:3.0f} %] {message}")
+            last = message
+
+    return say

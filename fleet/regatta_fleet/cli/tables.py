@@ -27,7 +27,7 @@ from regatta_runtimes.policy_options import options_text
 from regatta_runtimes.report import ranked
 
 if TYPE_CHECKING:
-    from regatta_fleet.optimize.report import OptimizeReport
+    from regatta_fleet.optimize.report import OptimizeReport, VariantReport
 
 __all__ = [
     "board_facts",
@@ -35,6 +35,7 @@ __all__ = [
     "devices",
     "events",
     "few",
+    "lineage",
     "model_devices",
     "models",
     "optimized",
@@ -46,6 +47,7 @@ __all__ = [
     "waves",
 ]
 
+_SHORT = 12  # characters of a digest
 _FAILED = {InstallState.FAILED, InstallState.ROLLED_BACK}
 _ROLLOUT_STYLES: dict[RolloutState, Style] = {
     RolloutState.RUNNING: "",
@@ -269,7 +271,7 @@ def optimized(report: OptimizeReport) -> Table:
                 Cell(variant.name, style),
                 figures.size(variant.size_bytes),
                 figures.ratio(size_ratio),
-                figures.accuracy(variant.accuracy),
+                _accuracy_cell(variant),
                 figures.latency(variant.latency.p50_us if variant.latency else None),
                 figures.ratio(latency_ratio),
                 Cell(verdict, style),
@@ -288,6 +290,33 @@ def optimized(report: OptimizeReport) -> Table:
         tuple(rows),
         title=f"{report.source}, optimized in {report.duration_s:.1f} s",
         notes=(f"{report.recommended}: {report.why}", f"bundle and report in {report.bundle}"),
+    )
+
+
+def _accuracy_cell(variant: VariantReport) -> str:
+    return figures.accuracy(variant.accuracy) if variant.score is None else f"{100 * variant.score:.2f} % (hook)"
+
+
+def lineage(manifest: Manifest | BundleDraft) -> Table:
+    """Return the steps that made the version: what went in and what came out, by the beginning of digests."""
+    rows = []
+    for number, step in enumerate(manifest.history, start=1):
+        inputs = ", ".join(f"{name} {digest[:_SHORT]}" for name, digest in step.inputs.items())
+        outputs = ", ".join(f"{name} {digest[:_SHORT]}" for name, digest in step.outputs.items())
+        rows.append((str(number), step.step, inputs, outputs or "nothing", "; ".join(step.words)))
+    seeds = sorted({step.seed for step in manifest.history})
+    tools = sorted({f"{name} {version}" for step in manifest.history for name, version in step.tools.items()})
+    return Table(
+        (
+            Column("STEP", right=True),
+            Column("WHAT"),
+            Column("OF", leave_out=2),
+            Column("MADE", leave_out=1),
+            Column("HOW", wide=True),
+        ),
+        tuple(rows),
+        title="Lineage",
+        notes=(f"seed {', '.join(map(str, seeds))}; {', '.join(tools) or 'no tools'}",),
     )
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from regatta_protocol.errors import Rejected
 from regatta_protocol.ids import DeviceId, parse_device_id
 
-__all__ = ["Member", "resolve"]
+__all__ = ["Member", "is_for_group", "resolve"]
 
 _GROUP_PREFIX = "group:"
 
@@ -19,6 +19,11 @@ class Member:
 
     device: DeviceId
     group: str
+
+
+def is_for_group(to: Sequence[str], group: str) -> bool:
+    """Return whether the rollout is for every device of the group, those that come later included."""
+    return "all" in to or f"{_GROUP_PREFIX}{group}" in to
 
 
 def resolve(to: Sequence[str], members: Collection[Member]) -> tuple[DeviceId, ...]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +21,7 @@ __all__ = [
     "add_rollout",
     "find_open",
     "get_rollout",
+    "list_completed",
     "list_observed",
     "list_rollouts",
     "previous_versions",
@@ -38,6 +40,7 @@ class RolloutRow:
     rollout: Rollout
     trial_s: float
     created_at: float
+    to: tuple[str, ...] = ()  # whom it is for, as asked; () when that is not known
 
 
 def add_rollout(tx: Connection, row: RolloutRow) -> None:
@@ -51,6 +54,7 @@ def add_rollout(tx: Connection, row: RolloutRow) -> None:
             state=str(rollout.state),
             reason=rollout.reason,
             gate=encode(rollout.gate).decode(),
+            targets=json.dumps(row.to),
             trial_s=row.trial_s,
             created_at=row.created_at,
             finished_at=rollout.finished_at,
@@ -97,7 +101,21 @@ def get_rollout(tx: Connection, rollout: str) -> RolloutRow | None:
         ),
         row.trial_s,
         row.created_at,
+        tuple(json.loads(row.targets)),
     )
+
+
+def list_completed(tx: Connection, model: ModelName) -> Iterator[RolloutRow]:
+    """Yield the model's completed rollouts, the last one first."""
+    query = (
+        select(rollouts.c.id)
+        .where(rollouts.c.model == model, rollouts.c.state == str(RolloutState.COMPLETED))
+        .order_by(rollouts.c.finished_at.desc(), rollouts.c.id)
+    )
+    for identifier in tx.execute(query).scalars().all():
+        row = get_rollout(tx, identifier)
+        if row is not None:
+            yield row
 
 
 def list_rollouts(tx: Connection, *, only_open: bool = False, limit: int = 100) -> tuple[RolloutRow, ...]:

@@ -134,6 +134,7 @@ rollouts = Table(
     Column("state", String(16), nullable=False, index=True),
     Column("reason", Text),
     Column("gate", Text, nullable=False),  # GateConfig
+    Column("targets", Text, nullable=False, server_default="[]"),  # RolloutRequest.to
     Column("trial_s", Float, nullable=False),
     Column("created_at", Float, nullable=False, index=True),
     Column("finished_at", Float),

@@ -25,7 +25,7 @@ import click
 from regatta_fleet import figures
 from regatta_fleet.cli import output, tables
 from regatta_fleet.cli.connection import open_client
-from regatta_fleet.cli.model import push_bundle, say_step
+from regatta_fleet.cli.model import push_bundle
 from regatta_fleet.cli.rollout import follow, story
 from regatta_fleet.client import FleetClient
 from regatta_fleet.demo.document import device_document, race_of, rollout_document, served_model, variants_document
@@ -219,7 +219,8 @@ def _optimize(stage: Stage) -> Bundle:
     folder = stage.folder / "bundle-1"
     source = BundleSource(labels=digits.LABELS, evaluation=evaluation(stage.evaluation))
     samples, chosen = calibration(stage.folder / "calibration.npz"), VARIANT_SETS["quick"]
-    optimize(digits.MODEL, samples, folder, source, variants=chosen, progress=say_step())
+    with output.steps() as progress:
+        optimize(digits.MODEL, samples, folder, source, variants=chosen, progress=progress)
     return Bundle.open(folder)
 
 
@@ -230,7 +231,8 @@ def _damaged_bundle(stage: Stage) -> Bundle:
 
     model = damaged_copy(digits.MODEL, stage.folder / "digits_damaged.tflite")
     source = BundleSource(labels=digits.LABELS, evaluation=stage.evaluation)
-    return bundle_from_model(model, stage.folder / "bundle-2", source, progress=say_step())
+    with output.steps() as progress:
+        return bundle_from_model(model, stage.folder / "bundle-2", source, progress=progress)
 
 
 def _enroll(stage: Stage, fleet: FleetClient, device: DeviceId) -> None:

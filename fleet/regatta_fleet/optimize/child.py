@@ -1,16 +1,12 @@
 """The child process of `steps.py`: `python -m regatta_fleet.optimize.child SPEC ANSWER PARENT MEMORY`.
 
-It runs one step and writes one `StepResult` to ANSWER. What the libraries print goes to the parent's log. It dies with
-its parent, and by the kernel's hand when it takes more address space than MEMORY bytes.
+It runs one step and writes one `StepResult` to ANSWER. What the libraries print goes to the parent's log. Its limits
+are those of `process`.
 """
 
 from __future__ import annotations
 
-import ctypes
 import importlib.util
-import os
-import resource
-import signal
 import sys
 from collections import Counter
 from pathlib import Path
@@ -20,6 +16,7 @@ import numpy.typing as npt
 
 from regatta_fleet.optimize.cost import count_macs, count_weights
 from regatta_fleet.optimize.model_file import ModelTree, check_float, model_bytes, read_model, write_model
+from regatta_fleet.optimize.process import serve
 from regatta_fleet.optimize.quantize.layers import Layer, stem_layers
 from regatta_fleet.optimize.quantize.schemes import SCHEMES
 from regatta_fleet.optimize.report import LayerReport
@@ -37,36 +34,20 @@ from regatta_fleet.optimize.steps import (
     Step,
     StepResult,
 )
-from regatta_protocol.codec import MAX_INFLATED_BYTES, decode, encode
-from regatta_protocol.durable import read_bounded, write_durably
-from regatta_protocol.errors import Misuse, Rejected, Retryable
+from regatta_protocol.durable import write_durably
+from regatta_protocol.errors import Misuse, Rejected
 
 __all__ = ["main"]
 
-_PR_SET_PDEATHSIG = 1  # prctl(2)
 _MAX_NAME = 128
 _MAX_TUNING_SAMPLES = 512  # bounds the time; ranges and refits settle long before
 
 
 def main(arguments: list[str]) -> int:
     """Run the step; 0 when an answer was written."""
-    spec, answer, parent, memory_bytes = Path(arguments[0]), Path(arguments[1]), int(arguments[2]), int(arguments[3])
-    _tie_to(parent)
-    resource.setrlimit(resource.RLIMIT_AS, (memory_bytes, memory_bytes))
-    step = decode(Spec, read_bounded(spec, MAX_INFLATED_BYTES), MAX_INFLATED_BYTES).step
-    try:
-        result = _run(step)
-    except Rejected as err:
-        result = StepResult(family="rejected", reason=str(err))
-    except (Retryable, OSError) as err:
-        result = StepResult(family="retryable", reason=str(err))
-    except Misuse as err:
-        result = StepResult(family="misuse", reason=str(err))
-    except MemoryError:
-        reason = f"step {step.kind} of {step.model} needs over {memory_bytes >> 30} GiB: give fewer samples"
-        result = StepResult(family="rejected", reason=reason)
-    write_durably(answer, encode(result, MAX_INFLATED_BYTES))
-    return 0
+    return serve(
+        arguments, Spec, lambda spec: _run(spec.step), lambda spec: f"step {spec.step.kind} of {spec.step.model}"
+    )
 
 
 def _run(step: Step) -> StepResult:
@@ -187,13 +168,6 @@ def _answers(step: Answers) -> StepResult:
 
 def _cost(model: ModelTree) -> ModelCost:
     return ModelCost(macs=count_macs(model), weights=count_weights(model))
-
-
-def _tie_to(parent: int) -> None:
-    """Have the kernel end this process when its parent ends."""
-    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent:  # it ended before the call
-        sys.exit(1)
 
 
 if __name__ == "__main__":

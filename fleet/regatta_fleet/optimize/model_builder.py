@@ -14,7 +14,7 @@ import numpy as np
 
 from regatta_fleet.optimize.model_file import Array, ModelTree, normalize, schema
 
-__all__ = ["ModelBuilder"]
+__all__ = ["Activation", "ModelBuilder"]
 
 Activation = Literal["NONE", "RELU", "RELU6"]
 Padding = Literal["SAME", "VALID"]
@@ -65,7 +65,7 @@ class ModelBuilder:
         options.padding = getattr(schema.Padding, padding)
         options.fusedActivationFunction = getattr(schema.ActivationFunctionType, activation)
         inputs = [source, self.constant(f"{name}/weights", weights), self.constant(f"{name}/bias", bias)]
-        return self._operator("CONV_2D", inputs, name, shape, options)
+        return self.operator("CONV_2D", inputs, name, shape, options)
 
     def depthwise(
         self, name: str, source: int, weights: Array, bias: Array, shape: Sequence[int], *,
@@ -78,22 +78,30 @@ class ModelBuilder:
         options.depthMultiplier = 1
         options.fusedActivationFunction = getattr(schema.ActivationFunctionType, activation)
         inputs = [source, self.constant(f"{name}/weights", weights), self.constant(f"{name}/bias", bias)]
-        return self._operator("DEPTHWISE_CONV_2D", inputs, name, shape, options)
+        return self.operator("DEPTHWISE_CONV_2D", inputs, name, shape, options)
 
     def pool(
-        self, name: str, source: int, shape: Sequence[int], *, size: int, kind: Literal["MAX", "AVERAGE"] = "MAX"
+        self,
+        name: str,
+        source: int,
+        shape: Sequence[int],
+        *,
+        size: int | tuple[int, int],
+        kind: Literal["MAX", "AVERAGE"] = "MAX",
     ) -> int:
-        """Add a pooling over windows of size × size that do not overlap."""
+        """Add a pooling over windows of `size` (height and width; one number for both) that do not overlap."""
         options = schema.Pool2DOptionsT()
-        options.filterHeight = options.filterWidth = options.strideH = options.strideW = size
+        height, width = (size, size) if isinstance(size, int) else size
+        options.filterHeight = options.strideH = height
+        options.filterWidth = options.strideW = width
         options.padding = schema.Padding.VALID
-        return self._operator(f"{kind}_POOL_2D", [source], name, shape, options)
+        return self.operator(f"{kind}_POOL_2D", [source], name, shape, options)
 
     def reshape(self, name: str, source: int, shape: Sequence[int]) -> int:
         """Add RESHAPE."""
         options = schema.ReshapeOptionsT()
         options.newShape = list(shape)
-        return self._operator(
+        return self.operator(
             "RESHAPE", [source, self.constant(f"{name}/shape", np.array(shape, np.int32))], name, shape, options
         )
 
@@ -101,11 +109,21 @@ class ModelBuilder:
         """Add ADD of two tensors of one shape."""
         options = schema.AddOptionsT()
         options.fusedActivationFunction = getattr(schema.ActivationFunctionType, activation)
-        return self._operator("ADD", [left, right], name, shape, options)
+        return self.operator("ADD", [left, right], name, shape, options)
+
+    def multiply(self, name: str, left: int, right: int, shape: Sequence[int]) -> int:
+        """Add MUL of two tensors, of one shape or by channel."""
+        return self.operator("MUL", [left, right], name, shape, schema.MulOptionsT())
+
+    def concatenate(self, name: str, sources: Sequence[int], shape: Sequence[int], *, axis: int = -1) -> int:
+        """Add CONCATENATION along an axis, of the channels unless another is given."""
+        options = schema.ConcatenationOptionsT()
+        options.axis = axis
+        return self.operator("CONCATENATION", sources, name, shape, options)
 
     def relu(self, name: str, source: int, shape: Sequence[int]) -> int:
         """Add RELU by itself."""
-        return self._operator("RELU", [source], name, shape, None)
+        return self.operator("RELU", [source], name, shape, None)
 
     def dense(
         self, name: str, source: int, weights: Array, bias: Array, shape: Sequence[int], *,
@@ -115,13 +133,13 @@ class ModelBuilder:
         options = schema.FullyConnectedOptionsT()
         options.fusedActivationFunction = getattr(schema.ActivationFunctionType, activation)
         inputs = [source, self.constant(f"{name}/weights", weights), self.constant(f"{name}/bias", bias)]
-        return self._operator("FULLY_CONNECTED", inputs, name, shape, options)
+        return self.operator("FULLY_CONNECTED", inputs, name, shape, options)
 
     def softmax(self, name: str, source: int, shape: Sequence[int]) -> int:
         """Add SOFTMAX over the last axis."""
         options = schema.SoftmaxOptionsT()
         options.beta = 1.0
-        return self._operator("SOFTMAX", [source], name, shape, options)
+        return self.operator("SOFTMAX", [source], name, shape, options)
 
     def finish(self, outputs: Sequence[int]) -> ModelTree:
         """Return the model with these outputs and a signature."""
@@ -138,9 +156,10 @@ class ModelBuilder:
         self._graph.tensors.append(tensor)
         return len(self._graph.tensors) - 1
 
-    def _operator(
+    def operator(
         self, kind: str, inputs: Sequence[int], name: str, shape: Sequence[int], options: object | None
     ) -> int:
+        """Add an operator by its name in the schema, with the object of its options there."""
         code = getattr(schema.BuiltinOperator, kind)
         codes = [entry.builtinCode for entry in self._model.operatorCodes]
         if code not in codes:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pydantic import Field
 
+from regatta_protocol.manifest import LineageStep
 from regatta_protocol.measurement import Accuracy, CandidateResult, Latency
 from regatta_protocol.wire import Wire
 
@@ -30,6 +31,7 @@ class VariantReport(Wire):
     steps: tuple[str, ...]
     size_bytes: int | None = None  # None for one that was refused before it was quantized
     accuracy: Accuracy | None = None  # on the evaluation samples
+    score: float | None = None  # by the user's own metric (the hook evaluate), which then decides
     lost: int | None = None  # answers right in float and wrong here
     gained: int | None = None
     p_value: float | None = None  # McNemar's exact test of lost against gained
@@ -37,6 +39,7 @@ class VariantReport(Wire):
     latency: Latency | None = None
     macs: int | None = None
     runs: tuple[CandidateResult, ...] = ()  # in each runtime that this machine has
+    requires: str | None = None  # the delegate without which it does not run: measured on devices only
     layers: tuple[LayerReport, ...] = ()  # those with weights, where quantization chose for them
 
 
@@ -56,6 +59,9 @@ class OptimizeReport(Wire):
     max_accuracy_drop: float
     duration_s: float
     machine: str
+    recipe: str | None = None  # what was followed, in words
+    history: tuple[LineageStep, ...] = ()
+    plots: tuple[str, ...] = ()  # files beside the report
 
     def variant(self, name: str) -> VariantReport:
         """Return an accepted variant by its name."""
@@ -95,11 +101,33 @@ def markdown(report: OptimizeReport) -> str:
     if refused:
         lines += ["", "Refused:", ""]
         lines += [f"- {variant.name} ({'; '.join(variant.steps)}): {variant.reason}" for variant in refused]
+    lines += _lineage(report)
+    for name in report.plots:
+        lines += ["", f"![accuracy against size and latency]({name})"]
     return "\n".join(lines) + "\n"
+
+
+def _lineage(report: OptimizeReport) -> list[str]:
+    if not report.history:
+        return []
+    lines = [
+        "",
+        f"Lineage, by {report.recipe}:",
+        "",
+        "| step | key | parameters | tools | files |",
+        "|---|---|---|---|---|",
+    ]
+    for step in report.history:
+        tools = ", ".join(f"{name} {version}" for name, version in step.tools.items())
+        files = ", ".join(f"{name} {digest[:12]}" for name, digest in step.outputs.items())
+        lines.append(f"| {step.step} | {step.key[:12]} | `{step.parameters.replace('|', '/')}` | {tools} | {files} |")
+    return lines
 
 
 def _row(variant: VariantReport, original: VariantReport) -> str:
     accuracy = "unknown" if variant.accuracy is None else f"{variant.accuracy.value:.4f}"
+    if variant.score is not None:
+        accuracy = f"{variant.score:.4f} (hook)"
     changed = "–" if variant.lost is None or variant is original else f"{variant.lost} / {variant.gained}"
     noise = "–" if variant.snr_db is None or variant is original else f"{variant.snr_db:.1f} dB"
     p50 = ratio = "unknown"

@@ -36,6 +36,11 @@ class Samples:
         """Return the samples where `places` [n] holds."""
         return Samples(self.x[places], None if self.y is None else self.y[places])
 
+    def joined(self, other: Samples) -> Samples:
+        """Return these and the others after them; labels where both have them."""
+        labels = None if self.y is None or other.y is None else np.concatenate([self.y, other.y])
+        return Samples(np.concatenate([self.x, other.x]), labels)
+
 
 def read_samples(path: Path) -> Samples:
     """Return the samples in the `.npz` file.

@@ -1,26 +1,18 @@
 """The steps of an optimization that run models: each in a child process, since a model is code.
 
-A crash, a hang or memory without end in a runtime ends the child and becomes an error that names the step. This module
-is the typed front: it imports no runtime. `child.py` is what runs.
+A crash, a hang or memory without end in a runtime ends the child and becomes an error that names the step (`process`).
+This module is the typed front: it imports no runtime. `child.py` is what runs.
 """
 
 from __future__ import annotations
 
-import os
-import signal
-import subprocess
-import sys
-import tempfile
-from pathlib import Path
 from typing import Literal
 
 from pydantic import Field
 
+from regatta_fleet.optimize.process import DEFAULT_MEMORY_BYTES, ChildAnswer, run_module
 from regatta_fleet.optimize.quantize.schemes import Scheme
 from regatta_fleet.optimize.report import LayerReport
-from regatta_protocol.codec import MAX_INFLATED_BYTES, decode, encode
-from regatta_protocol.durable import read_bounded
-from regatta_protocol.errors import Misuse, Rejected, Retryable
 from regatta_protocol.wire import Wire
 
 __all__ = [
@@ -37,11 +29,6 @@ __all__ = [
     "StepResult",
     "run_step",
 ]
-
-_MAX_LOG_BYTES = 4096
-# The least-squares problems here are many and small: with two OpenBLAS threads, pruning digits took 2.0 s, not 1.4.
-_ONE_THREAD = {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
-_MEMORY_BYTES = 8 * 1024**3  # address space of a child, most of it reserved and never touched
 
 
 class Check(Wire):
@@ -134,17 +121,15 @@ class Made(Wire):
     reason: str | None = None
 
 
-class StepResult(Wire):
-    """What the child answers. `family` is set when it failed."""
+class StepResult(ChildAnswer):
+    """What the child answers."""
 
-    family: Literal["rejected", "retryable", "misuse"] | None = None
-    reason: str | None = None
     cost: ModelCost | None = None
     made: tuple[Made, ...] = ()
     attempts: tuple[Attempt, ...] = ()
 
 
-def run_step(step: Step, *, timeout_s: float = 120.0) -> StepResult:
+def run_step(step: Step, *, timeout_s: float = 120.0, memory_bytes: int = DEFAULT_MEMORY_BYTES) -> StepResult:
     """Return what the step said; its files are written.
 
     Raises:
@@ -152,59 +137,12 @@ def run_step(step: Step, *, timeout_s: float = 120.0) -> StepResult:
         Retryable: when it could not be done now (disk full).
         Misuse: when something is not installed.
     """
-    with tempfile.TemporaryDirectory(prefix="regatta-step-") as folder:
-        spec, answer, log = (Path(folder) / name for name in ("spec.json", "answer.json", "log"))
-        spec.write_bytes(encode(Spec(step=step), MAX_INFLATED_BYTES))
-        command = [sys.executable, "-m", "regatta_fleet.optimize.child", str(spec), str(answer)]
-        command += [str(os.getpid()), str(_MEMORY_BYTES)]
-        with log.open("wb") as out:
-            child = subprocess.Popen(
-                command,
-                stdin=subprocess.DEVNULL,
-                stdout=out,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-                env={**_ONE_THREAD, **os.environ},
-            )
-            try:
-                code = child.wait(timeout_s)
-            except subprocess.TimeoutExpired as err:
-                raise Rejected(f"step {step.kind} of {step.model} took over {timeout_s:.0f} s and was ended") from err
-            finally:
-                _end(child)
-        if not answer.is_file():
-            raise Rejected(f"step {step.kind} of {step.model} {_ending(code)}: {_tail(log)}")
-        result = decode(StepResult, read_bounded(answer, MAX_INFLATED_BYTES), MAX_INFLATED_BYTES)
-    _raise_for(result)
-    return result
-
-
-def _raise_for(result: StepResult) -> None:
-    if result.family == "rejected":
-        raise Rejected(result.reason or "the step was refused")
-    if result.family == "retryable":
-        raise Retryable(result.reason or "the step failed for now")
-    if result.family == "misuse":
-        raise Misuse(result.reason or "the step cannot run here")
-
-
-def _end(child: subprocess.Popen[bytes]) -> None:
-    """End the child and whatever it started."""
-    try:
-        os.killpg(child.pid, signal.SIGKILL)
-    except (ProcessLookupError, PermissionError):
-        return
-    finally:
-        child.wait()
-
-
-def _ending(code: int) -> str:
-    if code < 0:
-        return f"crashed with signal {signal.Signals(-code).name}"
-    return f"ended with status {code}"
-
-
-def _tail(log: Path) -> str:
-    data = log.read_bytes()[-_MAX_LOG_BYTES:]
-    lines = [line for line in data.decode(errors="replace").splitlines() if line.strip()]
-    return lines[-1][:400] if lines else "it said nothing"
+    what = f"step {step.kind} of {step.model}"
+    return run_module(
+        "regatta_fleet.optimize.child",
+        Spec(step=step),
+        StepResult,
+        what=what,
+        timeout_s=timeout_s,
+        memory_bytes=memory_bytes,
+    )

@@ -26,22 +26,29 @@ from regatta_protocol.manifest import Policy
 __all__ = [
     "PRUNING_SHARES",
     "VARIANT_SETS",
+    "TrainedName",
     "Trial",
     "VariantName",
     "Work",
+    "answer",
     "check_model",
     "make_trials",
     "parse_variants",
+    "quantize_pruned",
+    "split_off",
 ]
 
 Floats = npt.NDArray[np.float32]
 Progress = Callable[[str, float], None]
-VariantName = Literal[Scheme, "int8-pruned", "mixed"]
+Untrained = Literal[Scheme, "int8-pruned", "mixed"]
+TrainedName = Literal["int8-distilled", "int8-trained", "int4-trained", "sparse"]  # these need PyTorch
+VariantName = Literal[Untrained, TrainedName]
 
 VARIANT_SETS: dict[str, tuple[VariantName, ...]] = {
     "quick": ("int8", "int8-pruned"),
     "standard": ("int8", "int8-float-stem", "int8-pruned", "int8-weights", "float16"),
-    "all": get_args(VariantName),
+    "all": get_args(Untrained),
+    "trained": get_args(VariantName),
 }
 _SEARCH_S = 600.0  # two files a layer and one a step; KWS with ten layers takes 1 s, deep networks minutes
 
@@ -61,6 +68,8 @@ class Trial:
     macs: int | None = None
     refused: str | None = None
     layers: tuple[LayerReport, ...] = ()
+    score: float | None = None  # by the user's own metric, in [0, 1]
+    requires: str | None = None  # the delegate without which it does not run: not judged here
 
 
 @dataclass
@@ -75,6 +84,7 @@ class Work:
     progress: Progress
     macs: int | None = None  # of the float model
     float_answers: Floats = field(default_factory=lambda: np.zeros((0, 1), np.float32))
+    answers: dict[str, Floats] = field(default_factory=dict)  # by the variant's name, of those that ran
 
     @property
     def normal(self) -> Path:
@@ -93,6 +103,7 @@ class Work:
             if trial.path == self.model:
                 raise
             return replace(trial, refused=str(err))
+        self.answers[trial.name] = answers
         comparison = compare(answers, self.float_answers, self.evaluation.y)
         return replace(trial, comparison=comparison, refused=refusal(comparison, self.policy.max_accuracy_drop))
 
@@ -100,7 +111,18 @@ class Work:
         """Return the variant that a step made, judged; or refused for the step's reason."""
         if made.reason is not None:
             return replace(trial, refused=made.reason)
+        if trial.requires is not None:
+            return replace(trial, layers=made.layers)
         return self.judge(replace(trial, layers=made.layers))
+
+    def judge_score(self, trial: Trial, score: float | None, float_score: float) -> Trial:
+        """Return the variant judged by the user's own metric in place of top-1 accuracy; None: it has no score."""
+        if score is None:
+            return trial
+        allowed, drop, reason = self.policy.max_accuracy_drop, float_score - score, None
+        if drop > allowed + 1e-12:
+            reason = f"scores {score:.4f} by the hook evaluate, float {float_score:.4f}: {allowed:g} less is allowed"
+        return replace(trial, score=score, refused=reason)
 
 
 def parse_variants(text: str) -> tuple[VariantName, ...]:
@@ -112,11 +134,11 @@ def parse_variants(text: str) -> tuple[VariantName, ...]:
     if text in VARIANT_SETS:
         return VARIANT_SETS[text]
     names = tuple(dict.fromkeys(name.strip() for name in text.split(",")))
-    unknown = [name for name in names if name not in VARIANT_SETS["all"]]
+    unknown = [name for name in names if name not in get_args(VariantName)]
     if unknown:
         raise Rejected(
             f"there is no variant {unknown[0]!r}: give {', '.join(VARIANT_SETS)}, or names out of "
-            f"{', '.join(VARIANT_SETS['all'])} with commas between"
+            f"{', '.join(get_args(VariantName))} with commas between"
         )
     return cast("tuple[VariantName, ...]", names)
 
@@ -133,10 +155,14 @@ def check_model(work: Work) -> None:
     work.macs = None if checked.cost is None else checked.cost.macs
 
 
+def answer(work: Work) -> None:
+    """Let the float model answer the evaluation samples, which were checked to fit: all others are compared with it."""
+    work.float_answers = answers_of(work.normal, work.path("evaluation.npz"))
+
+
 def make_trials(work: Work, wanted: Sequence[VariantName]) -> list[Trial]:
     """Return every variant that was tried, float32 first, of a model that was checked."""
     normal = work.normal
-    work.float_answers = answers_of(normal, work.path("evaluation.npz"))
     trials = [work.judge(Trial("float32", work.model, ("as given",), macs=work.macs))]
     schemes = [scheme for scheme in SCHEMES if scheme in wanted]
     if schemes:
@@ -147,6 +173,11 @@ def make_trials(work: Work, wanted: Sequence[VariantName]) -> list[Trial]:
         trials.append(_mixed(work, normal))
     if "int8-pruned" in wanted:
         trials += _pruned(work, normal)
+    trained = [name for name in get_args(TrainedName) if name in wanted]
+    if trained:
+        from regatta_fleet.optimize.train.trials import make_trained  # it builds on this module
+
+        trials += make_trained(work, trained)
     return trials
 
 
@@ -176,13 +207,22 @@ def _mixed(work: Work, normal: Path) -> Trial:
     return work.judge_made(Trial("mixed", path, made.notes, macs=work.macs), made)
 
 
-def _pruned(work: Work, normal: Path) -> list[Trial]:
-    """Return int8-pruned at the greatest share of filters that keeps the accuracy, after those that did not."""
+def split_off(work: Work) -> tuple[Path, Path] | tuple[None, None]:
+    """Write the tuning samples to fit on, and those held back to judge by; None when there are too few."""
     rest = np.arange(len(work.tuning)) % _HELD_BACK == _HELD_BACK - 1
     if not rest.any():
+        return None, None
+    fit, held_back = work.path("fit.npz"), work.path("held-back.npz")
+    write_samples(fit, work.tuning.chosen(~rest))
+    write_samples(held_back, work.tuning.chosen(rest))
+    return fit, held_back
+
+
+def _pruned(work: Work, normal: Path) -> list[Trial]:
+    """Return int8-pruned at the greatest share of filters that keeps the accuracy, after those that did not."""
+    fit, held_back = split_off(work)
+    if fit is None or held_back is None:
         return []
-    write_samples(work.path("fit.npz"), work.tuning.chosen(~rest))
-    write_samples(work.path("held-back.npz"), work.tuning.chosen(rest))
     trials: list[Trial] = []
     left: tuple[float, ...] = PRUNING_SHARES
     while left:
@@ -190,8 +230,8 @@ def _pruned(work: Work, normal: Path) -> list[Trial]:
         path = work.path(f"pruned-{len(left)}.tflite")
         step = Prune(
             model=str(normal),
-            samples=str(work.path("fit.npz")),
-            held_back=str(work.path("held-back.npz")),
+            samples=str(fit),
+            held_back=str(held_back),
             output=str(path),
             shares=left,
             max_drop=work.policy.max_accuracy_drop,
@@ -204,7 +244,7 @@ def _pruned(work: Work, normal: Path) -> list[Trial]:
             steps = (f"{100 * attempt.share:g} % of the filters pruned by reconstruction", *attempt.notes)
             trial = Trial("int8-pruned", path, steps, macs=attempt.cost.macs)
             if attempt.reason is None:
-                trials.append(_pruned_int8(work, trial))
+                trials.append(quantize_pruned(work, trial))
             else:
                 trials.append(replace(trial, refused=f"on samples held back from tuning, {attempt.reason}"))
         if trials[-1].refused is None:
@@ -213,7 +253,8 @@ def _pruned(work: Work, normal: Path) -> list[Trial]:
     return trials
 
 
-def _pruned_int8(work: Work, pruned: Trial) -> Trial:
+def quantize_pruned(work: Work, pruned: Trial) -> Trial:
+    """Return int8 of a pruned float model, judged."""
     path = pruned.path.with_name(f"{pruned.path.stem}-int8.tflite")
     step = Quantize(model=str(pruned.path), samples=str(work.path("tuning.npz")), outputs={"int8": str(path)})
     try:

@@ -16,8 +16,10 @@ from device_rig import Rig
 from regatta_agent.cli import main
 from regatta_agent.cli.commands import COMMANDS, cli
 from regatta_agent.cli.run import run as run_command
+from regatta_agent.cli.status import span
 from regatta_agent.config import AgentConfig, load_config
 from regatta_agent.daemon import OPTIONS, DaemonOptions, daemon_options
+from regatta_agent.status import StateLock
 from regatta_agent.versions import installed_version
 from regatta_protocol import errors
 from regatta_protocol.errors import Misuse
@@ -76,7 +78,8 @@ def test_help_lists_every_command_and_imports_none(capsys: pytest.CaptureFixture
 @pytest.mark.parametrize("name", sorted(set(COMMANDS) - {"infer"}))
 def test_each_command_has_help_with_examples(name: str) -> None:
     """`--help` shows how it is used."""
-    arguments = [name, "check", "--help"] if name == "config" else [name, "--help"]
+    group = {"config": "check", "pipeline": "run"}
+    arguments = [name, group[name], "--help"] if name in group else [name, "--help"]
     result = CliRunner().invoke(cli, arguments)
 
     assert result.exit_code == 0
@@ -174,6 +177,40 @@ def test_flags_come_before_environment_before_file(tmp_path: Path, monkeypatch: 
 
     assert (str(config.state_dir), str(config.run_dir), config.max_attempts) == ("/flag", "/environment", 3)
     assert AgentConfig().max_attempts == 8
+
+
+def test_status_says_for_how_long_the_broker_is_gone(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`offline 3 d`, by a clock that nobody sets; a wait of a clock that was set since is not shown."""
+    rig = Rig(tmp_path)
+    rig.start()
+    rig.fleet.push(1)
+    rig.fleet.assign(1)
+    rig.run(0.0)
+    rig.broker.kill()
+    rig.run(1)
+    rig.loop.record = rig.loop.record.changed(rig.install(1).ref, not_before=4e9)
+    lock = StateLock(rig.config.state_dir)
+    lock.take()
+    now_s = rig.clock.monotonic() + 3 * 86_400.0
+    monkeypatch.setattr("time.monotonic", lambda: now_s)
+    folders = ("--state-dir", str(rig.config.state_dir), "--run-dir", str(rig.config.run_dir))
+
+    _, out, _ = run(capsys, "status", *folders)
+    assert "broker      not connected for 3 d (the broker is gone): it serves what it has" in out
+    assert "(in " not in out
+    _, out, _ = run(capsys, "status", "--json", *folders)
+    assert json.loads(out)["offline_s"] == pytest.approx(3 * 86_400.0, abs=10)
+    lock.release()
+
+
+@pytest.mark.parametrize(
+    ("seconds", "words"), [(0.4, "0 s"), (119.0, "119 s"), (120.0, "2 min"), (7200.0, "2 h"), (3 * 86_400.0, "3 d")]
+)
+def test_a_time_is_told_in_the_largest_unit_that_says_something(seconds: float, words: str) -> None:
+    """Short, and never "1 h" for what may be nearly two."""
+    assert span(seconds) == words
 
 
 def test_a_metered_link_brings_its_own_defaults(tmp_path: Path) -> None:

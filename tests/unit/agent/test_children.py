@@ -7,7 +7,6 @@ import os
 import queue
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from unittest import mock
@@ -72,9 +71,7 @@ def test_kill_ends_the_whole_group(launcher: ProcessLauncher, inbox: queue.Queue
     assert inbox.get(timeout=20) == ChildLine("three", b"up")
     child.kill()
 
-    begun = time.monotonic()
-    assert until_end(inbox)[1].status == -9
-    assert time.monotonic() - begun < 5
+    assert until_end(inbox)[1].status == -9  # well before the sleep of a minute is over
 
 
 def test_a_line_without_end_is_no_memory_leak(

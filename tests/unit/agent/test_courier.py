@@ -30,12 +30,16 @@ class _Broker:
     def stop(self) -> None: ...
 
 
+def courier_of(outbox: Outbox, broker: _Broker, period_s: float) -> Courier:
+    return Courier(outbox, broker, DeviceId("d"), period_s, free_bytes=lambda: 0, full_wait_s=3600.0)
+
+
 def test_a_race_does_not_wait_for_the_period(tmp_path: Path) -> None:
     """The next device of its kind may be about to ask the fleet for its result."""
     broker = _Broker()
     outbox = Outbox(tmp_path / "outbox.sqlite", DeviceId("d"), 1_000_000)
     outbox.open()
-    courier = Courier(outbox, broker, DeviceId("d"), 1000.0)
+    courier = courier_of(outbox, broker, 1000.0)
     window = ServingWindow(model=ModelName("m"), version=1, placement="p", start=0, stop=1, requests=1, errors=0)
     report = RaceReport(model="m", version=1, board=BoardFacts(), candidates=(), reason="none", duration_s=1.0)
     courier.keep(window)
@@ -57,7 +61,7 @@ def test_a_batch_that_cannot_be_forgotten_is_not_sent_again(tmp_path: Path, monk
     broker = _Broker()
     outbox = Outbox(tmp_path / "outbox.sqlite", DeviceId("d"), 1_000_000)
     outbox.open()
-    courier = Courier(outbox, broker, DeviceId("d"), 1.0)
+    courier = courier_of(outbox, broker, 1.0)
     window = ServingWindow(model=ModelName("m"), version=1, placement="p", start=0, stop=1, requests=1, errors=0)
     courier.keep(window)
     courier.flush(1.0, online=True)
@@ -69,6 +73,6 @@ def test_a_batch_that_cannot_be_forgotten_is_not_sent_again(tmp_path: Path, monk
 
     assert len(broker.published) == 1
     monkeypatch.setattr(Outbox, "acknowledge", acknowledge)
-    courier.flush(400.0, online=True)
+    courier.flush(4000.0, online=True)
     assert (len(broker.published), outbox.waiting()) == (1, 0)
     outbox.close()

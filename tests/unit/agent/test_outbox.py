@@ -181,7 +181,7 @@ _ACTS = st.lists(
 )
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(_ACTS, st.sampled_from([1500, 1_000_000]))
 def test_every_request_is_counted_once_whatever_happens(acts: list[tuple[str, int]], max_bytes: int) -> None:
     """Batches lost, repeated, cut off by restarts: what the server adds up is what was served, less what was dropped.
@@ -273,6 +273,16 @@ def test_a_file_that_is_damaged_at_work_is_put_aside(outbox: Outbox, tmp_path: P
 
     assert path.with_suffix(".damaged").exists()
     assert again.waiting() >= 1
+
+
+def test_a_file_that_was_misread_once_is_kept(outbox: Outbox, monkeypatch: pytest.MonkeyPatch) -> None:
+    """SQLite calls a page that could not be read damaged; only a file that is so when opened anew is put aside."""
+    outbox.put(window(1))
+    monkeypatch.setattr(Outbox, "_bind", mock.Mock(side_effect=sqlite3.DatabaseError("malformed")))
+    with pytest.raises(Retryable, match="misread"):
+        outbox.new_batch()
+
+    assert outbox.waiting() == 1
 
 
 def test_a_file_of_an_earlier_agent_is_taken_over(tmp_path: Path) -> None:

@@ -9,10 +9,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from quick_race import quicken_races
 from regatta_agent.cli import main
 from tiny_models import dense_model
 
 pytest.importorskip("matplotlib", reason="the extra [plot] is not installed")
+
+
+@pytest.fixture(autouse=True)
+def _quick_races(monkeypatch: pytest.MonkeyPatch) -> None:
+    quicken_races(monkeypatch)
 
 
 @pytest.fixture

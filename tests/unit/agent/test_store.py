@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import errno
+from contextlib import suppress
 from pathlib import Path
 from random import Random
+from unittest import mock
 
 import pytest
 
+from regatta_agent.core.installs import AgentRecord
 from regatta_agent.errors import WrongBlob
 from regatta_agent.partial import PartialFile
+from regatta_agent.record import RecordFile
 from regatta_agent.store import Store
 from regatta_protocol.codec import encode
-from regatta_protocol.errors import BadDigest, Rejected
+from regatta_protocol.errors import BadDigest, Exhausted, Rejected
 from regatta_protocol.ids import ModelName, ModelRef, digest_of_bytes
 from regatta_protocol.manifest import FileRef, Manifest, TensorSpec, Variant
 
@@ -151,3 +156,53 @@ def test_what_a_kill_leaves_between_two_steps_is_cleared_at_the_next_start(store
 
     assert not record.exists()
     assert {path.name for path in store.partial.iterdir()} == {FILE.digest, f"{FILE.digest}.bits"}
+
+
+@pytest.mark.parametrize("unreadable", [OSError(errno.EIO, "broken"), OSError(errno.EMFILE, "no descriptor")])
+def test_files_of_a_version_whose_manifest_cannot_be_read_are_not_collected(
+    store: Store, monkeypatch: pytest.MonkeyPatch, unreadable: OSError
+) -> None:
+    """Nobody knows then which they are: a lack of descriptors must not cost the running model."""
+    file = partial(store)
+    for index in range(6):
+        file.write(index, piece(index))
+    file.finish()
+    data = encode(manifest())
+    store.put_manifest(ModelRef(ModelName("m"), 1), data, digest_of_bytes(data))
+    monkeypatch.setattr("regatta_agent.store.read_patiently", mock.Mock(side_effect=unreadable))
+    with suppress(Exhausted):
+        store.collect([ModelRef(ModelName("m"), 1)])
+
+    assert store.has(FILE)
+
+
+def test_what_is_left_of_a_finished_download_is_cleared(store: Store) -> None:
+    """Its old name may come back with a power cut, its bits stay when they could not be removed."""
+    store.blob_path(FILE.digest).write_bytes(DATA)
+    for name in (FILE.digest, f"{FILE.digest}.bits"):
+        (store.partial / name).write_bytes(b"old")
+    store.prepare()
+
+    assert list(store.partial.iterdir()) == []
+
+
+def test_the_copy_before_does_not_report_under_a_number_used_since(tmp_path: Path) -> None:
+    """A record raises the sequence by one at most."""
+    records = RecordFile(tmp_path)
+    records.save(AgentRecord(report_sequence=7))
+    records.save(AgentRecord(report_sequence=8))
+    (tmp_path / "record.json").write_bytes(b"{")
+
+    assert records.load().report_sequence == 8
+
+
+def test_a_record_that_cannot_be_opened_for_want_of_descriptors_is_not_forgotten(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The start fails and is tried again: the copy before would be older for nothing."""
+    records = RecordFile(tmp_path)
+    for sequence in (1, 2):
+        records.save(AgentRecord(report_sequence=sequence))
+    monkeypatch.setattr("regatta_agent.record.read_patiently", mock.Mock(side_effect=OSError(errno.EMFILE, "none")))
+    with pytest.raises(Exhausted):
+        records.load()

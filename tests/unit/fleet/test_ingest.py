@@ -99,7 +99,7 @@ def test_a_cleared_retained_message_is_nothing(fleet: SimulatedFleet) -> None:
     assert fleet.ingest.counts == {}
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=150, deadline=None)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=150)
 @given(kind=st.sampled_from(Up), payload=st.binary(max_size=200) | st.text(max_size=100).map(str.encode))
 def test_no_bytes_raise(fleet: SimulatedFleet, kind: Up, payload: bytes) -> None:
     """Whatever they are."""

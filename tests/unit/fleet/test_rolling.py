@@ -11,6 +11,7 @@ from regatta_fleet.database import devices, models, rollouts
 from regatta_fleet.errors import Conflict, NotFound
 from regatta_fleet.schemas import RolloutState, WaveState
 from regatta_protocol.errors import Rejected
+from regatta_protocol.ids import DeviceId
 from regatta_protocol.messages import InstallState, ModelReport
 
 
@@ -47,6 +48,47 @@ def test_a_good_version_goes_through_both_waves(fleet: SimulatedFleet) -> None:
     assert "1 of 1 device committed digits:2" in (detail.reason or "")
 
 
+def test_a_device_that_comes_later_gets_what_its_group_runs(fleet: SimulatedFleet) -> None:
+    """After a rollout at once; during one what ran before, and the new version once it has passed all its gates."""
+    (late,) = fleet.enroll("late")
+    assert fleet.assigned(late)[1] == 1
+    fleet.report(late)
+    fleet.push(2)
+    identifier = fleet.start(2, waves=(0.5, 1.0))
+    (later,) = fleet.enroll("later")
+    assert fleet.assigned(later)[1] == 1
+    for _ in range(3):
+        for device in fleet.outcomes(identifier):
+            if fleet.assigned(device)[1] == 2:
+                fleet.report(device)
+
+    assert fleet.detail(identifier).state is RolloutState.COMPLETED
+    assert fleet.assigned(later)[1] == 2
+    assert "later" not in fleet.outcomes(identifier)
+
+
+def test_a_device_gets_nothing_that_was_for_others(fleet: SimulatedFleet) -> None:
+    """Another group's version, one that was for named devices, one that failed; its own group's goes first."""
+    (lab,) = fleet.enroll("lab-1", group="lab")
+    fleet.push(2)
+    identifier = fleet.start(2, to=("group:lab",), waves=(1.0,))
+    fleet.report(lab)
+    assert fleet.detail(identifier).state is RolloutState.COMPLETED
+    fleet.now += 100
+    fleet.push(3)
+    identifier = fleet.start(3, to=("a",), waves=(1.0,))
+    fleet.report(DeviceId("a"))
+    assert fleet.detail(identifier).state is RolloutState.COMPLETED
+    fleet.now += 100
+    fleet.push(4, accuracy=None)
+    fleet.start(4, waves=(1.0,))
+    for device in ("a", "b", "lab-1"):
+        fleet.report(DeviceId(device), InstallState.ROLLED_BACK, accuracy=0.41, reason="accuracy fell", previous=1)
+
+    assert fleet.assigned(fleet.enroll("c")[0])[1] == 1
+    assert fleet.assigned(fleet.enroll("lab-2", group="lab")[0])[1] == 2
+
+
 def test_a_bad_version_stops_at_the_first_wave_and_goes_back(fleet: SimulatedFleet) -> None:
     """The device went back by itself; the gate says why, and assigns the version before under a higher generation."""
     fleet.push(2, accuracy=None)
@@ -66,9 +108,11 @@ def test_a_bad_version_stops_at_the_first_wave_and_goes_back(fleet: SimulatedFle
     assert detail.finished_at == fleet.now
 
 
-def test_a_device_that_never_ran_the_model_is_compared_with_the_registry(fleet: SimulatedFleet) -> None:
+def test_a_device_that_never_ran_the_model_is_compared_with_the_registry() -> None:
     """Without a figure of its own, the manifest of the version before stands in; going back means: nothing runs."""
+    fleet = SimulatedFleet()
     (new,) = fleet.enroll("new")
+    fleet.push(1)
     fleet.push(2, accuracy=None)
     identifier = fleet.start(2, to=("new",), waves=(1.0,))
     fleet.report(new, InstallState.COMMITTED, accuracy=0.90)

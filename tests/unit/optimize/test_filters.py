@@ -13,13 +13,14 @@ from regatta_fleet.optimize.cost import count_macs
 from regatta_fleet.optimize.model_builder import ModelBuilder
 from regatta_fleet.optimize.model_file import ModelTree, constant, model_bytes, parse_model, read_model, set_constant
 from regatta_fleet.optimize.prune.coupling import Group, channel_groups
-from regatta_fleet.optimize.prune.filters import Criterion, filter_norms, prune_filters
+from regatta_fleet.optimize.prune.filters import Criterion, prune_filters
+from regatta_fleet.optimize.prune.importance import weight_importance
 from regatta_fleet.optimize.prune.patches import layer_patches
 from regatta_fleet.optimize.prune.refit import refit
 from regatta_protocol.errors import Misuse, Rejected
 from regatta_runtimes.score import snr_db
 from shared_data import shared_file
-from tiny_models import Floats, depthwise_chain, normal, plain_chain, residual
+from tiny_models import Floats, branches, depthwise_chain, normal, plain_chain, residual
 
 
 def _outputs(model: ModelTree, samples: Floats) -> Floats:
@@ -51,23 +52,30 @@ def _names(model: ModelTree, tensors: list[int]) -> set[str]:
             [{"stem/bias", "out/bias"}, {"in/bias"}],
             [[1, 16], [1]],
         ),
+        (
+            branches,
+            [{"a/weights"}, {"b/weights"}, {"c/weights"}],
+            [{"a/bias", "w/weights", "w/bias", "m"}, {"b/bias", "w/weights", "w/bias", "m"}, {"c/bias"}],
+            [[1], [1], [4]],
+        ),
     ],
 )
 def test_channels_are_followed(
     build: Callable[[], ModelTree], filters: list[set[str]], followers: list[set[str]], blocks: list[list[int]]
 ) -> None:
-    """Through convolution, depthwise, pooling, relu, flattening into a dense layer, and both sides of ADD."""
+    """Through convolution, depthwise, pooling, relu, flattening into a dense layer, both sides of ADD, and side by side
+    through CONCATENATION."""
     model = build()
 
     groups = _free(model)
 
-    assert [_names(model, [member.tensor for member in group.filters]) for group in groups] == filters
-    assert [_names(model, [member.tensor for member in group.followers]) for group in groups] == followers
-    assert [sorted(consumer.block for consumer in group.consumers) for group in groups] == blocks
+    assert [_names(model, [span.tensor for span in group.filters]) for group in groups] == filters
+    assert [_names(model, [span.tensor for span in group.followers]) for group in groups] == followers
+    assert [sorted(consumer.weights.block for consumer in group.consumers) for group in groups] == blocks
 
 
-@pytest.mark.parametrize("criterion", ["l1", "l2", "reconstruction"])
-@pytest.mark.parametrize(("build", "channels"), [(plain_chain, 1), (depthwise_chain, 2), (residual, 1)])
+@pytest.mark.parametrize("criterion", ["l1", "l2", "geometric-median", "reconstruction"])
+@pytest.mark.parametrize(("build", "channels"), [(plain_chain, 1), (depthwise_chain, 2), (residual, 1), (branches, 2)])
 def test_a_pruned_model_is_valid_and_smaller(
     build: Callable[[], ModelTree], channels: int, criterion: Criterion
 ) -> None:
@@ -84,17 +92,17 @@ def test_a_pruned_model_is_valid_and_smaller(
     assert len(model_bytes(again)) < len(model_bytes(model))
 
 
-@pytest.mark.parametrize(("build", "channels"), [(plain_chain, 1), (depthwise_chain, 2), (residual, 1)])
+@pytest.mark.parametrize(("build", "channels"), [(plain_chain, 1), (depthwise_chain, 2), (residual, 1), (branches, 2)])
 def test_taking_out_dead_filters_changes_nothing(build: Callable[[], ModelTree], channels: int) -> None:
     """Filters and biases of zero with relu say nothing; they must be the ones that go, and nothing else may move."""
     model = build()
     samples = normal(8, *(int(size) for size in model.subgraphs[0].tensors[0].shape[1:]), seed=3, scale=1.0)
     for group in _free(model):
-        for member in group.filters + group.followers:
-            tensor = model.subgraphs[0].tensors[member.tensor]
+        for span in group.filters + group.followers:
+            tensor = model.subgraphs[0].tensors[span.tensor]
             values = constant(model, tensor)
             assert values is not None
-            np.moveaxis(values, member.axis, 0)[[1, 3]] = 0.0
+            np.moveaxis(values, span.axis, 0)[span.start + np.array([1, 3])] = 0.0
             set_constant(model, tensor, values)
 
     pruned = prune_filters(model, 0.34, "l2")
@@ -103,7 +111,7 @@ def test_taking_out_dead_filters_changes_nothing(build: Callable[[], ModelTree],
     assert _outputs(pruned.model, samples) == pytest.approx(_outputs(model, samples), abs=1e-5)
 
 
-@pytest.mark.parametrize(("build", "channels"), [(plain_chain, 1), (depthwise_chain, 2), (residual, 1)])
+@pytest.mark.parametrize(("build", "channels"), [(plain_chain, 1), (depthwise_chain, 2), (residual, 1), (branches, 2)])
 def test_a_refit_brings_outputs_nearer(build: Callable[[], ModelTree], channels: int) -> None:
     model = build()
     shape = tuple(int(size) for size in model.subgraphs[0].tensors[0].shape[1:])
@@ -137,14 +145,14 @@ def test_reconstruction_loses_less_than_norms_on_a_real_model() -> None:
 def test_norms_weigh_layers_alike() -> None:
     model = residual()
     shared = _free(model)[0]
-    for member in shared.filters[:1]:
-        tensor = model.subgraphs[0].tensors[member.tensor]
+    for span in shared.filters[:1]:
+        tensor = model.subgraphs[0].tensors[span.tensor]
         values = constant(model, tensor)
         assert values is not None
-        before = filter_norms(model, shared, "l1")
+        before = weight_importance(model, shared, "l1")
         set_constant(model, tensor, values * 100)
 
-    assert filter_norms(model, shared, "l1") == pytest.approx(before, rel=1e-5)
+    assert weight_importance(model, shared, "l1") == pytest.approx(before, rel=1e-5)
 
 
 def test_one_filter_is_always_kept() -> None:
@@ -205,7 +213,7 @@ def test_layers_with_shared_weights_are_left_alone() -> None:
 
     free = _free(model)
 
-    assert all(not _names(model, [member.tensor for member in group.filters]) & {"in/weights"} for group in free)
+    assert all(not _names(model, [span.tensor for span in group.filters]) & {"in/weights"} for group in free)
 
 
 @pytest.mark.parametrize("stride", [1, 2])

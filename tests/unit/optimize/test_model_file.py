@@ -105,7 +105,7 @@ def test_a_model_that_is_cut_off_is_refused(share: float) -> None:
         parse_model(data[: int(len(data) * share)], "digits")
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(place=st.integers(8, 4000), value=st.integers(0, 255))
 def test_a_damaged_byte_is_refused_or_harmless(place: int, value: int) -> None:
     data = bytearray(model_bytes(plain_chain(2)))

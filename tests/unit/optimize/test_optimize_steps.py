@@ -7,7 +7,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from regatta_fleet.optimize import steps
 from regatta_fleet.optimize.evaluate import answers_of
 from regatta_fleet.optimize.model_file import model_bytes, write_model
 from regatta_fleet.optimize.steps import Answers, Check, Prune, Quantize, Search, run_step
@@ -61,13 +60,13 @@ def test_a_step_that_takes_too_long_is_ended(tmp_path: Path) -> None:
     assert not (tmp_path / "p.tflite").exists()
 
 
-def test_memory_without_end_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_memory_without_end_is_an_error(tmp_path: Path) -> None:
     model = write_tree(tmp_path / "m.tflite", plain_chain())
     samples = write_samples_file(tmp_path / "s.npz", 60_000, 8, 8, 1)
-    monkeypatch.setattr(steps, "_MEMORY_BYTES", 1 << 27)
+    step = Answers(model=str(model), samples=str(samples), output=str(tmp_path / "a.npz"))
 
     with pytest.raises(Rejected, match=r"answers of .*m\.tflite"):
-        run_step(Answers(model=str(model), samples=str(samples), output=str(tmp_path / "a.npz")))
+        run_step(step, memory_bytes=1 << 27)
 
 
 def test_answers_are_real_values(tmp_path: Path) -> None:

@@ -8,7 +8,15 @@ from pathlib import Path
 
 import pytest
 
-from regatta_protocol.durable import read_bounded, remove_durably, rename_durably, sync_folder, write_durably
+from regatta_protocol.durable import (
+    make_folder_durably,
+    read_bounded,
+    read_patiently,
+    remove_durably,
+    rename_durably,
+    sync_folder,
+    write_durably,
+)
 from regatta_protocol.errors import Rejected, StorageFull, TooLarge
 
 
@@ -115,3 +123,35 @@ def _umask() -> int:
     mask = os.umask(0)
     os.umask(mask)
     return mask
+
+
+def test_a_new_folder_s_name_is_synced_into_each_one_above(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else a cut loses what was synced inside; what is there already is not synced again."""
+    synced: list[Path] = []
+    monkeypatch.setattr("regatta_protocol.durable.sync_folder", synced.append)
+    for _ in range(2):
+        make_folder_durably(tmp_path / "a" / "b", mode=0o700)
+
+    assert synced == [tmp_path, tmp_path / "a"]
+    assert (tmp_path / "a" / "b").stat().st_mode & 0o777 == 0o700
+
+
+@pytest.mark.parametrize(("errors", "read"), [(0, True), (2, True), (3, False)])
+def test_an_error_of_the_disk_must_come_thrice(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, errors: int, read: bool
+) -> None:
+    """One may pass; want of descriptors and a file that is not there are told at once."""
+    (tmp_path / "file").write_bytes(b"content")
+    left = [OSError(errno.EIO, "broken")] * errors
+
+    def failing(path: Path, limit_bytes: int) -> bytes:
+        if left:
+            raise left.pop()
+        return read_bounded(path, limit_bytes)
+
+    monkeypatch.setattr("regatta_protocol.durable.read_bounded", failing)
+    if read:
+        assert read_patiently(tmp_path / "file", 100) == b"content"
+    else:
+        with pytest.raises(OSError, match="broken"):
+            read_patiently(tmp_path / "file", 100)

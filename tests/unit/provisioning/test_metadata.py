@@ -183,7 +183,7 @@ def test_a_missing_file_is_asked_for_again(scene: Scene, tmp_path: Path) -> None
         assert fresh.verify(whole).ok
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_no_changed_byte_is_believed(
     scene: Scene, tmp_path_factory: pytest.TempPathFactory, data: st.DataObject

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from paced_backend import Pace, paced_spec
+from quick_race import quicken_races
 from regatta_protocol.codec import decode, encode
 from regatta_protocol.ids import Digest
 from regatta_protocol.measurement import Accuracy, CandidateResult, Outcome, PriorRace, RaceReport
@@ -29,6 +30,11 @@ Forge = Callable[[RaceReport], RaceReport]
 def full(tmp_path_factory: pytest.TempPathFactory) -> RaceReport:
     """Return the neighbor's full race."""
     return run_race(paced_spec(tmp_path_factory.mktemp("neighbor"), PACES))
+
+
+@pytest.fixture(autouse=True)
+def _quick_races(monkeypatch: pytest.MonkeyPatch) -> None:
+    quicken_races(monkeypatch)
 
 
 def _hear(
@@ -74,7 +80,7 @@ def test_what_holds_is_placed_without_a_full_race(tmp_path: Path, full: RaceRepo
     assert here.prior is not None
     assert (here.prior.device, here.prior.placement) == ("neighbor", FAST)
     assert "confirmed: what neighbor measured holds here" in here.reason
-    assert _p50(here.placed()) > 1500
+    assert _p50(here.placed()) >= 2000  # it sleeps for 2 ms
     placed = here.placed()
     assert placed is not None
     assert placed.golden_snr_db is not None
@@ -181,7 +187,7 @@ def test_a_board_that_is_slower_at_everything_confirms(tmp_path: Path, full: Rac
     here = _hear(tmp_path, full, now=slower)
 
     assert here.basis == "confirmed"
-    assert _p50(here.placed()) > 2 * _p50(full.placed())
+    assert _p50(here.placed()) >= 6000  # it sleeps for 6 ms
 
 
 def _program(tmp_path: Path, spec: RaceSpec) -> subprocess.Popen[bytes]:
@@ -224,17 +230,21 @@ def test_the_program_asks_by_a_line_and_hears_by_the_end_of_its_input(
     assert (report.key, report.placement) == (key, FAST)
 
 
-def test_a_real_model_is_confirmed_in_less_time_than_it_is_raced() -> None:
+@pytest.mark.alone
+def test_a_real_model_is_confirmed_in_less_time_than_it_is_raced(monkeypatch: pytest.MonkeyPatch) -> None:
     """MobileNetV2, with the runtimes that are here; a busy machine may race again, but then says so."""
+    monkeypatch.undo()  # a final of whole length is what a confirmation saves
     model = shared_file("coral/mobilenet_v2_1.0_224_quant.tflite")
     spec = RaceSpec.model_validate(
         {"model": "m", "version": 1, "variants": [{"name": "v", "path": str(model)}], "threads": [1]}
     )
     full = run_race(spec, consult=lambda _key: None)
 
-    reports = [run_race(spec, consult=lambda _key: PriorRace(device="a", at=1.0, report=full)) for _ in range(3)]
+    for _ in range(5):
+        report = run_race(spec, consult=lambda _key: PriorRace(device="a", at=1.0, report=full))
+        if report.basis == "confirmed":
+            break
+        assert "raced in full: the race of a does not hold here" in report.reason
 
-    confirmed = [report for report in reports if report.basis == "confirmed"]
-    assert confirmed, [report.reason for report in reports]
-    assert {report.placement for report in confirmed} == {full.placement}
-    assert min(report.duration_s for report in confirmed) < full.duration_s
+    assert (report.basis, report.placement) == ("confirmed", full.placement), report.reason
+    assert report.duration_s < full.duration_s

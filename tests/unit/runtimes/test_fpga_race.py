@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from accelerator import build_delegate
 from emulated_fpga import MANAGER, EmulatedFpga, TreeKernel, build_shim, overlay, shim
 from regatta_agent.serving.events import Degraded, Failed, Ready
 from regatta_agent.serving.spec import Contender, ServeSpec
@@ -20,23 +21,18 @@ from regatta_protocol.measurement import Outcome, RaceReport
 from regatta_runtimes.candidate import Plugin
 from regatta_runtimes.fpga.loader import Fpga
 from regatta_runtimes.fpga.overlay import OverlayFiles
-from regatta_runtimes.golden import write_golden
 from regatta_runtimes.race import RaceSpec, RaceVariant
 from serving_process import ServingProcess
-from tiny_models import unary_model
-
-DELEGATE_SOURCE = Path(__file__).resolve().parents[2] / "delegates" / "test_delegate.c"
+from tiny_models import unary_model, write_abs_golden
 
 
 @pytest.fixture(scope="module")
 def built(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """The shim and the test delegate."""
     folder = tmp_path_factory.mktemp("built")
-    library = build_shim(folder)
-    if library is None:
+    library, delegate = build_shim(folder), build_delegate(folder)
+    if library is None or delegate is None:
         pytest.skip("gcc is not installed, which builds the test delegate and the emulator's library")
-    delegate = folder / "libtest_delegate.so"
-    subprocess.run(["gcc", "-O1", "-shared", "-fPIC", "-o", delegate, DELEGATE_SOURCE, "-lm"], check=True, timeout=60)
     return library, delegate
 
 
@@ -80,7 +76,7 @@ def _race(
     """Race ABS on the CPU and behind the overlay, in a process of its own."""
     model, golden = folder / "abs.tflite", folder / "golden.npz"
     model.write_bytes(unary_model())
-    write_golden({"float32": model, "fpga": model}, golden)
+    write_abs_golden(golden, "float32", "fpga")
     spec = RaceSpec(
         model="abs",
         version=1,
@@ -96,7 +92,7 @@ def _race(
     ).model_copy(update=changes)
     (folder / "spec.json").write_bytes(encode(spec))
     done = subprocess.run(
-        [sys.executable, "-m", "regatta_runtimes.race", "spec.json", "--output", "report.json"],
+        [sys.executable, "-m", "quick_race", "spec.json", "--output", "report.json"],
         cwd=folder,
         env=environment,
         capture_output=True,
@@ -236,7 +232,7 @@ def test_a_worker_whose_overlay_fails_serves_from_its_standby(
     """Degraded, with the FPGA's state as the reason."""
     files = overlay(tmp_path / "files", ends_in="write error")
     (tmp_path / "abs.tflite").write_bytes(unary_model())
-    write_golden({"fpga": tmp_path / "abs.tflite", "float32": tmp_path / "abs.tflite"}, tmp_path / "golden.npz")
+    write_abs_golden(tmp_path / "golden.npz", "fpga", "float32")
     standby = Contender(candidate_id="litert/float32/none/t1", variant_path=tmp_path / "abs.tflite")
     worker = _serve(tmp_path, board, files, environment, (standby,))
     try:
@@ -255,7 +251,7 @@ def test_a_worker_whose_overlay_fails_says_so_and_ends(
     """Without a standby."""
     files = overlay(tmp_path / "files", ends_in="write error")
     (tmp_path / "abs.tflite").write_bytes(unary_model())
-    write_golden({"fpga": tmp_path / "abs.tflite"}, tmp_path / "golden.npz")
+    write_abs_golden(tmp_path / "golden.npz", "fpga")
     worker = _serve(tmp_path, board, files, environment)
     try:
         failed = worker.next_event()

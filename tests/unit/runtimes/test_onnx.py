@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from damaged_files import check_mutations, check_noise, check_truncations
+from quick_race import quicken_races
 from regatta_protocol.errors import Rejected
 from regatta_protocol.measurement import Outcome, Plugin
 from regatta_runtimes import race as race_module
@@ -31,6 +32,11 @@ needs_runtime = pytest.mark.skipif(
 WEIGHTS = np.random.default_rng(0).normal(size=(3, 4)).astype(np.float32)
 BIAS = np.ones(3, dtype=np.float32)
 DENSE = dense_onnx(WEIGHTS, BIAS)
+
+
+@pytest.fixture(autouse=True)
+def _quick_races(monkeypatch: pytest.MonkeyPatch) -> None:
+    quicken_races(monkeypatch)
 
 
 def test_operators_and_weights_are_read_without_a_runtime() -> None:

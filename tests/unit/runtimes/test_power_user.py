@@ -225,6 +225,7 @@ def _publisher(port: int) -> paho.Client:
     return client
 
 
+@pytest.mark.alone
 def test_a_smart_plug_of_known_energy_is_integrated_to_5_percent(tmp_path: Path) -> None:
     """A real Mosquitto with a password: 3 W idle, 9 W inferring, in noise and steps of 0.01 W."""
     chance = random.Random(6)

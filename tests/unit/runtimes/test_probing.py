@@ -184,7 +184,7 @@ def test_names_are_cut_to_what_a_report_can_carry(tmp_path: Path) -> None:
 _WRECKS = st.sampled_from(["empty", "binary", "huge", "folder", "loop", "fifo", "closed", "gone", "number", "words"])
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=25, suppress_health_check=[HealthCheck.too_slow])
 @given(
     board=st.sampled_from(BOARDS), wrecks=st.lists(st.tuples(st.integers(0, 10_000), _WRECKS), min_size=1, max_size=12)
 )

@@ -32,6 +32,8 @@ TOLD = Allowance(budget_s=20, judged=False)
 JUDGED = Allowance(budget_s=20, judged=True)
 RAIL = "sys/class/hwmon/hwmon0"
 
+pytestmark = pytest.mark.alone  # the loads and the sensor run in real time
+
 
 def sensor_of(period_s: float = 0.02, read_mw: Callable[[], float] = lambda: 0.0) -> PowerSensor:
     return PowerSensor("probe", "board", "measured", period_s, stamped(read_mw))

@@ -29,7 +29,7 @@ def blob(size_bytes: int = len(DATA), have: bytes | None = None, chunk_bytes: in
     return Transfer(1, DIGEST, size_bytes, chunk_bytes, have)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @example(seed=198, size_bytes=344_065, link=Link(20_000, 0.5, drop=0.25, truncate=0.125, drop_up=0.1875))  # stalls
 @given(
     seed=st.integers(0, 2**32),
@@ -108,7 +108,7 @@ def test_a_command_does_not_wait_long_behind_chunks() -> None:
     assert outcome.peak_window <= 16
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(seed=st.integers(0, 2**32), cuts=st.lists(st.integers(1, 80), max_size=5), size_bytes=st.integers(1, 1_500_000))
 def test_the_bitmap_resumes(seed: int, cuts: list[int], size_bytes: int) -> None:
     """A new Transfer from the bitmap goes on where the old one was killed, and asks for nothing that is here."""
@@ -195,3 +195,18 @@ def test_a_patchy_bitmap_is_asked_for_in_ranges() -> None:
     assert transfer.complete and outcome.violations == []
     assert outcome.asked == 1000
     assert outcome.peak_window <= MAX_WINDOW
+
+
+def test_after_a_cut_it_waits_for_what_is_still_on_its_way() -> None:
+    """Late chunks are used and put the next question off; strangers do not; when none comes any more, it asks."""
+    transfer = blob(10 * CHUNK, have=b"\x01\x00")
+    transfer.await_late(100.0)
+    assert transfer.next_get(100.1) is None
+
+    assert transfer.on_chunk(100.15, Chunk(1, 1, DATA[CHUNK : 2 * CHUNK])) == CHUNK
+    assert transfer.next_get(100.3) is None
+    assert transfer.on_chunk(100.34, Chunk(2, 2, DATA[:CHUNK])) is None
+    get = transfer.next_get(100.36)
+
+    assert get is not None
+    assert get.ranges == ((2, 3),)

@@ -33,10 +33,16 @@ _DROPOUT = 0.3
 _LABEL_SMOOTHING = 0.05
 
 
-def train(split: data.Split, *, epochs: int = _EPOCHS, seed: int = _SEED) -> dict[str, Floats]:
-    """Return trained parameters: Adam under one cosine of the rate, pictures shifted by up to a pixel."""
+def train(
+    split: data.Split, *, epochs: int = _EPOCHS, seed: int = _SEED, parameters: dict[str, Floats] | None = None
+) -> dict[str, Floats]:
+    """Return trained parameters: Adam under one cosine of the rate, pictures shifted by up to a pixel.
+
+    Args:
+        parameters: to start from, changed in place [initial_parameters(seed)].
+    """
     random = np.random.RandomState(seed)
-    parameters = initial_parameters(seed)
+    parameters = initial_parameters(seed) if parameters is None else parameters
     adam = Adam(parameters, decay=_WEIGHT_DECAY)
     targets = np.eye(10, dtype=np.float32)[split.train_y] * (1 - _LABEL_SMOOTHING) + _LABEL_SMOOTHING / 10
     batches = len(split.train_y) // _BATCH

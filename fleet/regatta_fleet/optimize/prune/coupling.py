@@ -2,7 +2,8 @@
 
 A channel group is a set of channels that stand or fall together: the filters of the layers that produce them, whatever
 carries them on channel by channel (depthwise convolution, pooling, activations, ADD with its other side), and the
-layers that consume them. Flattening [1, h, w, c] into [1, h·w·c] keeps them: place i holds channel i mod c.
+layers that consume them. CONCATENATION puts groups side by side, and flattening [1, h, w, c] into [1, h·w·c] repeats
+them: where a group lies along an axis is told by a `Span`.
 
 Pure analysis of the tree; nothing is changed. Whatever is not known here fixes the channels that it touches, with the
 operator's name as the reason, so an unknown operator can make pruning smaller but never wrong.
@@ -14,49 +15,74 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from regatta_fleet.optimize.model_file import Array, ModelTree, constant, operator_name
 
-__all__ = ["Consumer", "Group", "Member", "channel_groups"]
+__all__ = ["Consumer", "Group", "Span", "channel_groups"]
 
 _LAYERS = {"CONV_2D": 3, "FULLY_CONNECTED": 1}  # axis of the weights that input channels lie on; outputs are on 0
 _CHANNELWISE = {
     "AVERAGE_POOL_2D", "MAX_POOL_2D", "RELU", "RELU6", "RELU_N1_TO_1", "LEAKY_RELU", "ELU", "HARD_SWISH",
     "LOGISTIC", "TANH", "RESIZE_BILINEAR", "RESIZE_NEAREST_NEIGHBOR",
 }  # fmt: skip
-_PAIRWISE = {"ADD", "SUB", "MUL", "MAXIMUM", "MINIMUM"}
+_SPATIAL = {"PAD", "PADV2", "MIRROR_PAD", "MEAN", "SUM", "REDUCE_MAX"}  # channelwise where they leave the last axis
+_PAIRWISE = {"ADD", "SUB", "MUL", "DIV", "MAXIMUM", "MINIMUM", "SQUARED_DIFFERENCE", "PRELU"}
+_RESHAPES = {"RESHAPE", "SQUEEZE", "EXPAND_DIMS"}
 _NO_BIAS = -1
 
 
 @dataclass(frozen=True)
-class Member:
-    """A constant that holds the group's channels along one axis."""
+class Span:
+    """Where a group lies along an axis of a tensor: channel c at start + c, and again `block` times, `stride` apart."""
 
     tensor: int
     axis: int
+    start: int = 0
+    block: int = 1
+    stride: int = 0
+
+    def places(self, size: int) -> npt.NDArray[np.int64]:
+        """Return the places of each of the group's `size` channels, int64 [size, block]."""
+        return self.start + np.arange(size)[:, None] + self.stride * np.arange(self.block)[None, :]
 
 
 @dataclass(frozen=True)
 class Consumer:
-    """A layer whose weights take the group's channels in: `block` of them in a row along `axis`."""
+    """A layer whose weights take the group's channels in."""
 
     operator: int
-    weights: int
-    axis: int
-    block: int
+    weights: Span
 
 
-@dataclass
+@dataclass(eq=False)
 class Group:
     """Channels that stand or fall together. `fixed` says why they cannot be pruned, or is None."""
 
     size: int
-    filters: list[Member] = field(default_factory=list)  # weights [size, …] whose norms rank the channels
-    followers: list[Member] = field(default_factory=list)  # biases, depthwise weights, constants added by channel
+    filters: list[Span] = field(default_factory=list)  # weights [size, …] whose norms rank the channels
+    followers: list[Span] = field(default_factory=list)  # biases, depthwise weights, constants added by channel
     consumers: list[Consumer] = field(default_factory=list)
-    activations: dict[int, int] = field(default_factory=dict)  # tensor -> block: its last axis is block · size
+    activations: list[Span] = field(default_factory=list)  # along the last axis of what is computed
     reshapes: list[int] = field(default_factory=list)  # operators whose target shape speaks of the channels
     fixed: str | None = None
+
+
+@dataclass
+class _Run:
+    """A group's channels in a tensor, from `start` on, in each of the tensor's repeats."""
+
+    group: Group
+    start: int
+
+
+@dataclass(frozen=True)
+class _Layout:
+    """The last axis of a tensor: the same runs of groups, `block` times, each `width` long."""
+
+    runs: tuple[_Run, ...]
+    width: int
+    block: int = 1
 
 
 def channel_groups(model: ModelTree) -> list[Group]:
@@ -71,13 +97,13 @@ def channel_groups(model: ModelTree) -> list[Group]:
 
 
 class _Walk:
-    """The groups found so far, and which tensor belongs to which."""
+    """The groups found so far, and how they lie in each tensor."""
 
     def __init__(self, model: ModelTree) -> None:
         self.model = model
         self.graph: Any = model.subgraphs[0]
         self.groups: list[Group] = []
-        self._group_of: dict[int, Group] = {}
+        self._layouts: dict[int, _Layout] = {}
         for index in self.graph.inputs:
             self._start(int(index)).fixed = "it is an input of the model"
 
@@ -86,19 +112,7 @@ class _Walk:
         kind = operator_name(self.model, operator)
         inputs = [int(index) for index in operator.inputs if index >= 0]
         output = int(operator.outputs[0]) if len(operator.outputs) == 1 else -1
-        done = False
-        if output >= 0:
-            if kind in _LAYERS:
-                done = self._layer(place, operator, output, _LAYERS[kind])
-            elif kind == "DEPTHWISE_CONV_2D":
-                done = self._depthwise(inputs, output)
-            elif kind in _CHANNELWISE or (kind in ("PAD", "MEAN") and self._spatial_only(kind, inputs)):
-                done = self._carry(inputs[0], output)
-            elif kind in _PAIRWISE:
-                done = self._pair(inputs, output)
-            elif kind == "RESHAPE":
-                done = self._reshape(place, inputs, output)
-        if not done:
+        if output < 0 or not self._place(place, operator, kind, inputs, output):
             for index in inputs:
                 self.fix(index, f"{kind} follows")
             for index in operator.outputs:
@@ -107,9 +121,9 @@ class _Walk:
 
     def fix(self, tensor: int, reason: str) -> None:
         """Forbid pruning of the channels of a tensor."""
-        group = self._group_of.get(tensor)
-        if group is not None and group.fixed is None:
-            group.fixed = reason
+        layout = self._layouts.get(tensor)
+        for run in () if layout is None else layout.runs:
+            run.group.fixed = run.group.fixed or reason
 
     def fix_shared_weights(self) -> None:
         """Forbid pruning where two layers share weights: one slice cannot serve both."""
@@ -119,65 +133,79 @@ class _Walk:
                 if int(index) >= 0:
                     uses[int(index)] = uses.get(int(index), 0) + 1
         for group in self.groups:
-            tensors = [member.tensor for member in group.filters + group.followers]
-            tensors += [consumer.weights for consumer in group.consumers]
+            tensors = [span.tensor for span in group.filters + group.followers]
+            tensors += [consumer.weights.tensor for consumer in group.consumers]
             if group.fixed is None and any(uses.get(tensor, 0) > 1 for tensor in tensors):
                 group.fixed = "its weights are shared by two layers"
+
+    def _place(self, place: int, operator: Any, kind: str, inputs: list[int], output: int) -> bool:  # noqa: ANN401
+        if kind in _LAYERS:
+            return self._layer(place, operator, output, _LAYERS[kind])
+        if kind == "DEPTHWISE_CONV_2D":
+            return self._depthwise(inputs, output)
+        if kind in _CHANNELWISE or (kind in _SPATIAL and self._spatial_only(kind, inputs)):
+            return self._carry(inputs[0], output)
+        if kind in _PAIRWISE and len(inputs) == 2:
+            return self._pair(inputs, output)
+        if kind in _RESHAPES:
+            return self._reshape(place, inputs, output)
+        return kind == "CONCATENATION" and self._join(operator, inputs, output)
 
     def _layer(self, place: int, operator: Any, output: int, axis: int) -> bool:  # noqa: ANN401  # schema.OperatorT
         source, weights = int(operator.inputs[0]), int(operator.inputs[1])
         values = self._constant(weights)
         if values is None:
             return False
-        before = self._group_of.get(source)
+        before = self._layouts.get(source)
         if before is not None:
-            block = before.activations[source]
-            if values.shape[axis] != block * before.size:  # a grouped convolution, or rows taken together
+            if values.shape[axis] != before.block * before.width:  # a grouped convolution, or rows taken together
                 return False
-            before.consumers.append(Consumer(place, weights, axis, block))
+            for run in before.runs:
+                span = Span(weights, axis, run.start, before.block, before.width)
+                run.group.consumers.append(Consumer(place, span))
         group = self._start(output)
         if group.size != len(values):
             group.fixed = "its shape is not its layer's"
-        group.filters.append(Member(weights, 0))
+        group.filters.append(Span(weights, 0))
         bias = int(operator.inputs[2]) if len(operator.inputs) > 2 else _NO_BIAS
         if bias >= 0:
             if self._constant(bias) is None:
                 group.fixed = "its bias is computed"
-            group.followers.append(Member(bias, 0))
+            group.followers.append(Span(bias, 0))
         return True
 
     def _depthwise(self, inputs: list[int], output: int) -> bool:
-        group = self._group_of.get(inputs[0])
+        layout = self._layouts.get(inputs[0])
         values = self._constant(inputs[1])
-        if group is None or values is None or group.activations[inputs[0]] != 1 or values.shape[-1] != group.size:
+        if layout is None or values is None or layout.block != 1 or values.shape[-1] != layout.width:
             return False  # also a depth multiplier above 1
-        group.followers.append(Member(inputs[1], 3))
-        if len(inputs) > 2:
-            group.followers.append(Member(inputs[2], 0))
+        for run in layout.runs:
+            run.group.followers.append(Span(inputs[1], 3, run.start))
+            if len(inputs) > 2:
+                run.group.followers.append(Span(inputs[2], 0, run.start))
         return self._carry(inputs[0], output)
 
     def _pair(self, inputs: list[int], output: int) -> bool:
         left, right = inputs
         if self._constant(left) is not None:
             left, right = right, left
-        group, size = self._group_of.get(left), self._last(output)
-        if group is None or self._last(left) != size:
+        layout, size = self._layouts.get(left), self._last(output)
+        if layout is None or self._last(left) != size:
             return False
         values = self._constant(right)
         if values is None:
-            other = self._group_of.get(right)
-            if other is None or other.activations[right] != group.activations[left] or self._last(right) != size:
+            if not self._merge_layouts(layout, self._layouts.get(right)):
                 return False
-            self._merge(group, other)
-        elif values.size == size and values.shape[-1] == size and group.activations[left] == 1:
-            group.followers.append(Member(right, values.ndim - 1))
         elif values.size != 1:
-            return False
+            if values.shape[-1] != size or layout.block != 1:
+                return False
+            for run in layout.runs:
+                run.group.followers.append(Span(right, values.ndim - 1, run.start))
         return self._carry(left, output)
 
     def _reshape(self, place: int, inputs: list[int], output: int) -> bool:
-        group = self._group_of.get(inputs[0])
-        if group is None:
+        layout = self._layouts.get(inputs[0])
+        if layout is None or layout.width == 0:
             return False
         if self._last(output) != self._last(inputs[0]):
             shape, flat = self._shape(inputs[0]), self._shape(output)
@@ -185,10 +213,30 @@ class _Walk:
                 return False
         if len(inputs) > 1 and self._constant(inputs[1]) is None:
             return False
-        block = self._last(output) // group.size
-        self._group_of[output] = group
-        group.activations[output] = block
-        group.reshapes.append(place)
+        self._lay(output, _Layout(layout.runs, layout.width, self._last(output) // layout.width))
+        for run in layout.runs:
+            run.group.reshapes.append(place)
+        return True
+
+    def _join(self, operator: Any, inputs: list[int], output: int) -> bool:  # noqa: ANN401  # schema.OperatorT
+        rank = len(self._shape(output))
+        axis = 0 if operator.builtinOptions is None else int(operator.builtinOptions.axis)
+        layouts = [self._layouts.get(index) for index in inputs]
+        if axis % rank != rank - 1:  # joined in space: the same channels come from all sides
+            first = layouts[0]
+            return (
+                first is not None
+                and all(self._merge_layouts(first, other) for other in layouts[1:])
+                and (self._carry(inputs[0], output))
+            )
+        runs: list[_Run] = []
+        width = 0
+        for layout in layouts:
+            if layout is None or layout.block != 1:
+                return False
+            runs += [_Run(run.group, width + run.start) for run in layout.runs]
+            width += layout.width
+        self._lay(output, _Layout(tuple(runs), width))
         return True
 
     def _spatial_only(self, kind: str, inputs: list[int]) -> bool:
@@ -196,16 +244,25 @@ class _Walk:
         if values is None:
             return False
         rank = len(self._shape(inputs[0]))
-        if kind == "PAD":
+        if "PAD" in kind:
             return not values.reshape(-1, 2)[-1].any()
         return all(0 < int(axis) % rank < rank - 1 for axis in values.reshape(-1))
 
     def _carry(self, source: int, output: int) -> bool:
-        group = self._group_of.get(source)
-        if group is None or self._last(source) != self._last(output):
+        layout = self._layouts.get(source)
+        if layout is None or self._last(source) != self._last(output):
             return False
-        self._group_of[output] = group
-        group.activations[output] = group.activations[source]
+        self._lay(output, layout)
+        return True
+
+    def _merge_layouts(self, layout: _Layout, other: _Layout | None) -> bool:
+        """Make the channels of two tensors the same, place by place; False when their groups do not lie alike."""
+        if other is None or (layout.width, layout.block) != (other.width, other.block):
+            return False
+        if [(run.start, run.group.size) for run in layout.runs] != [(run.start, run.group.size) for run in other.runs]:
+            return False
+        for here, there in zip(layout.runs, other.runs, strict=True):
+            self._merge(here.group, there.group)
         return True
 
     def _merge(self, group: Group, other: Group) -> None:
@@ -215,17 +272,25 @@ class _Walk:
         group.followers += other.followers
         group.consumers += other.consumers
         group.reshapes += other.reshapes
-        group.activations |= other.activations
+        group.activations += other.activations
         group.fixed = group.fixed or other.fixed
-        for tensor in other.activations:
-            self._group_of[tensor] = group
+        for layout in self._layouts.values():
+            for run in layout.runs:
+                if run.group is other:
+                    run.group = group
         self.groups.remove(other)
 
     def _start(self, tensor: int) -> Group:
-        group = Group(self._last(tensor), activations={tensor: 1})
+        group = Group(self._last(tensor))
         self.groups.append(group)
-        self._group_of[tensor] = group
+        self._lay(tensor, _Layout((_Run(group, 0),), group.size))
         return group
+
+    def _lay(self, tensor: int, layout: _Layout) -> None:
+        self._layouts[tensor] = layout
+        axis = len(self._shape(tensor)) - 1
+        for run in layout.runs:
+            run.group.activations.append(Span(tensor, axis, run.start, layout.block, layout.width))
 
     def _shape(self, tensor: int) -> tuple[int, ...]:
         shape = self.graph.tensors[tensor].shape

@@ -21,7 +21,7 @@ from regatta_fleet.optimize.model_file import ModelTree, constant, model_bytes, 
 from regatta_fleet.optimize.prune.coupling import Consumer, Group
 from regatta_fleet.optimize.prune.patches import layer_patches, some_rows
 
-__all__ = ["RIDGE", "Activations", "record_inputs", "removal_order"]
+__all__ = ["RIDGE", "Activations", "Removal", "record_inputs", "removal_order"]
 
 Floats = npt.NDArray[np.float32]
 Doubles = npt.NDArray[np.float64]
@@ -29,6 +29,17 @@ Activations = dict[int, Floats]
 
 _TINY = 1e-30  # keeps a layer whose inputs are all constant solvable
 RIDGE = 1e-3  # of the mean square of the features; 1e-4 to 1e-2 prune KWS and digits alike
+
+
+@dataclass(frozen=True)
+class Removal:
+    """Channels of a group in the order in which they go, int64 [count], and what each costs, float64 [count] >= 0.
+
+    A cost is the share of the output energy of the layers that consume the group.
+    """
+
+    channels: npt.NDArray[np.int64]
+    costs: Doubles
 
 
 @dataclass
@@ -67,24 +78,26 @@ def record_inputs(model: ModelTree, groups: list[Group], samples: Floats) -> Act
     return record(model_bytes(model), samples, wanted)
 
 
-def removal_order(model: ModelTree, group: Group, count: int, activations: Activations) -> npt.NDArray[np.int64]:
-    """Return the `count` channels of the group to take out, the cheapest first."""
+def removal_order(model: ModelTree, group: Group, count: int, activations: Activations) -> Removal:
+    """Return the `count` channels of the group to take out, the cheapest first, and what each costs."""
     layers = [_layer(model, group.size, consumer, activations) for consumer in group.consumers]
     gone: list[int] = []
+    paid: list[float] = []
     for _ in range(count):
         costs = np.sum([layer.costs() for layer in layers], axis=0)
         costs[gone] = np.inf
         channel = int(np.argmin(costs))
         gone.append(channel)
+        paid.append(float(costs[channel]))
         for layer in layers:
             layer.remove(channel)
-    return np.array(gone, np.int64)
+    return Removal(np.array(gone, np.int64), np.array(paid))
 
 
 def _layer(model: ModelTree, size: int, consumer: Consumer, activations: Activations) -> _Layer:
     graph = model.subgraphs[0]
     operator = graph.operators[consumer.operator]
-    weights = constant(model, graph.tensors[consumer.weights])
+    weights = constant(model, graph.tensors[consumer.weights.tensor])
     assert weights is not None  # coupling only names layers with constant weights
     kernel = (weights.shape[1], weights.shape[2]) if weights.ndim == 4 else (1, 1)
     seen = layer_patches(activations[int(operator.inputs[0])], operator, operator_name(model, operator), kernel)
@@ -94,5 +107,7 @@ def _layer(model: ModelTree, size: int, consumer: Consumer, activations: Activat
     gram = x.T @ x
     gram += np.eye(len(gram)) * (RIDGE * float(np.trace(gram)) / len(gram) + _TINY)
     energy = float(np.sum(flat * (gram @ flat))) + _TINY
-    features = np.arange(len(gram)).reshape(-1, size).T  # feature i is of channel i mod size, here and when flattened
+    width = weights.shape[consumer.weights.axis]
+    windows = np.arange(len(gram) // width) * width  # each place of a kernel sees all input channels
+    features = (consumer.weights.places(size)[:, None, :] + windows[None, :, None]).reshape(size, -1)
     return _Layer(np.linalg.inv(gram), flat, features, energy)

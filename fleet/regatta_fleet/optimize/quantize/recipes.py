@@ -15,7 +15,7 @@ from ai_edge_quantizer import algorithm_manager, qtyping, recipe_manager
 from regatta_fleet.optimize.quantize.layers import Layer
 from regatta_fleet.optimize.quantize.schemes import LayerPrecision, Scheme
 
-__all__ = ["Recipe", "mixed_recipe", "only_layer_recipe", "scheme_recipe"]
+__all__ = ["Recipe", "mixed_recipe", "only_layer_recipe", "rounded_int4_recipe", "scheme_recipe"]
 
 Recipe = list[dict[str, Any]]  # ai_edge_quantizer.qtyping.ModelQuantizationRecipe
 
@@ -48,6 +48,15 @@ def scheme_recipe(scheme: Scheme, stem: Sequence[Layer] = ()) -> Recipe:
         if scheme == "int4-weights":
             for kind in _INT4_KINDS:
                 manager.add_weight_only_config(_EVERYTHING, kind, 4, algorithm_key=_Algorithm.MSE)
+    return _entries(manager)
+
+
+def rounded_int4_recipe() -> Recipe:
+    """Return the recipe of int4 weights that lie on their levels already, so that the greatest gives the scale."""
+    manager = recipe_manager.RecipeManager()
+    manager.add_weight_only_config(_EVERYTHING, _Operation.ALL_SUPPORTED, 8)
+    for kind in _INT4_KINDS:
+        manager.add_weight_only_config(_EVERYTHING, kind, 4)
     return _entries(manager)
 
 

@@ -1,0 +1,172 @@
+"""Runs a batch job: records in, several requests under way, results in order into the spool, then the output.
+
+Memory holds what is under way and nothing else, however many records there are.
+"""
+
+from __future__ import annotations
+
+import itertools
+import queue
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+from regatta_agent.batch.journal import Journal, Progress, Settings, chained
+from regatta_agent.batch.questions import Asker, Question, Sizer, questions
+from regatta_agent.batch.results import Result, encode_lines, encode_rows, format_of, write_output
+from regatta_agent.client import Client
+from regatta_agent.inputs.records import Record, open_records
+from regatta_agent.inputs.wanted import wanted_by
+from regatta_protocol.errors import Misuse, Rejected
+
+__all__ = ["Job", "Summary", "run_job"]
+
+_CHECKPOINT_S = 1.0  # a checkpoint costs two syncs, up to 20 ms each on an SD card
+_WINDOW = 4  # questions asked or answered and not yet written, for each request under way
+
+
+@dataclass(frozen=True)
+class Job:
+    """What is to be done."""
+
+    model: str  # as the user names it; for the journal
+    name: str  # of the model, to its worker
+    socket: Path
+    inputs: tuple[str, ...]
+    output: Path
+    top: int = 0
+    in_flight: int = 3
+    patience_s: float = 60.0
+    restart: bool = False
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What came of a job. `seconds` are this run's."""
+
+    output: str
+    records: int
+    refused: int
+    resumed_at: int
+    seconds: float
+
+    @property
+    def per_second(self) -> float:
+        """Return the records a second of this run."""
+        return (self.records - self.resumed_at) / self.seconds if self.seconds > 0 else 0.0
+
+
+Told = Callable[[int, int | None], None]
+
+
+def run_job(job: Job, tell: Told = lambda done, total: None) -> Summary:
+    """Do the job, or go on with it where an earlier run was cut off.
+
+    Args:
+        job: what is to be done.
+        tell: told how many records are done, of how many (None: unknown), about once a second.
+
+    Raises:
+        Rejected: when an input is not there or has changed since the earlier run, or the output is there already.
+        Retryable: when the model cannot be asked for longer than the patience; the same job can be run again.
+        Misuse: when an extra is not installed, or the output's folder is not there.
+        StorageFull, OSError: when results cannot be written.
+    """
+    settings = Settings(model=job.model, inputs=job.inputs, format=format_of(job.output), top=job.top)
+    if not job.output.parent.is_dir():
+        raise Misuse(f"{job.output.parent} is no folder: make it first")
+    began = time.monotonic()
+    journal = Journal(job.output, settings)
+    if job.output.exists() and not journal.exists and not job.restart:
+        raise Rejected(f"{job.output} is there already: give another name, or --restart to replace it")
+    try:
+        resumed = journal.open(restart=job.restart)
+        _fill(job, journal, resumed, tell)
+        journal.checkpoint()
+        write_output(journal.spool_path, job.output, journal.progress)
+        done = journal.progress
+        journal.discard()
+    finally:
+        journal.close()
+    return Summary(str(job.output), done.records, done.refused, resumed.records, time.monotonic() - began)
+
+
+def _fill(job: Job, journal: Journal, resumed: Progress, tell: Told) -> None:
+    """Append the results of all records that the journal does not have."""
+    with Client(job.socket) as client:
+        metadata = client.metadata(job.name)
+    records = open_records(job.inputs, wanted_by(metadata))
+    rest = _after(records.rows, resumed)
+    sizer, rows = Sizer(), journal.progress.settings.format == "npy"
+    askers: queue.SimpleQueue[Asker] = queue.SimpleQueue()
+    clients = [Client(job.socket) for _ in range(job.in_flight)]
+    for client in clients:
+        askers.put(Asker(client, job.name, sizer, top=job.top, rows=rows, patience_s=job.patience_s))
+
+    def answer(question: Question) -> list[Result]:
+        asker = askers.get()
+        try:
+            return asker.answer(question)
+        finally:
+            askers.put(asker)
+
+    checkpoint_at = time.monotonic() + _CHECKPOINT_S
+    pool = ThreadPoolExecutor(job.in_flight, thread_name_prefix="batch")
+    try:
+        for results in _in_order(pool, answer, questions(rest, sizer, metadata), _WINDOW * job.in_flight):
+            _append(journal, results, rows=rows)
+            if time.monotonic() >= checkpoint_at:
+                journal.checkpoint()
+                tell(journal.progress.records, records.total)
+                checkpoint_at = time.monotonic() + _CHECKPOINT_S
+    finally:
+        pool.shutdown(cancel_futures=True)
+        for client in clients:
+            client.close()
+    tell(journal.progress.records, records.total)
+
+
+def _after(records: Iterator[Record], resumed: Progress) -> Iterator[Record]:
+    """Return the records behind those that are finished.
+
+    Raises:
+        Rejected: when those are not the same as they were.
+    """
+    digest, count = "", 0
+    for record in itertools.islice(records, resumed.records):
+        digest, count = chained(digest, record.key), count + 1
+    if count < resumed.records or digest != resumed.keys_digest:
+        raise Rejected(f"the inputs have changed since {resumed.records} records were done: begin again with --restart")
+    return records
+
+
+def _in_order(
+    pool: ThreadPoolExecutor,
+    answer: Callable[[Question], list[Result]],
+    asked: Iterator[Question],
+    window: int,
+) -> Iterator[list[Result]]:
+    """Yield results in the order of the questions, with at most `window` of them in memory."""
+    waiting: deque[Future[list[Result]]] = deque()
+    for question in asked:
+        waiting.append(pool.submit(answer, question))
+        if len(waiting) >= window:
+            yield waiting.popleft().result()
+        while waiting and waiting[0].done():
+            yield waiting.popleft().result()
+    while waiting:
+        yield waiting.popleft().result()
+
+
+def _append(journal: Journal, results: list[Result], *, rows: bool) -> None:
+    keys, refused = [one.key for one in results], sum(one.error is not None for one in results)
+    if not rows:
+        journal.append(encode_lines(results), keys, refused)
+        return
+    shape = journal.progress.row_shape or next((one.row.shape for one in results if one.row is not None), None)
+    if shape is None:
+        raise Rejected(f"{keys[0]}: {results[0].error}")
+    journal.append(encode_rows(results, shape), keys, refused, shape)

@@ -1,0 +1,82 @@
+"""A stacked request in the worker: many samples in one request, computed in order, answered together.
+
+For batch jobs: what a request costs beside the inference (two passages of the socket, parsing, wake-ups) is shared by
+its samples. Where computing several samples at once pays, as the worker has measured, that is done.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Sequence
+from typing import Protocol
+
+import numpy as np
+
+from regatta_agent.serving.inference import InferRequest
+from regatta_agent.serving.interface import ModelInterface
+from regatta_agent.serving.tensors import Array
+from regatta_protocol.errors import Rejected
+from regatta_protocol.manifest import TensorSpec
+from regatta_runtimes.errors import InvokeFailed
+from regatta_runtimes.session import Session
+
+__all__ = ["MAX_STACKED", "infer_stacked"]
+
+logger = logging.getLogger(__name__)
+
+MAX_STACKED = 1024  # samples; others wait meanwhile
+
+
+class Together(Session, Protocol):
+    """A session that can also compute several samples at once; see Failover."""
+
+    def run_together(self, inputs: Sequence[Array], rows: int) -> list[Array]: ...
+
+
+def infer_stacked(
+    interface: ModelInterface, session: Together, request: InferRequest, most_rows: int
+) -> tuple[list[Array], bool, int]:
+    """Return each output of all samples, stacked, whether they speak in real values, and the run time in nanoseconds.
+
+    Args:
+        interface: of the model.
+        session: that computes.
+        request: a stacked one.
+        most_rows: how many samples pay when they are computed together; 1: none do.
+
+    Raises:
+        Rejected: when the inputs are no stack of the model's samples, or not of one length.
+        Retryable: when the runtime fails.
+    """
+    specs = (*interface.inputs, *interface.outputs)
+    if any(not spec.shape or spec.shape[0] not in (1, -1) for spec in specs):
+        raise Rejected("this model has no dimension to stack along: send one sample a request")
+    opened = [_open(spec) for spec in interface.inputs]
+    stack = ModelInterface(opened, interface.outputs, non_finite=interface.non_finite)
+    natives, real = stack.to_native(request)
+    counts = {len(native) for native in natives}
+    count = counts.pop()
+    if counts or count > MAX_STACKED:
+        raise Rejected(f"the inputs of a stacked request have one length up to {MAX_STACKED}")
+    began_ns = time.perf_counter_ns()
+    answers: list[list[Array]] = []
+    for start in range(0, count, most_rows):
+        answers += _part(session, [native[start : start + most_rows] for native in natives])
+    compute_ns = time.perf_counter_ns() - began_ns
+    return [np.concatenate(column) for column in zip(*answers, strict=True)], real, compute_ns
+
+
+def _part(session: Together, part: list[Array]) -> list[list[Array]]:
+    """Return the outputs of a few samples: of all together, or of each when they are one or that fails."""
+    rows = len(part[0])
+    if rows > 1:
+        try:
+            return [session.run_together(part, rows)]
+        except InvokeFailed as err:
+            logger.warning("event=batch_failed rows=%d error=%s", rows, err)
+    return [session.run([array[place : place + 1] for array in part]) for place in range(rows)]
+
+
+def _open(spec: TensorSpec) -> TensorSpec:
+    return spec.model_copy(update={"shape": (-1, *spec.shape[1:])})

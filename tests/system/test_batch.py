@@ -1,0 +1,135 @@
+"""Batch jobs on a real worker: killed again and again they end with every record once, in order."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from click.testing import CliRunner, Result
+
+from polling import wait_until
+from regatta_agent.cli.commands import cli
+from regatta_agent.client import Client
+from regatta_agent.serving.alone import MODEL_NAME, ModelFile, serve_alone
+from regatta_protocol.errors import Misuse, Rejected, Retryable
+from tiny_models import write_tiny_model
+
+pytestmark = pytest.mark.system
+
+_COUNT = 5000
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model of digits, and samples that all differ."""
+    folder = tmp_path_factory.mktemp("batch")
+    write_tiny_model(folder / "tiny.tflite")
+    samples = np.random.default_rng(0).random((_COUNT, 8, 8, 1), dtype=np.float32)
+    np.save(folder / "x.npy", samples)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def run_dir(folder: Path) -> Iterator[Path]:
+    """Where the model is served as `tiny`."""
+    with serve_alone(ModelFile(folder / "tiny.tflite")) as socket:
+        (folder / "model.sock").symlink_to(socket)
+        yield folder
+
+
+def _run(*arguments: object) -> Result:
+    return CliRunner().invoke(cli, ["batch", *map(str, arguments)])
+
+
+def _expected(run_dir: Path) -> Any:
+    with Client(run_dir / "model.sock") as client:
+        samples = np.load(run_dir / "x.npy")
+        stacks = [client.infer_stacked(MODEL_NAME, samples[at : at + 40])["scores"] for at in range(0, _COUNT, 40)]
+        alone = client.infer(MODEL_NAME, samples[0])["scores"]
+    np.testing.assert_array_equal(stacks[0][0], alone[0])
+    return np.concatenate(stacks)
+
+
+def _wait_for_more(process: subprocess.Popen[bytes], done: Callable[[], int], last: int) -> None:
+    """Return when more records are done than before, or the process has ended."""
+    wait_until(lambda: done() > last or process.poll() is not None, 60.0, "it goes on", 0.005)
+
+
+@pytest.mark.parametrize("ending", ["npy", "jsonl"])
+def test_kills_lose_and_double_nothing(run_dir: Path, tmp_path: Path, ending: str) -> None:
+    """SIGKILL whenever the journal has grown, three times at the most; the output is that of a job left alone."""
+    output = tmp_path / f"out.{ending}"
+    journal, last, kills = tmp_path / f"out.{ending}.journal", 0, 0
+    program = (
+        "import regatta_agent.batch.job as job; job._CHECKPOINT_S = 0.02; from regatta_agent.cli import main; main()"
+    )
+    arguments = ["batch", MODEL_NAME, "--input", str(run_dir / "x.npy"), "--output", str(output)]
+    command = [sys.executable, "-c", program, *arguments, "--run-dir", str(run_dir)]
+
+    environment = {**os.environ, "PYTHONPATH": ":".join(sys.path)}
+
+    def done() -> int:
+        return int(json.loads(journal.read_bytes())["records"]) if journal.exists() else 0
+
+    while kills < 3 and not output.exists():
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment)
+        _wait_for_more(process, done, last)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        kills, last = kills + 1, max(last, done())
+    if not output.exists():
+        subprocess.run(command, check=True, timeout=120, env=environment)
+
+    assert kills > 1
+    if ending == "npy":
+        np.testing.assert_array_equal(np.load(output), _expected(run_dir))
+    else:
+        lines = [json.loads(line) for line in output.read_text().splitlines()]
+        assert [line["key"] for line in lines] == [f"{run_dir / 'x.npy'}[{place}]" for place in range(_COUNT)]
+        best = _expected(run_dir).argmax(axis=1).tolist()
+        assert [line["classes"][0]["index"] for line in lines] == best
+    assert [path.name for path in tmp_path.iterdir()] == [output.name]
+
+
+def test_a_model_file_needs_no_fleet_and_a_bad_record_is_told(folder: Path, tmp_path: Path) -> None:
+    """Pictures in a folder by a .tflite file; the one that is none has its error, and the command ends with 65."""
+    image = pytest.importorskip("PIL.Image", reason="pictures need the images extra")
+    (tmp_path / "in").mkdir()
+    image.new("L", (20, 20), color=99).save(tmp_path / "in" / "a.png")
+    (tmp_path / "in" / "b.png").write_bytes(b"no picture")
+    image.new("L", (9, 7), color=9).save(tmp_path / "in" / "c.png")
+    (tmp_path / "names").write_text("".join(f"digit {place}\n" for place in range(10)))
+
+    result = _run(folder / "tiny.tflite", "--input", tmp_path / "in", "--output", tmp_path / "out.jsonl", "--names",
+                  tmp_path / "names", "--top", 2, "--json")  # fmt: skip
+
+    lines = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
+    assert isinstance(result.exception, Rejected) and "1 of 3" in str(result.exception)
+    assert json.loads(result.stdout)["refused"] == 1
+    assert [len(line.get("classes", ())) for line in lines] == [2, 0, 2]
+    assert "no picture" in lines[1]["error"] and lines[0]["classes"][0]["label"].startswith("digit ")
+
+
+def test_what_cannot_be_done_is_said_before_it_is_begun(run_dir: Path, tmp_path: Path) -> None:
+    """A taken output, a folder that is not there, changed inputs, and a model that is away each have their words."""
+    out, place = tmp_path / "out.csv", ("--run-dir", run_dir)
+    np.save(tmp_path / "x.npy", np.zeros((3, 8, 8, 1), dtype=np.float32))
+    first = _run(MODEL_NAME, "--input", tmp_path / "x.npy", "--output", out, *place)
+    taken = _run(MODEL_NAME, "--input", tmp_path / "x.npy", "--output", out, *place)
+    nowhere = _run(MODEL_NAME, "--input", tmp_path / "x.npy", "--output", tmp_path / "no" / "out.csv", *place)
+    away = _run("absent", "--input", tmp_path / "x.npy", "--output", tmp_path / "a.csv", "--patience", 0, *place)
+    again = _run(MODEL_NAME, "--input", tmp_path / "x.npy", "--output", out, "--restart", *place)
+
+    assert first.exit_code == 0 and out.read_text().count("\n") == 4
+    assert isinstance(taken.exception, Rejected) and "--restart" in str(taken.exception)
+    assert isinstance(nowhere.exception, Misuse)
+    assert isinstance(away.exception, Retryable)
+    assert again.exit_code == 0

@@ -1,0 +1,95 @@
+"""Two placements of one model at once: requests go to both, and one that fails is not missed."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from polling import wait_until
+from regatta_agent.client import Client
+from regatta_agent.serving.spec import Contender, ServeSpec
+from regatta_protocol.errors import RegattaError
+from serving_process import ServingProcess, raw_exchange
+from tiny_models import dense_model
+
+pytestmark = pytest.mark.system
+
+WINNER, COMPANION = "litert/float32/none/t1", "litert/float32/xnnpack/t1"
+WEIGHTS = np.random.default_rng(0).normal(size=(1024, 1024)).astype(np.float32)
+X = np.random.default_rng(1).normal(size=(1, 1024)).astype(np.float32)
+
+
+@pytest.fixture
+def worker(tmp_path: Path) -> Iterator[ServingProcess]:
+    model = tmp_path / "dense.tflite"
+    model.write_bytes(dense_model(WEIGHTS, np.zeros(1024, np.float32)))
+    other = Contender(candidate_id=COMPANION, variant_path=model)
+    spec = ServeSpec(
+        model="dense",
+        version=1,
+        candidate_id=WINNER,
+        variant_path=model,
+        standbys=(other,),
+        companions=(other,),
+        socket_path=tmp_path / "dense.sock",
+    )
+    process = ServingProcess(spec, tmp_path)
+    try:
+        process.ready()
+        yield process
+    finally:
+        process.kill()
+
+
+def _served(worker: ServingProcess) -> dict[str, int]:
+    """Return how many requests each placement has answered."""
+    text = raw_exchange(worker.spec.socket_path, b"GET /metrics HTTP/1.1\r\nhost: x\r\n\r\n").decode()
+    name = "regatta_inference_request_duration_seconds_count"
+    lines = [line.partition("} ") for line in text.splitlines() if line.startswith(name)]
+    return {labels.split('placement="')[1].split('"')[0]: int(value) for labels, _, value in lines}
+
+
+def _runner(worker: ServingProcess) -> int | None:
+    """Return the process id of the companion's runner."""
+    tasks = Path(f"/proc/{worker.process.pid}/task").iterdir()
+    children = [int(child) for task in tasks for child in (task / "children").read_text().split()]
+    return children[0] if children else None
+
+
+def test_both_answer_and_one_that_dies_is_not_missed(worker: ServingProcess) -> None:
+    """Under load each placement answers; after SIGKILL to the companion's runner all are answered by the winner."""
+    stop, wrong = threading.Event(), list[object]()
+
+    def ask() -> None:
+        with Client(worker.spec.socket_path) as client:
+            while not stop.is_set():
+                try:
+                    answer = client.infer("dense", X)["out"]
+                    np.testing.assert_allclose(answer, X @ WEIGHTS.T, rtol=1e-3, atol=1e-3)
+                except (RegattaError, AssertionError) as err:
+                    wrong.append(err)
+                    return
+
+    threads = [threading.Thread(target=ask) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    try:
+        wait_until(lambda: min(_served(worker).get(one, 0) for one in (WINNER, COMPANION)) > 20, 30, "both answer")
+        runner = _runner(worker)
+        assert runner is not None
+        os.kill(runner, signal.SIGKILL)
+        wait_until(lambda: _runner(worker) is None, 30, "it is found dead")
+        before = _served(worker)[WINNER]
+        wait_until(lambda: _served(worker)[WINNER] > before + 50, 30, "the winner answers")
+    finally:
+        stop.set()
+        for thread in threads:
+            thread.join(20)
+
+    assert wrong == []
