@@ -13,9 +13,10 @@ from pydantic import Field
 from regatta_protocol.batch import BatchState, BatchSummary
 from regatta_protocol.enums import StrEnum
 from regatta_protocol.ids import DeviceIdField, ModelNameField
-from regatta_protocol.manifest import FileRef, ImageInput, LineageStep, Manifest, Policy, Variant
+from regatta_protocol.manifest import FileRef, ImageInput, LineageStep, Manifest, Variant
 from regatta_protocol.measurement import Accuracy, BoardFacts, Latency, Power, RaceReport
 from regatta_protocol.messages import InstallState
+from regatta_protocol.policy import KnownPolicy, Policy
 from regatta_protocol.processing import AudioInput, Result
 from regatta_protocol.wire import Wire
 
@@ -76,7 +77,7 @@ class BundleDraft(Wire):
     input: ImageInput | None = None
     audio: AudioInput | None = None
     result: Result | None = None
-    policy: Policy = Policy()
+    policy: KnownPolicy = Policy()
     source: str | None = None
     lineage: tuple[str, ...] = ()
     history: tuple[LineageStep, ...] = Field(default=(), max_length=64)

@@ -114,7 +114,7 @@ class Reported(Wire):
     schema_version: int = 1
     device: DeviceIdField
     generation: int = Field(ge=0)
-    sequence: int = Field(ge=0)  # grows by one with each report, over restarts; older ones are ignored
+    sequence: int = Field(ge=0)  # grows with each report, over restarts; older ones are ignored
     agent_version: str
     boot: str
     board: BoardFacts = BoardFacts()

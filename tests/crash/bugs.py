@@ -10,6 +10,7 @@ from pathlib import Path
 from unittest import mock
 
 from regatta_agent import partial, priors, quarantine_file, record, store
+from regatta_agent.digests import Digests
 from regatta_agent.patience import Patience
 from regatta_protocol import durable
 from regatta_protocol.errors import StorageFull
@@ -34,8 +35,10 @@ def _blob_in_place(stack: ExitStack) -> None:
     """Downloads grow among the verified files."""
     begin = partial.PartialFile.__init__
 
-    def begin_in_place(self: partial.PartialFile, folder: Path, blobs: Path, file: FileRef, chunk_bytes: int) -> None:
-        begin(self, blobs, blobs, file, chunk_bytes)
+    def begin_in_place(
+        self: partial.PartialFile, folder: Path, blobs: Path, file: FileRef, chunk_bytes: int, digests: Digests
+    ) -> None:
+        begin(self, blobs, blobs, file, chunk_bytes, digests)
 
     stack.enter_context(mock.patch.object(partial.PartialFile, "__init__", begin_in_place))
 
