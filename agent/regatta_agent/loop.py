@@ -20,8 +20,9 @@ from dataclasses import dataclass, replace
 from random import Random
 
 from regatta_agent.actions import Actions
+from regatta_agent.batch_runner import BatchRunner
 from regatta_agent.clock import Clock, FlooredClock
-from regatta_agent.core import outcomes, rerace
+from regatta_agent.core import batches, outcomes, rerace
 from regatta_agent.core.facts import (
     Advance,
     Begin,
@@ -93,6 +94,7 @@ class Parts:
     reporter: Reporter
     quarantine: QuarantineFile
     renewing: Renewing
+    batch: BatchRunner
     notifier: Notifier
     traffic: TrafficBook
     status: StatusFile
@@ -151,6 +153,7 @@ class Loop:
                 break  # what goes on must begin again first: chunks that were on their way may be next in the line
         self._look_at_deadlines()
         self._settle()
+        self._tend_batch()
         self._report()
         self._tell_trouble()
         self._parts.status.say(self.online, self._parts.desired.refused, self._offline, self._offline_since_s)
@@ -164,6 +167,7 @@ class Loop:
         parts.actions.cancel_all()
         parts.desired.cancel()
         parts.renewing.cancel()
+        parts.batch.cancel()
         parts.workers.stop_all(parts.clock.monotonic())
         while parts.workers.running():
             try:
@@ -221,6 +225,7 @@ class Loop:
         else:
             self._hear_worker(event)
         parts.renewing.handle(event, now_s)
+        self._note_batch(parts.batch.handle(event, now_s))
         verified = parts.desired.handle(event, self.record, now_s)
         if verified is not None:
             self._take_up(verified)
@@ -365,6 +370,28 @@ class Loop:
         parts.workers.tick(now_s)
         parts.courier.flush(now_s, self.online)
         parts.traffic.tick(now_s)
+
+    def _tend_batch(self) -> None:
+        """Say of each of the fleet's batch jobs whether it runs now; its process is started once the disk knows."""
+        parts = self._parts
+        if self.record.batch:
+            races = (ref for ref, kind in parts.actions.kinds().items() if kind in (JobKind.RACE, JobKind.RERACE))
+            facts = parts.batch.facts(self.wall(), parts.workers.links(), next(map(str, races), None))
+            self._keep_batch(batches.planned(self.record.batch, facts))
+        runs = self.record.batch
+        saved = batches.running(runs) is None or self._keeper.keep(self.record)
+        self._note_batch(parts.batch.follow(runs, may_start=saved))
+
+    def _note_batch(self, news: tuple[str, batches.BatchOutcome] | None) -> None:
+        parts = self._parts
+        if news is not None:
+            job, outcome = news
+            runs = batches.concluded(self.record.batch, job, outcome, self.wall(), parts.rng, parts.limits)
+            self._keep_batch(runs)
+
+    def _keep_batch(self, runs: tuple[batches.BatchRun, ...]) -> None:
+        if runs != self.record.batch:
+            self.record = self.record.model_copy(update={"batch": runs})
 
     def _settle(self) -> None:
         """Plan and record until there is nothing more to record; persist; then carry the steps out."""

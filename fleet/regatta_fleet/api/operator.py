@@ -17,6 +17,7 @@ from fastapi.concurrency import run_in_threadpool
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 
 from regatta_fleet import governing, rolling
+from regatta_fleet.api.batch import add_batch
 from regatta_fleet.api.limits import BodyLimit
 from regatta_fleet.api.problems import ANSWERS, answer_with_problems
 from regatta_fleet.blobs import BlobStore
@@ -94,6 +95,7 @@ def operator_app(parts: OperatorParts) -> FastAPI:
     _add_models(guarded, parts)
     _add_rollouts(guarded, parts)
     _add_policies(guarded, parts)
+    add_batch(guarded, parts.database, parts.controller, parts.clock)
     app.include_router(guarded)
     _add_page(app, parts)
     return app
