@@ -65,7 +65,8 @@ def darts(
     """
     check_strides(space)
     torch.manual_seed(seed)
-    net = Supernet(space, shape, classes, table).to(memory_format=torch.channels_last)  # two thirds of the time
+    net = Supernet(space, shape, classes, table)
+    net.to(memory_format=torch.channels_last)  # two thirds of the time
     weights = list(net.weights())
     of_weights = torch.optim.SGD(weights, lr=_WEIGHTS_RATE, momentum=_MOMENTUM, weight_decay=_DECAY)
     of_shares = torch.optim.Adam(net.shares(), lr=_SHARES_RATE, betas=(0.5, 0.999))
