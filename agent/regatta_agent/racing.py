@@ -212,6 +212,7 @@ class Race:
                 logger.info("event=race_result_found version=%s device=%s", self._ref, prior.device)
             except (RegattaError, OSError) as err:
                 logger.warning("event=race_result_unusable version=%s error=%s", self._ref, err)
+                _remove(self._prior_path)  # half of it may be there
         if self._child is not None:
             self._child.finish()
 
@@ -236,10 +237,14 @@ class Race:
 
     def _clear(self) -> None:
         for path in (self._spec_path, self._report_path, self._prior_path):
-            try:
-                path.unlink(missing_ok=True)
-            except OSError as err:  # its name does not come again, and the folder is cleared with the next boot
-                logger.warning("event=race_file_kept path=%s error=%s", path, err)
+            _remove(path)
+
+
+def _remove(path: Path) -> None:
+    try:
+        path.unlink(missing_ok=True)
+    except OSError as err:  # its name does not come again, and the folder is cleared with the next boot
+        logger.warning("event=race_file_kept path=%s error=%s", path, err)
 
 
 def race_spec(

@@ -8,6 +8,7 @@ program could not read it as it is meant, so one above ours is refused as such, 
 from __future__ import annotations
 
 import zlib
+from functools import cache
 from typing import TypeVar
 
 from pydantic import BaseModel, ValidationError
@@ -57,11 +58,13 @@ def decode(kind: type[M], data: bytes, limit_bytes: int = MAX_PAYLOAD_BYTES) -> 
         first = err.errors(include_url=False, include_input=False)[0]
         where = ".".join(str(part) for part in first["loc"]) or "the whole message"
         raise Rejected(f"this is no {kind.__name__}: {where}: {first['msg']}") from err
-    if getattr(message, "schema_version", 0) > _newest_known(kind):
+    known = _newest_known(kind)
+    if known and getattr(message, "schema_version", 0) > known:
         _refuse_newer(kind, data)
     return message
 
 
+@cache  # kinds are few; a field's default costs as much to look up as a short message to parse
 def _newest_known(kind: type[BaseModel]) -> int:
     """Return the schema that we write, which is the newest that we read; 0 for a message without one."""
     field = kind.model_fields.get("schema_version")

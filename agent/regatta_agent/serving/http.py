@@ -20,8 +20,9 @@ import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import lru_cache, partial
 from http import HTTPStatus
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import httptools
 
@@ -56,8 +57,7 @@ class Endpoint:
     local: bool = True  # only this machine reaches it
 
 
-@dataclass(frozen=True)
-class Request:
+class Request(NamedTuple):
     """A whole request. Header names are lower-case; of repeated headers the last counts."""
 
     method: bytes
@@ -67,8 +67,7 @@ class Request:
     local: bool = True  # it came from this machine
 
 
-@dataclass(frozen=True)
-class Response:
+class Response(NamedTuple):
     status: int
     body: bytes = b""
     content_type: bytes = b"application/json"
@@ -230,10 +229,14 @@ class Connection(asyncio.Protocol):
 
     def on_url(self, url: bytes) -> None:
         self._target += url
-        self._count_header(len(url))
+        self._header_bytes += len(url)
+        if self._header_bytes > self._limits.header_bytes:
+            self._refuse_headers()
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        self._count_header(len(name) + len(value) + 4)
+        self._header_bytes += len(name) + len(value) + 4
+        if self._header_bytes > self._limits.header_bytes:
+            self._refuse_headers()
         if self._refusal is None:
             self._headers[name.lower()] = value
 
@@ -268,7 +271,7 @@ class Connection(asyncio.Protocol):
             self._refusal = error_response(400, f"more than {_PIPELINED} requests are pipelined: wait for answers")
             return
         try:
-            path = (httptools.parse_url(self._target).path or b"/").decode("ascii")
+            path = _path_of(self._target)
         except (httptools.HttpParserError, UnicodeDecodeError):
             self._refusal = error_response(400, "the request's target is no path")
             return
@@ -277,11 +280,6 @@ class Connection(asyncio.Protocol):
         self._waiting.append((request, self._parser.should_keep_alive()))
 
     # what the callbacks share
-
-    def _count_header(self, size: int) -> None:
-        self._header_bytes += size
-        if self._header_bytes > self._limits.header_bytes:
-            self._refuse_headers()
 
     def _refuse_headers(self) -> None:
         if self._refusal is None:
@@ -315,7 +313,7 @@ class Connection(asyncio.Protocol):
         if self._waiting:
             request, keep_alive = self._waiting.popleft()
             self._running = True
-            self._server.handler(request, lambda response: self._answer(response, len(request.body), keep_alive))
+            self._server.handler(request, partial(self._answer, len(request.body), keep_alive))
         elif self._refusal is not None:
             refusal, self._refusal = self._refusal, None
             self._refuse(refusal)
@@ -329,7 +327,7 @@ class Connection(asyncio.Protocol):
         else:
             transport.resume_reading()
 
-    def _answer(self, response: Response, body_bytes: int, keep_alive: bool) -> None:
+    def _answer(self, body_bytes: int, keep_alive: bool, response: Response) -> None:
         self._running = False
         transport = self._transport
         if transport is None:
@@ -389,6 +387,12 @@ class Connection(asyncio.Protocol):
 
 _TOO_MANY = "there are too many connections: close some, or keep one and send many requests over it"
 _RETRY = ((b"retry-after", b"1"),)
+
+
+@lru_cache(maxsize=64)  # a client asks for the same again and again; a target is as long as headers may be
+def _path_of(target: bytes) -> str:
+    """Return a request target's path; raises HttpParserError or UnicodeDecodeError when it has none."""
+    return (httptools.parse_url(target).path or b"/").decode("ascii")
 
 
 def _render(response: Response, *, close: bool) -> bytes:

@@ -11,8 +11,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any, Protocol
+from functools import lru_cache
+from typing import Any, NamedTuple, Protocol
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -34,10 +34,14 @@ __all__ = ["InferRequest", "NamedTensor", "RegionSlice", "SharedMemory", "Wanted
 MAX_TENSORS = 256  # TFLite models with more inputs or outputs are not known to us
 MAX_CLASSES = 1000
 _MAX_TIMEOUT_US = 3_600_000_000
+_KEPT_HEADERS = 32  # a client sends the same JSON part with each request that has no id of its own
+_KEPT_HEADER_BYTES = 4096
 
 
-@dataclass(frozen=True)
-class NamedTensor:
+# What follows is made for each request, and so tuples: frozen dataclasses take several times as long to make.
+
+
+class NamedTensor(NamedTuple):
     name: str
     datatype: str
     array: Array
@@ -51,8 +55,7 @@ class SharedMemory(Protocol):
     def write(self, name: str, offset: int, size: int, data: bytes) -> None: ...
 
 
-@dataclass(frozen=True)
-class RegionSlice:
+class RegionSlice(NamedTuple):
     """`size` bytes from `offset` of a registered region."""
 
     name: str
@@ -60,8 +63,7 @@ class RegionSlice:
     size: int
 
 
-@dataclass(frozen=True)
-class WantedOutput:
+class WantedOutput(NamedTuple):
     """An output that the request names. `classes` > 0 asks for the top classes in place of the tensor.
 
     `region`: the output goes there, and not into the answer.
@@ -73,8 +75,7 @@ class WantedOutput:
     region: RegionSlice | None = None
 
 
-@dataclass(frozen=True)
-class InferRequest:
+class InferRequest(NamedTuple):
     """A checked request, not yet held against a model.
 
     `raw` is the whole body when it came in the extension's raw form (inputs is empty then). `outputs` empty: all.
@@ -131,21 +132,28 @@ def parse_infer(body: bytes, header_length: bytes | None, shared: SharedMemory |
     length = _header_length(header_length, len(body))
     if length == 0 and header_length is not None:
         return InferRequest(None, (), (), binary_default=True, raw=memoryview(body))
-    document = decode(_Request, body if length == len(body) else body[:length], limit_bytes=max(1, len(body)))
+    read = _read_again if header_length is not None and length <= _KEPT_HEADER_BYTES else _read_header
+    tensors, request = read(body if length == len(body) else body[:length], shared is not None)
     rest = memoryview(body)[length:]
     inputs: list[NamedTensor] = []
-    for tensor in document.inputs:
+    for tensor in tensors:
         array, rest = _decode(tensor, rest, has_binary=header_length is not None, shared=shared)
         inputs.append(NamedTensor(tensor.name, tensor.datatype, array))
     if rest:
         raise Rejected(f"{len(rest)} bytes follow the last input: binary_data_size and the body do not agree")
+    return request._replace(inputs=tuple(inputs))
+
+
+def _read_header(text: bytes, offered: bool) -> tuple[tuple[_Tensor, ...], InferRequest]:
+    """Return the inputs that the JSON part describes, and the request but for them; `offered`: shared memory is."""
+    document = decode(_Request, text, limit_bytes=max(1, len(text)))
     binary_default = _flag(document.parameters, "binary_data_output", default=False)
     outputs = tuple(
         WantedOutput(
             output.name,
             _flag(output.parameters, "binary_data", default=binary_default),
             _classes(output.name, output.parameters),
-            _region("output", output.name, output.parameters, offered=shared is not None),
+            _region("output", output.name, output.parameters, offered=offered),
         )
         for output in document.outputs
     )
@@ -153,9 +161,9 @@ def parse_infer(body: bytes, header_length: bytes | None, shared: SharedMemory |
     stacked = _flag(document.parameters, "stacked", default=False)
     if processed and stacked:
         raise Rejected("a request is processed or stacked, not both: pictures and sounds are sent one by one")
-    return InferRequest(
+    request = InferRequest(
         document.id,
-        tuple(inputs),
+        (),
         outputs,
         binary_default,
         priority=_whole(document.parameters, "priority", LOWEST_PRIORITY) or DEFAULT_PRIORITY,
@@ -163,6 +171,10 @@ def parse_infer(body: bytes, header_length: bytes | None, shared: SharedMemory |
         processed=processed,
         stacked=stacked,
     )
+    return tuple(document.inputs), request
+
+
+_read_again = lru_cache(_KEPT_HEADERS)(_read_header)
 
 
 def _header_length(text: bytes | None, body_bytes: int) -> int:
@@ -262,29 +274,42 @@ def render_infer(
     Raises:
         Rejected: when JSON cannot carry an output, or a region cannot take it.
     """
-    entries: list[dict[str, Any]] = []
+    entries: list[str] = []
     tail: list[bytes] = []
     for tensor, wish in outputs:
-        entry: dict[str, Any] = {
-            "name": tensor.name,
-            "datatype": tensor.datatype or datatype_of(tensor.array.dtype),
-            "shape": list(tensor.array.shape),
-        }
+        datatype, shape = tensor.datatype or datatype_of(tensor.array.dtype), tensor.array.shape
         if wish.region is not None and shared is not None:
-            entry["parameters"] = _share(tensor, wish.region, shared)
+            entries.append(_entry(tensor.name, datatype, shape, parameters=_share(tensor, wish.region, shared)))
         elif wish.binary:
             tail.append(encode_binary(tensor.array))
-            entry["parameters"] = {"binary_data_size": len(tail[-1])}
+            entries.append(_binary_entry(tensor.name, datatype, shape, len(tail[-1])))
         else:
-            entry["data"] = encode_json(tensor.array)
-        entries.append(entry)
-    document: dict[str, Any] = {"model_name": model, "model_version": str(version), "outputs": entries}
-    if request_id is not None:
-        document["id"] = request_id
-    header = json.dumps(document, separators=(",", ":"), allow_nan=False).encode()
+            entries.append(_entry(tensor.name, datatype, shape, data=encode_json(tensor.array)))
+    opening = _opening(model, version)
+    closing = "]}" if request_id is None else f'],"id":{json.dumps(request_id)}}}'
+    header = f"{opening}{','.join(entries)}{closing}".encode()
     if not tail:
         return header, None
     return b"".join((header, *tail)), len(header)
+
+
+def _entry(name: str, datatype: str, shape: tuple[int, ...], **rest: object) -> str:
+    document = {"name": name, "datatype": datatype, "shape": shape, **rest}
+    return json.dumps(document, separators=(",", ":"), allow_nan=False)
+
+
+# The JSON of an answer with binary tensors is the same each time, but for its id.
+
+
+@lru_cache(maxsize=256)
+def _binary_entry(name: str, datatype: str, shape: tuple[int, ...], size: int) -> str:
+    return _entry(name, datatype, shape, parameters={"binary_data_size": size})
+
+
+@lru_cache(maxsize=16)
+def _opening(model: str, version: int) -> str:
+    document = {"model_name": model, "model_version": str(version)}
+    return json.dumps(document, separators=(",", ":"))[:-1] + ',"outputs":['
 
 
 def _share(tensor: NamedTensor, region: RegionSlice, shared: SharedMemory) -> dict[str, Any]:

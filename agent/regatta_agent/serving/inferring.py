@@ -239,13 +239,9 @@ class Inferences:
             answer = result.answer
             if answer.first_of_batch:
                 self._tally.count_batch(answer.batch, post.candidate)
-            timing = Timing(
-                total_ns,
-                queue_ns=began_ns - ticket.received_ns - ticket.read_ns,
-                input_ns=ticket.read_ns + answer.prepare_ns,
-                compute_ns=answer.compute_ns,
-                output_ns=answer.conclude_ns + result.render_ns,
-            )
+            queue_ns = began_ns - ticket.received_ns - ticket.read_ns
+            input_ns, output_ns = ticket.read_ns + answer.prepare_ns, answer.conclude_ns + result.render_ns
+            timing = Timing(total_ns, queue_ns, input_ns, answer.compute_ns, output_ns)
             self._tally.count(Outcome.SUCCESS, timing, post.candidate)
 
     def _fell_through(self, post: _Post, result: _Inferred | Exception) -> bool:

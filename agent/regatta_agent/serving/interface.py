@@ -84,6 +84,10 @@ class ModelInterface:
         self._output_types = tuple(datatype_of(spec.dtype) for spec in outputs)
         self._input_index = {spec.name: index for index, spec in enumerate(inputs)}
         self._output_index = {spec.name: index for index, spec in enumerate(outputs)}
+        self._every_output = {
+            binary: [(index, WantedOutput(spec.name, binary)) for index, spec in enumerate(outputs)]
+            for binary in (False, True)
+        }
 
     def to_native(self, request: InferRequest) -> tuple[list[Array], bool]:
         """Return the request's inputs in the model's order and dtypes, and whether it speaks in real values.
@@ -102,8 +106,8 @@ class ModelInterface:
             if index in given:
                 raise Rejected(f"input {tensor.name!r} is given twice")
             given[index] = tensor
-        missing = [spec.name for index, spec in enumerate(self.inputs) if index not in given]
-        if missing:
+        if len(given) < len(self.inputs):
+            missing = [spec.name for index, spec in enumerate(self.inputs) if index not in given]
             raise Rejected(f"inputs are missing: {', '.join(map(repr, missing))}")
         natives, real = [], False
         for index in range(len(self.inputs)):
@@ -124,9 +128,7 @@ class ModelInterface:
     def _native(self, index: int, tensor: NamedTensor) -> tuple[Array, bool]:
         spec, datatype = self.inputs[index], self._input_types[index]
         shape = tensor.array.shape
-        if len(shape) != len(spec.shape) or any(
-            size != wanted and (wanted >= 0 or size < 1) for size, wanted in zip(shape, spec.shape, strict=True)
-        ):
+        if shape != spec.shape and not _fits(shape, spec.shape):
             raise Rejected(f"input {spec.name!r} has shape {list(spec.shape)} and {list(shape)} came")
         if tensor.datatype == datatype:
             return self._finite(tensor.array, spec), False
@@ -140,14 +142,14 @@ class ModelInterface:
             raise Rejected(f"input {spec.name!r} holds NaN or infinity: remove them")
         return array
 
-    def wanted(self, request: InferRequest) -> list[tuple[int, WantedOutput]]:
+    def wanted(self, request: InferRequest) -> Sequence[tuple[int, WantedOutput]]:
         """Return the outputs that the request asks for, as (index, wish); all of them when it names none.
 
         Raises:
             Rejected: when one is unknown or named twice, or has no classes to name.
         """
         if not request.outputs:
-            return [(index, WantedOutput(spec.name, request.binary_default)) for index, spec in enumerate(self.outputs)]
+            return self._every_output[request.binary_default]
         wanted: dict[int, WantedOutput] = {}
         for output in request.outputs:
             index = self._output_index.get(output.name)
@@ -211,6 +213,13 @@ class ModelInterface:
             "outputs": [_tensor(*pair) for pair in zip(self.outputs, self._output_types, strict=True)],
             "parameters": shared,
         }
+
+
+def _fits(shape: tuple[int, ...], wanted: tuple[int, ...]) -> bool:
+    """Return whether a tensor of `shape` may be given where a size of -1 may be any from 1."""
+    return len(shape) == len(wanted) and all(
+        size == want or (want < 0 and size >= 1) for size, want in zip(shape, wanted, strict=True)
+    )
 
 
 def _tensor(spec: TensorSpec, datatype: str) -> dict[str, Any]:

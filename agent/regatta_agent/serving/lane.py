@@ -12,6 +12,8 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
+from operator import attrgetter
 from typing import Generic, Protocol, TypeVar
 
 from regatta_agent.serving.engine import Engine, Finished
@@ -22,6 +24,7 @@ __all__ = ["Batches", "Expired", "Lane", "Ticket"]
 _IN_HAND = 2  # pieces of work that the engine is given: one runs, one is next
 _MEMORY = 8  # the mean forgets with this many pieces
 _UNMEASURED_NS = 1_000_000
+_IS_BRIEF, _DEADLINE = attrgetter("brief"), attrgetter("deadline_ns")
 
 
 class Ticket(Protocol):
@@ -82,15 +85,10 @@ class Lane(Generic[T, R]):
         self._waiting: Waiting[T] = Waiting()
         self._timer: asyncio.TimerHandle | None = None
         self._in_hand = 0  # pieces that the engine was given
-        self._computing = 0  # requests in them
+        self.pending = 0  # requests that wait or are computed
         self._mean_ns = expected_ns or _UNMEASURED_NS  # of a request, exponentially weighted
         self._oldest_ns = 0  # since when the first of those that wait for company has waited
         self.batches: Batches | None = None  # None: one by one
-
-    @property
-    def pending(self) -> int:
-        """How many requests wait or are computed."""
-        return len(self._waiting) + self._computing
 
     def delay_ns(self, more: int = 1) -> float:
         """Return how long `more` requests on top of the pending ones are expected to take until the last is done."""
@@ -102,9 +100,9 @@ class Lane(Generic[T, R]):
 
     def put(self, ticket: T) -> None:
         """Compute `ticket` when its turn comes."""
-        room = _IN_HAND if self.batches is None else 1
+        self.pending += 1
         waits_for_company = self.batches is not None and self.batches.delay_ns > 0
-        if not self._waiting and self._in_hand < room and not waits_for_company:
+        if self._in_hand < self._room and not self._waiting and not waits_for_company:
             self._give([ticket])
             return
         if not self._waiting:
@@ -116,12 +114,16 @@ class Lane(Generic[T, R]):
         """Give the engine what it can take, and refuse what came too late."""
         now_ns = time.perf_counter_ns()
         for ticket in self._waiting.expire(now_ns):
+            self.pending -= 1
             self._finish(ticket, Expired(), now_ns)
-        # What is gathered while the piece at hand runs is the next batch, so there is none in reserve then.
-        room = _IN_HAND if self.batches is None else 1
-        while self._waiting and self._in_hand < room and self._company_has_come(now_ns):
+        while self._waiting and self._in_hand < self._room and self._company_has_come(now_ns):
             self._give(self._waiting.take(1 if self.batches is None else self.batches.most))
         self._set_timer(now_ns)
+
+    @property
+    def _room(self) -> int:
+        """How many pieces the engine is given: one where batches are formed, for what gathers meanwhile is the next."""
+        return _IN_HAND if self.batches is None else 1
 
     def _company_has_come(self, now_ns: int) -> bool:
         batches = self.batches
@@ -142,29 +144,28 @@ class Lane(Generic[T, R]):
 
     def _give(self, tickets: list[T]) -> None:
         self._in_hand += 1
-        self._computing += len(tickets)
-
-        def work() -> Sequence[R | Exception]:
-            if all(one.deadline_ns is None for one in tickets):
-                return self._compute(tickets)
-            now_ns = time.perf_counter_ns()
-            late = [one.deadline_ns is not None and one.deadline_ns <= now_ns for one in tickets]
-            timely = [one for one, is_late in zip(tickets, late, strict=True) if not is_late]
-            results = iter(self._compute(timely) if timely else ())
-            return [Expired() if is_late else next(results) for is_late in late]
-
-        def done(finished: Finished[Sequence[R | Exception]]) -> None:
-            self._in_hand -= 1
-            self._computing -= len(tickets)
-            each_ns = (finished.ended_ns - finished.began_ns) // len(tickets)
-            self._mean_ns += (each_ns - self._mean_ns) // _MEMORY
-            if self._waiting:
-                self._go_on()  # before answering, which would keep the engine waiting
-            failed = None if finished.error is None else [finished.error] * len(tickets)
-            results: Sequence[R | Exception] = failed or finished.value or ()
-            for ticket, result in zip(tickets, results, strict=True):
-                self._finish(ticket, result, finished.began_ns)
-
-        brief = all(one.brief for one in tickets)
-        accepted = (self._engine.perform if brief else self._engine.submit)(work, done)
+        take = self._engine.perform if all(map(_IS_BRIEF, tickets)) else self._engine.submit
+        accepted = take(partial(self._work, tickets), partial(self._done, tickets))
         assert accepted, "the engine has room for what is in hand: this is a bug"
+
+    def _work(self, tickets: list[T]) -> Sequence[R | Exception]:
+        """Return what comes of each request; on the engine's thread."""
+        if not any(map(_DEADLINE, tickets)):
+            return self._compute(tickets)
+        now_ns = time.perf_counter_ns()
+        late = [one.deadline_ns is not None and one.deadline_ns <= now_ns for one in tickets]
+        timely = [one for one, is_late in zip(tickets, late, strict=True) if not is_late]
+        results = iter(self._compute(timely) if timely else ())
+        return [Expired() if is_late else next(results) for is_late in late]
+
+    def _done(self, tickets: list[T], finished: Finished[Sequence[R | Exception]]) -> None:
+        self._in_hand -= 1
+        self.pending -= len(tickets)
+        each_ns = (finished.ended_ns - finished.began_ns) // len(tickets)
+        self._mean_ns += (each_ns - self._mean_ns) // _MEMORY
+        if self._waiting:
+            self._go_on()  # before answering, which would keep the engine waiting
+        failed = None if finished.error is None else [finished.error] * len(tickets)
+        results: Sequence[R | Exception] = failed or finished.value or ()
+        for ticket, result in zip(tickets, results, strict=True):
+            self._finish(ticket, result, finished.began_ns)

@@ -61,7 +61,7 @@ class _Prepared(NamedTuple):
     place: int  # among those that came together
     natives: list[Array]
     real: bool
-    wanted: list[tuple[int, WantedOutput]]
+    wanted: Sequence[tuple[int, WantedOutput]]
     rows: int  # 1 when the model has no batch dimension
     prepare_ns: int
 

@@ -78,7 +78,7 @@ def element_count(shape: Sequence[int]) -> int:
     Raises:
         Rejected: when it has too many dimensions, a negative one, or too many elements.
     """
-    if len(shape) > MAX_DIMENSIONS or any(size < 0 for size in shape):
+    if len(shape) > MAX_DIMENSIONS or min(shape, default=0) < 0:
         raise Rejected(f"shape {list(shape)[:32]} is not valid: up to {MAX_DIMENSIONS} sizes of 0 or more")
     count = math.prod(shape)
     if count > _MAX_ELEMENTS:
@@ -122,14 +122,13 @@ def decode_binary(datatype: str, shape: Sequence[int], data: bytes | memoryview)
     Raises:
         Rejected: when `data` has not exactly the bytes that datatype and shape ask for.
     """
-    dtype, count = _dtype_of(datatype), element_count(shape)
     if datatype == "BYTES":
-        return _decode_bytes(count, memoryview(data)).reshape(shape)
+        return _decode_bytes(element_count(shape), memoryview(data)).reshape(shape)
     check_size(datatype, shape, len(data))
     if datatype == "BOOL":
         flags: Array = np.frombuffer(data, dtype=np.uint8) != 0
         return flags.reshape(shape)
-    return np.frombuffer(data, dtype=dtype).reshape(shape)
+    return np.frombuffer(data, dtype=DATATYPES[datatype]).reshape(shape)
 
 
 def _decode_bytes(count: int, data: memoryview) -> Array:

@@ -1,4 +1,7 @@
-"""What the worker counts: the running telemetry window, and totals of each placement since its start. Pure.
+"""What the worker counts: the running telemetry window, and totals of each placement since its start. Pure, numpy only.
+
+An answered request leaves only its times, in a list; they are folded into sketches many at once, which with numpy costs
+a tenth of adding each, when the list is full or somebody looks.
 
 A request counts as an error when the model or this program failed it; what a client got wrong (4xx) is neither a
 request nor an error of the window, so that a broken client cannot make a rollout roll back. Latency is from the whole
@@ -7,9 +10,14 @@ request being here to its answer being handed to the socket.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import chain
 from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
 
 from regatta_agent.serving.events import WindowClosed
 from regatta_protocol import sketch
@@ -39,7 +47,8 @@ class Stage(StrEnum):
     COMPUTE_OUTPUT = "compute_output"  # making the answer of the model's outputs
 
 
-_STAGES = tuple(Stage)  # to go through an enumeration costs a Python frame for each member
+_FOLDED = 256  # requests at once: some 0.1 ms of the loop's time
+_INVERSE_LOG_GAMMA = 1 / math.log(sketch.GAMMA)
 
 
 class Timing(NamedTuple):
@@ -74,14 +83,13 @@ class Totals:
     sums_ns: dict[Stage, int] = field(default_factory=lambda: dict.fromkeys(Stage, 0))
     batches: dict[int, int] = field(default_factory=dict)
 
-    def count(self, outcome: Outcome, timing: Timing) -> None:
-        """Count one request."""
-        self.outcomes[outcome] += 1
-        if outcome is not Outcome.SUCCESS:
-            return
-        for stage, ns in zip(_STAGES, timing, strict=True):
-            sketch.add(self.stages[stage], ns / 1000)
-            self.sums_ns[stage] += ns
+    def answered(self, timings: Sequence[Timing]) -> None:
+        """Count requests that were answered."""
+        self.outcomes[Outcome.SUCCESS] += len(timings)
+        flat = np.fromiter(chain.from_iterable(timings), dtype=np.int64)  # np.array of tuples takes ten times as long
+        for stage, ns in zip(Stage, flat.reshape(len(timings), -1).T, strict=True):
+            _add_all(self.stages[stage], ns)
+            self.sums_ns[stage] += int(ns.sum())
 
     def count_batch(self, rows: int) -> None:
         """Count one inference of so many rows."""
@@ -104,10 +112,12 @@ class Tally:
         self.errors = 0
         self._latency_counts: dict[int, int] = {}
         self._totals = {placement.candidate_id: Totals()}
+        self._recent: list[tuple[Totals, Timing]] = []  # answered, and not folded yet
 
     @property
     def totals(self) -> Mapping[str, Totals]:
         """The totals by candidate; a worker has a winner and a few standbys."""
+        self._fold()
         return self._totals
 
     def place(self, candidate_id: str) -> None:
@@ -117,11 +127,15 @@ class Tally:
 
     def count(self, outcome: Outcome, timing: Timing, candidate_id: str | None = None) -> None:
         """Count one infer request, of the placement or of a companion beside it."""
-        self._of(candidate_id).count(outcome, timing)
+        totals = self._of(candidate_id)
         if outcome is Outcome.SUCCESS:
             self.requests += 1
-            sketch.add(self._latency_counts, timing.total_ns / 1000)
-        elif outcome is Outcome.FAILURE:
+            self._recent.append((totals, timing))
+            if len(self._recent) == _FOLDED:
+                self._fold()
+            return
+        totals.outcomes[outcome] += 1
+        if outcome is Outcome.FAILURE:
             self.requests += 1
             self.errors += 1
 
@@ -136,8 +150,19 @@ class Tally:
             found = self._totals[candidate] = Totals()
         return found
 
+    def _fold(self) -> None:
+        """Count what was answered of late in the sketches."""
+        recent, self._recent = self._recent, []
+        for totals in self._totals.values():
+            timings = [timing for whose, timing in recent if whose is totals]
+            if timings:
+                totals.answered(timings)
+        if recent:
+            _add_all(self._latency_counts, np.fromiter((timing.total_ns for _, timing in recent), dtype=np.int64))
+
     def close(self, now: float, feedback: Accuracy | None, power: Power | None) -> WindowClosed:
         """Return the window that ends now, and begin the next."""
+        self._fold()
         closed = WindowClosed(
             model=self.placement.model,
             version=self.placement.version,
@@ -152,3 +177,11 @@ class Tally:
         )
         self.start, self.requests, self.errors, self._latency_counts = now, 0, 0, {}
         return closed
+
+
+def _add_all(counts: dict[int, int], ns: npt.NDArray[np.int64]) -> None:
+    """Count each of `ns` in a sketch of microseconds, as sketch.add would one by one."""
+    held = np.clip(ns / 1000, sketch.LOWEST, sketch.HIGHEST)
+    buckets, numbers = np.unique(np.ceil(np.log(held) * _INVERSE_LOG_GAMMA).astype(np.int64), return_counts=True)
+    for bucket, number in zip(buckets.tolist(), numbers.tolist(), strict=True):
+        counts[bucket] = counts.get(bucket, 0) + number

@@ -8,12 +8,14 @@ from collections.abc import Mapping
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from prometheus_client.openmetrics.parser import text_string_to_metric_families
 
 from regatta_agent.serving.events import Failed, Ready, SelfTest, WindowClosed, parse_event
 from regatta_agent.serving.feedback import Feedback
 from regatta_agent.serving.metrics import openmetrics, statistics
-from regatta_agent.serving.window import Outcome, Placement, Tally, Timing
+from regatta_agent.serving.window import Outcome, Placement, Stage, Tally, Timing
 from regatta_protocol import sketch
 from regatta_protocol.errors import Rejected
 from regatta_protocol.measurement import Accuracy
@@ -171,3 +173,18 @@ def test_the_parent_s_side_imports_no_numpy() -> None:
     )
 
     assert subprocess.run([sys.executable, "-c", code], timeout=60, check=False).returncode == 0
+
+
+@given(st.lists(st.integers(0, 10**15), min_size=1, max_size=600), st.integers(0, 600))
+def test_sketches_are_as_if_each_request_were_added(total_ns: list[int], looked_after: int) -> None:
+    """However many come between two looks, each is counted once in totals and window, where sketch.add puts it."""
+    tally, expected = _tally(), dict[int, int]()
+    for number, ns in enumerate(total_ns):
+        tally.count(Outcome.SUCCESS, Timing(ns), "litert/int8/xnnpack/t1" if ns % 2 else None)
+        sketch.add(expected, ns / 1000)
+        if number == looked_after:
+            assert sum(total.outcomes[Outcome.SUCCESS] for total in tally.totals.values()) == number + 1
+
+    assert tally.close(15.0, None, None).latency_counts == expected
+    assert sketch.merge(total.stages[Stage.REQUEST] for total in tally.totals.values()) == expected
+    assert sum(total.sums_ns[Stage.REQUEST] for total in tally.totals.values()) == sum(total_ns)
