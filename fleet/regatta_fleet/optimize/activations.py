@@ -43,7 +43,7 @@ def record(model: bytes, samples: Floats, tensors: Sequence[int]) -> dict[int, F
         for sample in samples:
             interpreter.set_tensor(place["index"], sample.reshape(shape).astype(np.float32))
             interpreter.invoke()
-            for index in tensors:
+            for index in found:  # a tensor may be asked for twice, where two layers read it
                 found[index].append(interpreter.get_tensor(index)[0])
     except (ValueError, RuntimeError) as err:
         raise Rejected(f"LiteRT cannot run the model on the samples: {err}") from err

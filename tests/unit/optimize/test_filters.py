@@ -124,6 +124,23 @@ def test_a_refit_brings_outputs_nearer(build: Callable[[], ModelTree], channels:
     assert snr_db([_outputs(pruned.model, check)], [_outputs(model, check)]) > before + 2
 
 
+def test_a_refit_follows_a_sum_that_two_layers_read() -> None:
+    """As in every ResNet, where a strided convolution is the shortcut beside the block."""
+    builder = ModelBuilder("forked")
+    place = builder.input("x", (1, 8, 8, 1))
+    stem = builder.conv("stem", place, normal(8, 3, 3, 1, seed=1), normal(8, seed=2), (1, 8, 8, 8))
+    left = builder.conv("left", stem, normal(6, 3, 3, 8, seed=3), normal(6, seed=4), (1, 4, 4, 6), stride=2)
+    right = builder.conv("right", stem, normal(6, 1, 1, 8, seed=5), normal(6, seed=6), (1, 4, 4, 6), stride=2)
+    model = builder.finish([builder.add("sum", left, right, (1, 4, 4, 6))])
+    samples = normal(40, 8, 8, 1, seed=7, scale=1.0)
+    pruned = prune_filters(model, 0.25, "reconstruction", samples)
+    before = snr_db([_outputs(pruned.model, samples)], [_outputs(model, samples)])
+
+    refit(model, pruned, samples)
+
+    assert snr_db([_outputs(pruned.model, samples)], [_outputs(model, samples)]) > before
+
+
 def test_reconstruction_loses_less_than_norms_on_a_real_model() -> None:
     model = read_model(shared_file("mlperf_tiny/kws_float32.tflite"))
     with np.load(shared_file("mlperf_tiny/kws01_dev.npz")) as arrays:

@@ -2,9 +2,10 @@
 
 The network holds each block at its greatest depth, width, kernel and expansion, with a path for each operator. What a
 decision is worth is a softmax over its options; a block's output is the mixture of its paths and depths, and of masks
-for the others: over channels (Wan et al. 2020) and over the taps of a kernel (Stamoulis et al. 2019). Bilevel: the
-shares follow the validation loss, the weights the training loss. First order takes the weights as they are (xi = 0);
-second order looks one step of the weights ahead (eq. 7), with the Hessian product by finite differences (eq. 8).
+for the others: over channels (Wan et al. 2020) and over the taps of a kernel (Stamoulis et al. 2019). Masks and shares
+are above 0, so they pass through relu, and batch normalization multiplies by them. Bilevel: the shares follow the
+validation loss, the weights the training loss. First order takes the weights as they are (xi = 0); second order looks
+one step of the weights ahead (eq. 7), with the Hessian product by finite differences (eq. 8).
 
 The latency that the shares expect, from the table, is in the shares' loss as it is in the reward: 0.07 · log(latency /
 target) where it is over the target. A block's stride must have one option here, for paths must agree on their shape.
@@ -65,6 +66,7 @@ def darts(
     check_strides(space)
     torch.manual_seed(seed)
     net = Supernet(space, shape, classes, table)
+    net.to(memory_format=torch.channels_last)  # two thirds of the time
     weights = list(net.weights())
     of_weights = torch.optim.SGD(weights, lr=_WEIGHTS_RATE, momentum=_MOMENTUM, weight_decay=_DECAY)
     of_shares = torch.optim.Adam(net.shares(), lr=_SHARES_RATE, betas=(0.5, 0.999))
@@ -169,6 +171,7 @@ class Supernet(nn.Module):  # type: ignore[misc]  # torch is not typed here
         self._costs = _Costs(space, shape, classes, table)
 
     def forward(self, x: Tensor) -> Tensor:
+        x = x.contiguous(memory_format=torch.channels_last)
         for block in self.blocks:
             x = block(x)
         return self.head(x.mean((2, 3)))
@@ -228,10 +231,10 @@ class _MixedBlock(nn.Module):  # type: ignore[misc]  # as above
 
     def forward(self, x: Tensor) -> Tensor:
         shares = self.probabilities()
-        mask = (shares["width"] @ self.masks).reshape(1, -1, 1, 1)
+        mask = shares["width"] @ self.masks
         result: Tensor | None = None
         for level, operator in enumerate(self.levels, start=1):
-            x = operator(x, shares) * mask
+            x = operator(x, shares, mask)
             if level in self.block.depth:
                 part = shares["depth"][self.block.depth.index(level)] * x
                 result = part if result is None else result + part
@@ -247,10 +250,9 @@ class _MixedOperator(nn.Module):  # type: ignore[misc]  # as above
         stride = block.stride[0] if first else 1
         self.paths = nn.ModuleList(_Path(op, block, channels, width, stride) for op in block.op)
 
-    def forward(self, x: Tensor, shares: dict[str, Tensor]) -> Tensor:
-        return torch.stack([share * path(x, shares) for share, path in zip(shares["op"], self.paths, strict=True)]).sum(
-            0
-        )
+    def forward(self, x: Tensor, shares: dict[str, Tensor], mask: Tensor) -> Tensor:
+        first, *others = (path(x, shares, share * mask) for share, path in zip(shares["op"], self.paths, strict=True))
+        return sum(others, first)
 
 
 class _Path(nn.Module):  # type: ignore[misc]  # as above
@@ -274,33 +276,36 @@ class _Path(nn.Module):  # type: ignore[misc]  # as above
         self.register_buffer("kernels", kernels)
         self.register_buffer("expansions", expansions)
 
-    def forward(self, x: Tensor, shares: dict[str, Tensor]) -> Tensor:
+    def forward(self, x: Tensor, shares: dict[str, Tensor], scale: Tensor) -> Tensor:
+        """Return the path's answer times `scale` [width]."""
         kernel = torch.einsum("o,okl->kl", shares["kernel"], self.kernels)
         if self.deep is None:
-            return functional.relu(self.out(x, kernel))
+            return functional.relu(self.out(x, kernel=kernel, scale=scale))
         given = x
         if self.wide is not None:
-            channels = (shares["expansion"] @ self.expansions).reshape(1, -1, 1, 1)
-            x = functional.relu(self.wide(x)) * channels
-        x = self.out(functional.relu(self.deep(x, kernel)))
+            x = functional.relu(self.wide(x, scale=shares["expansion"] @ self.expansions))
+        x = self.out(functional.relu(self.deep(x, kernel=kernel)), scale=scale)
         if not self.expands:
             return functional.relu(x)
-        return x + given if self.shortcut else x
+        return torch.addcmul(x, given, scale.reshape(1, -1, 1, 1)) if self.shortcut else x
 
 
 class _Unit(nn.Module):  # type: ignore[misc]  # as above
-    """A convolution, and batch normalization without scales: they would hide the shares, as the paper says."""
+    """A convolution, and batch normalization, whose scale is given: a learned one would hide the shares, as the paper
+    says. It normalizes by the batch, for the mixture is only ever trained.
+    """
 
     def __init__(self, channels: int, width: int, kernel: int, stride: int, groups: int = 1) -> None:
         super().__init__()
         self.conv = nn.Conv2d(channels, width, kernel, stride, groups=groups, bias=False)
-        self.norm = nn.BatchNorm2d(width, affine=False)
 
-    def forward(self, x: Tensor, kernel: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, *, kernel: Tensor | None = None, scale: Tensor | None = None) -> Tensor:
         conv = self.conv
         weight = conv.weight if kernel is None else conv.weight * kernel
-        padded = pad_same(x, conv.kernel_size[0], conv.stride[0])
-        return self.norm(functional.conv2d(padded, weight, None, conv.stride, 0, 1, conv.groups))
+        edge = conv.kernel_size[0] // 2 if conv.stride[0] == 1 else 0  # as pad_same would, and without a copy
+        padded = x if edge else pad_same(x, conv.kernel_size[0], conv.stride[0])
+        found = functional.conv2d(padded, weight, None, conv.stride, edge, 1, conv.groups)
+        return functional.batch_norm(found, None, None, scale, training=True)
 
 
 class _Costs:
