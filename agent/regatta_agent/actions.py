@@ -10,6 +10,7 @@ import logging
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+from regatta_agent.checking import CheckFiles
 from regatta_agent.children import Launcher
 from regatta_agent.core.facts import (
     Begin,
@@ -91,6 +92,15 @@ class Actions:
         elif isinstance(step, Collect):
             self._collect(step, record, now_s)
         return None
+
+    def check(self, death: WorkerDeath, now_s: float) -> bool:
+        """Let the files be read that a worker could not start from; return False while something else goes on."""
+        if death.ref in self._jobs:
+            return False
+        job = CheckFiles(death, self._store)
+        self._jobs[death.ref] = (JobKind.CHECK, job)
+        job.begin(now_s)
+        return True
 
     def handle(self, event: Event, now_s: float) -> Iterator[tuple[ModelRef, Outcome]]:
         """Show the jobs an event; yield what ended with it."""
@@ -192,12 +202,14 @@ class Actions:
         ]
         self.collected = step.keep
         try:
-            freed = self._store.collect(keep, digests)
+            freed_bytes, whole = self._store.collect(keep, digests)
         except (OSError, Exhausted) as err:
             self._collect_again_s = now_s + _COLLECT_AGAIN_S
             logger.error("event=not_collected error=%s again_in_s=%g", err, _COLLECT_AGAIN_S)
             return
-        if keep != step.keep:
+        if not whole:
+            self.collected = None  # the next plan asks for the rest
+        elif keep != step.keep:
             self._collect_again_s = now_s + _COLLECT_AGAIN_S
-        if freed:
-            logger.info("event=collected freed_bytes=%d kept=%d", freed, len(step.keep))
+        if freed_bytes:
+            logger.info("event=collected freed_bytes=%d kept=%d", freed_bytes, len(step.keep))

@@ -15,6 +15,7 @@ from random import Random
 from types import FrameType
 
 from regatta_agent.actions import Actions
+from regatta_agent.batch_runner import BatchRunner, BatchSettings
 from regatta_agent.children import Launcher, ProcessLauncher
 from regatta_agent.clock import Clock, SystemClock
 from regatta_agent.config import AgentConfig
@@ -165,6 +166,11 @@ def assemble(
             reporter=Reporter(bus, device, board, boot, __version__, config.heartbeat_period_s),
             quarantine=quarantine,
             renewing=Renewing(launcher, identity.certificate_path.parent, rng, boot),
+            batch=BatchRunner(
+                launcher,
+                BatchSettings(config.batch_folder, config.batch_inputs, config.run_dir, config.disk_reserve_bytes),
+                boot,
+            ),
             notifier=notifier,
             traffic=traffic or TrafficBook(config.state_dir, config.run_dir, clock.wall()),
             status=StatusFile(config.run_dir, boot, clock.wall()),

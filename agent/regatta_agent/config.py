@@ -49,6 +49,8 @@ class AgentConfig(BaseModel):
     outbox_max_bytes: int = Field(default=8 * 1024 * 1024, ge=65_536)  # telemetry kept while offline
     outbox_max_age_s: float = Field(default=30 * 86_400.0, ge=60)  # and how long, in time that the agent runs
     keep_previous: int = Field(default=1, ge=0, le=16)  # versions kept beside the running one
+    batch_folder: Path | None = None  # below it the fleet's batch jobs write results; unset: it may start none
+    batch_inputs: tuple[Path, ...] = Field(default=(), max_length=16)  # the only folders that such jobs may read
     serving: ServingSettings = ServingSettings()  # TCP, shared memory, queues and batches (docs/serving.md)
     power: PowerSettings = PowerSettings()  # which sensor, and the user's own (docs/power.md)
 

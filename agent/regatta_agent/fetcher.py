@@ -38,24 +38,23 @@ class _Blob:
         self._transfer = transfer
         self._bus = bus
         self._device = device
-        self._partial = PartialFile(store.partial, store.blobs, file, DEFAULT_CHUNK_BYTES)
+        self._partial = PartialFile(store.partial, store.blobs, file, DEFAULT_CHUNK_BYTES, store.digests)
         self._state: Transfer | None = None
 
-    def begin(self, now_s: float) -> bool:
-        """Open what is kept and ask for the rest; return whether the blob is complete already."""
+    def begin(self, now_s: float) -> None:
+        """Open what is kept and ask for the rest."""
         self._partial.open()
         self._state = Transfer(
             self._transfer, self._file.digest, self._file.size_bytes, DEFAULT_CHUNK_BYTES, self._partial.bitmap()
         )
         if any(self._partial.have):
             self._state.await_late(now_s)
-        return self._go_on(now_s)
+        self._go_on(now_s)
 
-    def handle(self, event: Event, now_s: float) -> bool:
-        """Take a chunk; return whether the blob is complete.
+    def handle(self, event: Event, now_s: float) -> None:
+        """Take a chunk.
 
         Raises:
-            BadDigest: when it is complete and wrong.
             StorageFull, Retryable, Rejected: when it cannot go on.
         """
         answer = response_in(event, self._device, f"get-{self._transfer}")
@@ -63,23 +62,27 @@ class _Blob:
             kind = Retryable if answer.retryable else Rejected
             raise kind(f"the fleet does not send file {self._file.digest[:12]}: {answer.error or 'no reason given'}")
         if not isinstance(event, Message) or event.topic != topics.chunk(self._device, self._transfer):
-            return False
+            return
         try:
             chunk = unpack_chunk(event.payload)
         except Rejected as err:
             logger.debug("event=chunk_refused error=%s", err)
-            return False
+            return
         if self._pacing.on_chunk(now_s, chunk) is not None:
             self._partial.write(chunk.index, chunk.payload)
-        return self._go_on(now_s)
+        self._go_on(now_s)
 
-    def tick(self, now_s: float) -> None:
-        """Ask again for what did not come.
+    def tick(self, now_s: float) -> bool:
+        """Ask again for what did not come; when all is here, verify it; return whether it is among the blobs.
 
         Raises:
             Unanswered: when asking again brought nothing too often; what came is kept.
+            WrongBlob: when it is complete and wrong.
         """
+        if self._pacing.complete:
+            return self._partial.finish()
         self._go_on(now_s)
+        return False
 
     def close(self) -> None:
         """Keep what came and close."""
@@ -95,10 +98,9 @@ class _Blob:
             raise Retryable("the download has not begun")
         return self._state
 
-    def _go_on(self, now_s: float) -> bool:
+    def _go_on(self, now_s: float) -> None:
         if self._pacing.complete:
-            self._partial.finish()
-            return True
+            return  # verified in the ticks, of which a turn has one
         get = self._pacing.next_get(now_s)
         if get is not None:
             # When the connection is gone already, we are about to hear of it; what has come before is not given up.
@@ -106,7 +108,6 @@ class _Blob:
                 self._bus.publish(topics.up(self._device, topics.Up.GET), encode(get), qos=0)
         elif self._pacing.stalled:
             raise Unanswered(f"the fleet sends nothing of file {self._file.digest[:12]}, however often it is asked")
-        return False
 
 
 class _Fetch:
@@ -126,17 +127,17 @@ class _Fetch:
         current = self._current
         if current is None or not isinstance(event, Message):
             return None
-        return self._guarded(lambda: self._next(now_s) if current.handle(event, now_s) else None)
+
+        def take() -> None:
+            current.handle(event, now_s)
+
+        return self._guarded(take)
 
     def tick(self, now_s: float) -> Outcome | None:
         current = self._current
         if current is None:
             return None
-
-        def tick() -> None:
-            current.tick(now_s)
-
-        return self._guarded(tick)
+        return self._guarded(lambda: self._next(now_s) if current.tick(now_s) else None)
 
     def cancel(self) -> None:
         if self._current is not None:
@@ -152,13 +153,14 @@ class _Fetch:
         raise NotImplementedError
 
     def _next(self, now_s: float) -> Outcome | None:
-        while wanted := self.wanted():
-            number = self._transfer_of(Digest(wanted[0].digest))
-            self._current = _Blob(wanted[0], number, self._bus, self._device, self._store)
-            if not self._current.begin(now_s):
-                return None
-        self._current = None
-        return self.conclude()
+        wanted = self.wanted()
+        if not wanted:
+            self._current = None
+            return self.conclude()
+        number = self._transfer_of(Digest(wanted[0].digest))
+        self._current = _Blob(wanted[0], number, self._bus, self._device, self._store)
+        self._current.begin(now_s)
+        return None
 
     def _guarded(self, action: Callable[[], Outcome | None]) -> Outcome | None:
         """Run `action`; turn its errors into an outcome, keeping what came."""

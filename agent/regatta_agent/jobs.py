@@ -15,6 +15,7 @@ from typing import Protocol
 from regatta_agent.children import Child, Launcher
 from regatta_agent.errors import NotSent, Unanswered, WrongClock
 from regatta_agent.events import ChildEnded, ChildLine, Event
+from regatta_agent.workers import WorkerDeath
 from regatta_protocol import topics
 from regatta_protocol.bus import Bus, Message
 from regatta_protocol.codec import decode, decode_zlib, encode
@@ -39,6 +40,7 @@ __all__ = [
     "Authorize",
     "Authorized",
     "Failed",
+    "FilesChecked",
     "FilesFetched",
     "Job",
     "ManifestFetched",
@@ -79,6 +81,13 @@ class FilesFetched:
 
 
 @dataclass(frozen=True)
+class FilesChecked:
+    """The files of a version whose worker could not start were read; the damaged ones are gone."""
+
+    death: WorkerDeath
+
+
+@dataclass(frozen=True)
 class Raced:
     report: RaceReport
     bundled: Policy  # the bundle's policy
@@ -91,7 +100,7 @@ class Failed:
     root_version: int | None = None
 
 
-Outcome = AssignmentVerified | Authorized | ManifestFetched | FilesFetched | Raced | Failed
+Outcome = AssignmentVerified | Authorized | ManifestFetched | FilesFetched | FilesChecked | Raced | Failed
 
 
 class Job(Protocol):

@@ -5,7 +5,8 @@
 Invariants:
 - Nothing is done about a change of the record before the change is on disk. While the disk takes none, only steps
   that need no record are carried out: workers, links, cancelling, and deleting what nobody needs.
-- Every turn is bounded: at most a full inbox is taken in, and planning must run out of recorded steps.
+- Every turn is bounded: at most a full inbox is taken in, files are read and deleted in pieces, and planning must run
+  out of recorded steps.
 - What the board lacks for a while (space, descriptors, memory) costs a turn's plan or a step, told once, and no more.
 - The watchdog is fed here and nowhere else.
 """
@@ -15,13 +16,13 @@ from __future__ import annotations
 import logging
 import queue
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from random import Random
 
 from regatta_agent.actions import Actions
+from regatta_agent.batch_runner import BatchRunner
 from regatta_agent.clock import Clock, FlooredClock
-from regatta_agent.core import outcomes, rerace
+from regatta_agent.core import batches, outcomes, rerace
 from regatta_agent.core.facts import (
     Advance,
     Begin,
@@ -43,6 +44,7 @@ from regatta_agent.jobs import (
     AssignmentVerified,
     Authorized,
     Failed,
+    FilesChecked,
     ManifestFetched,
     Outcome,
     Raced,
@@ -68,6 +70,7 @@ __all__ = ["Loop", "Parts"]
 logger = logging.getLogger(__name__)
 
 _LONGEST_TURN_S = 1.0  # between looks at deadlines
+_TICKING = (JobKind.MANIFEST, JobKind.FILES, JobKind.CHECK)  # jobs that go on by themselves
 _FETCHING_TURN_S = 0.1  # lost chunks are noticed after 0.5 s or more (core/transfer.py)
 _MAX_EVENTS = 256  # taken in before planning
 _MAX_PLANS = 200  # in one turn; each records at least one step, and no version takes more than about 12
@@ -91,6 +94,7 @@ class Parts:
     reporter: Reporter
     quarantine: QuarantineFile
     renewing: Renewing
+    batch: BatchRunner
     notifier: Notifier
     traffic: TrafficBook
     status: StatusFile
@@ -125,10 +129,8 @@ class Loop:
         parts = self._parts
         parts.store.prepare()
         parts.workers.prepare()
-        self.record = outcomes.recovered(self._keeper.load(), parts.limits)
-        if self.record.report_sequence == 0:
-            # The first start, or a record that was lost: the fleet takes no number that it has had, and counts reports.
-            self.record = self.record.model_copy(update={"report_sequence": int(self.wall())})
+        # A first start, or a record that was lost, counts from the time: the fleet takes no number that it has had.
+        self.record = outcomes.recovered(self._keeper.load(int(self.wall())), parts.limits)
         self._settle()
         parts.status.say(self.online, None, None, self._offline_since_s)
         parts.bus.start()
@@ -138,6 +140,7 @@ class Loop:
     def turn(self, patience_s: float) -> None:
         """Take in what has come (waiting up to `patience_s` for the first), and act on it."""
         events, self._trouble = 0, None
+        self._parts.store.digests.new_turn()
         while events < _MAX_EVENTS:
             try:
                 event = self._parts.inbox.get(timeout=patience_s) if patience_s > 0 else self._parts.inbox.get_nowait()
@@ -150,6 +153,7 @@ class Loop:
                 break  # what goes on must begin again first: chunks that were on their way may be next in the line
         self._look_at_deadlines()
         self._settle()
+        self._tend_batch()
         self._report()
         self._tell_trouble()
         self._parts.status.say(self.online, self._parts.desired.refused, self._offline, self._offline_since_s)
@@ -163,6 +167,7 @@ class Loop:
         parts.actions.cancel_all()
         parts.desired.cancel()
         parts.renewing.cancel()
+        parts.batch.cancel()
         parts.workers.stop_all(parts.clock.monotonic())
         while parts.workers.running():
             try:
@@ -221,6 +226,7 @@ class Loop:
         else:
             self._hear_worker(event)
         parts.renewing.handle(event, now_s)
+        self._note_batch(parts.batch.handle(event, now_s))
         verified = parts.desired.handle(event, self.record, now_s)
         if verified is not None:
             self._take_up(verified)
@@ -280,9 +286,13 @@ class Loop:
             self.record = outcomes.starved(self.record, death.ref, death.why, self.wall(), parts.rng, parts.limits)
             return
         install = self.record.find(death.ref)
-        if death.unready and install is not None and install.deaths <= 1:  # not each time: it reads every file
-            with suppress(OSError, Exhausted):
-                parts.store.drop_damaged(death.ref)
+        first = install is not None and install.deaths <= 1  # not each time: it reads every file
+        if not (death.unready and first and parts.actions.check(death, parts.clock.monotonic())):
+            self._bury(death)
+
+    def _bury(self, death: WorkerDeath) -> None:
+        """Write into the record what the end of a worker means."""
+        install = self.record.find(death.ref)
         successor = install.successor if install is not None else None
         if install is not None and successor is not None and death.candidate != install.placement:
             self.record = rerace.successor_died(self.record, death.ref, death.why)
@@ -307,6 +317,8 @@ class Loop:
             )
         elif isinstance(outcome, ManifestFetched):
             self.record = outcomes.manifest_stored(self.record, ref)
+        elif isinstance(outcome, FilesChecked):
+            self._bury(outcome.death)
         elif isinstance(outcome, Raced):
             self._take_result(ref, outcome)
         elif isinstance(outcome, Failed):
@@ -359,6 +371,28 @@ class Loop:
         parts.workers.tick(now_s)
         parts.courier.flush(now_s, self.online)
         parts.traffic.tick(now_s)
+
+    def _tend_batch(self) -> None:
+        """Say of each of the fleet's batch jobs whether it runs now; its process is started once the disk knows."""
+        parts = self._parts
+        if self.record.batch:
+            races = (ref for ref, kind in parts.actions.kinds().items() if kind in (JobKind.RACE, JobKind.RERACE))
+            facts = parts.batch.facts(self.wall(), parts.workers.links(), next(map(str, races), None))
+            self._keep_batch(batches.planned(self.record.batch, facts))
+        runs = self.record.batch
+        saved = batches.running(runs) is None or self._keeper.keep(self.record)
+        self._note_batch(parts.batch.follow(runs, may_start=saved))
+
+    def _note_batch(self, news: tuple[str, batches.BatchOutcome] | None) -> None:
+        parts = self._parts
+        if news is not None:
+            job, outcome = news
+            runs = batches.concluded(self.record.batch, job, outcome, self.wall(), parts.rng, parts.limits)
+            self._keep_batch(runs)
+
+    def _keep_batch(self, runs: tuple[batches.BatchRun, ...]) -> None:
+        if runs != self.record.batch:
+            self.record = self.record.model_copy(update={"batch": runs})
 
     def _settle(self) -> None:
         """Plan and record until there is nothing more to record; persist; then carry the steps out."""
@@ -432,29 +466,30 @@ class Loop:
         self._told = self._trouble
 
     def _report(self) -> None:
-        """Tell the fleet, when it can hear and there is something new; the sequence is on disk before it is used."""
+        """Tell the fleet, when it can hear and there is something new that the disk knows, or why it does not."""
         parts = self._parts
         facts = self._look() if self.online else None
         if facts is None:
             return
-        if not parts.reporter.due(self.record, facts, parts.clock.monotonic()):
+        if not parts.reporter.due(self._keeper.told(self.record), facts, parts.clock.monotonic()):
             parts.reporter.beat(parts.clock.monotonic())
             return
-        before = self.record
-        self.record = before.model_copy(update={"report_sequence": before.report_sequence + 1})
-        if not self._keeper.keep(self.record):
-            self.record = before
+        numbered = self.record.model_copy(update={"report_sequence": self.record.report_sequence + 1})
+        if not self._keeper.keep(numbered) and not self._keeper.may_number(numbered):
             return
+        self.record = numbered
         try:
-            parts.reporter.send(self.record, facts, parts.clock.monotonic())
+            parts.reporter.send(self._keeper.told(numbered), facts, parts.clock.monotonic())
         except Rejected as err:
             logger.error("event=report_refused error=%s", err)
 
     def _patience(self) -> float:
+        if self._parts.store.digests.waiting:
+            return 0.0
         facts = self._look()
         if facts is None:
             return _LONGEST_TURN_S
         wake = wake_at(self.record, facts)
-        fetching = any(kind in (JobKind.MANIFEST, JobKind.FILES) for kind in facts.jobs.values())
+        fetching = any(kind in _TICKING for kind in facts.jobs.values())
         longest = min(_FETCHING_TURN_S if fetching else _LONGEST_TURN_S, (self._parts.notifier.watchdog_s or 60.0) / 3)
         return longest if wake is None else min(longest, max(0.01, wake - facts.now_s))

@@ -12,11 +12,11 @@ import logging
 import os
 from pathlib import Path
 
+from regatta_agent.digests import Digests
 from regatta_agent.errors import WrongBlob
 from regatta_protocol.chunk import chunk_count
 from regatta_protocol.durable import read_bounded, remove_durably, rename_durably, shortage_of, write_durably
 from regatta_protocol.errors import RegattaError
-from regatta_protocol.ids import digest_of_file
 from regatta_protocol.manifest import FileRef
 
 __all__ = ["PartialFile"]
@@ -32,12 +32,13 @@ _HEADER_BYTES = 4  # of the bits: the chunk size, big-endian
 class PartialFile:
     """One unfinished blob."""
 
-    def __init__(self, folder: Path, blobs: Path, file: FileRef, chunk_bytes: int) -> None:
+    def __init__(self, folder: Path, blobs: Path, file: FileRef, chunk_bytes: int, digests: Digests) -> None:
         self._path = folder / file.digest
         self._bits_path = folder / f"{file.digest}.bits"
         self._blob_path = blobs / file.digest
         self._file = file
         self._chunk_bytes = chunk_bytes
+        self._digests = digests
         self._count = chunk_count(file.size_bytes, chunk_bytes)
         self._sync_bytes = min(max(file.size_bytes // _SYNC_SHARE, _LEAST_SYNC_BYTES), _MOST_SYNC_BYTES)
         self._unsynced_bytes = 0
@@ -115,18 +116,22 @@ class PartialFile:
         write_durably(self._bits_path, self._chunk_bytes.to_bytes(_HEADER_BYTES, "big") + bytes(self.have))
         self._unsynced_bytes = 0
 
-    def finish(self) -> None:
-        """Verify the whole and put it among the blobs.
+    def finish(self) -> bool:
+        """Verify the whole and put it among the blobs; return False when that takes another turn (digests.py).
 
         Raises:
             WrongBlob: when its digest is another; nothing of it is kept.
             StorageFull: when it cannot be synced for want of space.
         """
-        try:
-            os.fsync(self._open)
-        except OSError as err:
-            raise _translated(err, self._path) from err
-        actual = digest_of_file(self._path)
+        if self._unsynced_bytes > 0:
+            try:
+                os.fsync(self._open)
+            except OSError as err:
+                raise _translated(err, self._path) from err
+            self._unsynced_bytes = 0
+        actual = self._digests.of(self._path)
+        if actual is None:
+            return False
         if actual != self._file.digest:
             self.close()
             self._bits_path.unlink(missing_ok=True)
@@ -139,6 +144,7 @@ class PartialFile:
         rename_durably(self._path, self._blob_path)
         self._bits_path.unlink(missing_ok=True)
         self.close()
+        return True
 
     def close(self) -> None:
         """Close the file. May be called twice."""

@@ -17,10 +17,14 @@ from regatta_protocol.codec import decode, encode
 from regatta_protocol.durable import put_aside, read_patiently, shortage_of, write_durably
 from regatta_protocol.errors import Misuse, RegattaError, TooNew
 
-__all__ = ["MAX_RECORD_BYTES", "RecordFile"]
+__all__ = ["MAX_RECORD_BYTES", "UNSAVED_REPORTS", "RecordFile"]
 
 logger = logging.getLogger(__name__)
 
+# How far the number of reports may run ahead of the record on disk. A report is no reason for a write, and one that
+# says "no space" must go out although nothing can be written. A start begins that much above what it finds; with more,
+# a board that starts every 5 minutes would get ahead of the seconds that a lost record begins anew with.
+UNSAVED_REPORTS = 200
 MAX_RECORD_BYTES = 4 * 1024 * 1024  # 64 models of 16 versions at about 2 KB
 
 
@@ -62,8 +66,10 @@ class RecordFile:
                 logger.error("event=record_damaged path=%s error=%s action=%s", path, err, action)
                 damaged = True
                 continue
-            # A record raises the sequence by one at most: the copy before must not report under a number used since.
-            return record.model_copy(update={"report_sequence": record.report_sequence + 1}) if damaged else record
+            # A save raises the number by a start's step and what was unsaved at most: the copy before must not report
+            # under a number used since.
+            ahead = 2 * UNSAVED_REPORTS if damaged else 0
+            return record.model_copy(update={"report_sequence": record.report_sequence + ahead})
         if damaged:
             logger.error("event=record_rebuilt path=%s action=waiting_for_the_assignment", self._path)
         return AgentRecord()

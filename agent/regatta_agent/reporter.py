@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import logging
 
+from regatta_agent.core.batches import reports
 from regatta_agent.core.facts import Facts
 from regatta_agent.core.installs import AgentRecord
 from regatta_agent.reporting import model_reports
 from regatta_protocol import topics
+from regatta_protocol.batch import BatchReport
 from regatta_protocol.bus import Bus, Will
 from regatta_protocol.codec import encode
 from regatta_protocol.errors import Retryable
@@ -41,7 +43,7 @@ class Reporter:
         self._boot = boot
         self._version = agent_version
         self._heartbeat_s = heartbeat_s
-        self._said: tuple[int, tuple[ModelReport, ...]] | None = None
+        self._said: tuple[int, tuple[ModelReport, ...], tuple[BatchReport, ...]] | None = None
         self._said_s = float("-inf")
         self._beaten_s = float("-inf")  # when the device last said anything that shows it to be there
 
@@ -64,7 +66,7 @@ class Reporter:
         """Return whether the fleet should hear something new, or after a day again that nothing is."""
         if now_s - self._said_s < _SHORTEST_PERIOD_S:
             return False
-        return self._said != (record.generation, model_reports(record, facts)) or (
+        return self._said != (record.generation, model_reports(record, facts), reports(record.batch)) or (
             now_s - self._said_s >= _LONGEST_PERIOD_S
         )
 
@@ -74,7 +76,7 @@ class Reporter:
         Raises:
             TooLarge: when the report is over the limit of a message.
         """
-        models = model_reports(record, facts)
+        models, batch = model_reports(record, facts), reports(record.batch)
         report = Reported(
             device=self._device,
             generation=record.generation,
@@ -84,9 +86,10 @@ class Reporter:
             board=self._board,
             bytes_received=record.bytes_received,
             models=models,
+            batch=batch,
         )
         self._said_s = self._beaten_s = now_s
-        self._said = (record.generation, models)
+        self._said = (record.generation, models, batch)
         try:
             self._bus.publish(topics.up(self._device, topics.Up.REPORTED), encode(report))
         except Retryable as err:

@@ -6,9 +6,28 @@ from regatta_agent.core.facts import Facts
 from regatta_agent.core.installs import AgentRecord, Install
 from regatta_protocol.messages import InstallState, ModelReport
 
-__all__ = ["is_serving", "model_reports"]
+__all__ = ["as_on_disk", "is_serving", "model_reports"]
 
 _REPORTED = 256  # as many as a report may hold
+
+
+def as_on_disk(record: AgentRecord, on_disk: AgentRecord, why: str) -> AgentRecord:
+    """Return the part of `record` that a restart would come back to; each version that differs carries `why` as reason.
+
+    A version that the disk does not know of yet is one that is wanted, and no more.
+    """
+    installs = {}
+    for name, known in record.installs.items():
+        kept = [(install, on_disk.find(install.ref)) for install in known]
+        installs[name] = tuple(
+            install if twin == install else (twin or _wanted(install)).model_copy(update={"reason": why})
+            for install, twin in kept
+        )
+    return record.model_copy(update={"installs": installs, "generation": on_disk.generation})
+
+
+def _wanted(install: Install) -> Install:
+    return Install(name=install.name, version=install.version, rollout=install.rollout)
 
 
 def model_reports(record: AgentRecord, facts: Facts) -> tuple[ModelReport, ...]:

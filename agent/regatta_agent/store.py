@@ -14,27 +14,36 @@ import logging
 import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 from regatta_agent.core.facts import StoredVersion
+from regatta_agent.digests import Digests
 from regatta_protocol.codec import decode, encode
 from regatta_protocol.durable import (
     make_folder_durably,
     read_bounded,
     read_patiently,
-    remove_durably,
     shortage_of,
     write_durably,
 )
 from regatta_protocol.errors import BadDigest, RegattaError, Rejected
-from regatta_protocol.ids import Digest, ModelRef, digest_of_bytes, digest_of_file, parse_model_ref
+from regatta_protocol.ids import Digest, ModelRef, digest_of_bytes, parse_model_ref
 from regatta_protocol.manifest import MAX_MANIFEST_BYTES, FileRef, Manifest
 from regatta_protocol.measurement import RaceReport
 
-__all__ = ["MAX_RACE_BYTES", "Store"]
+__all__ = ["MAX_COLLECTED", "MAX_RACE_BYTES", "Collected", "Store"]
 
 logger = logging.getLogger(__name__)
 
 MAX_RACE_BYTES = 1024 * 1024
+MAX_COLLECTED = 16  # files at once: deleting one of a gigabyte takes an SD card up to a second
+
+
+class Collected(NamedTuple):
+    """What a collection came to."""
+
+    freed_bytes: int
+    whole: bool  # False: there is more to delete
 
 
 class Store:
@@ -46,6 +55,7 @@ class Store:
         self.partial = state_dir / "partial"
         self._models = state_dir / "models"
         self._races = state_dir / "races"
+        self.digests = Digests()
         self._folders = (self.blobs, self.partial, self._models, self._races)
 
     def prepare(self) -> None:
@@ -153,30 +163,12 @@ class Store:
             logger.error("event=race_unreadable version=%s error=%s", ref, err)
             return None
 
-    def drop_damaged(self, ref: ModelRef) -> list[Digest]:
-        """Delete the version's files whose content is not what it was when they came; return their digests.
-
-        Reads all of them, so it is for when a worker could not start from them: cards forget bits.
-        """
-        manifest = self.manifest(ref)
-        damaged = []
-        for file in manifest.files() if manifest is not None else ():
-            path = self.blob_path(file.digest)
-            if path.exists() and digest_of_file(path) != file.digest:
-                logger.error("event=file_damaged version=%s path=%s action=fetched_again", ref, path)
-                remove_durably(path)
-                damaged.append(Digest(file.digest))
-        return damaged
-
-    def collect(self, keep: Iterable[ModelRef], keep_digests: Iterable[Digest] = ()) -> int:
-        """Delete every version not in `keep` and every blob that no kept version needs.
+    def collect(self, keep: Iterable[ModelRef], keep_digests: Iterable[Digest] = ()) -> Collected:
+        """Delete versions not in `keep` and blobs that no kept version needs, at most MAX_COLLECTED of each at once.
 
         Args:
             keep: versions whose manifest and files stay.
             keep_digests: more blobs and unfinished downloads that stay, such as manifests on their way.
-
-        Returns:
-            the bytes that came free.
 
         Raises:
             OSError: when something cannot be deleted; what comes after it is left.
@@ -189,22 +181,21 @@ class Store:
             manifest = self.manifest(ref)
             digests |= {file.digest for file in manifest.files()} if manifest is not None else set()
             unknown |= manifest is None and self.manifest_path(ref).exists()
-        freed = 0
-        for ref in list(self._stored_versions()):
-            if ref not in kept:
-                freed += self._remove_version(ref)
+        unwanted = [ref for ref in self._stored_versions() if ref not in kept]
+        freed = sum(self._remove_version(ref) for ref in unwanted[:MAX_COLLECTED])
+        whole = len(unwanted) <= MAX_COLLECTED
         if unknown:
             logger.error("event=blobs_not_collected reason=a_manifest_cannot_be_read")
-            return freed
+            return Collected(freed, whole)
         leftovers = [path for path in self.blobs.iterdir() if path.name not in digests]
         for path in self.partial.iterdir():
             digest = path.name.removesuffix(".bits")
             if digest not in digests or self._is_done_with(digest):
                 leftovers.append(path)
-        for path in leftovers:
+        for path in leftovers[:MAX_COLLECTED]:
             freed += path.stat().st_size
             path.unlink()
-        return freed
+        return Collected(freed, whole and len(leftovers) <= MAX_COLLECTED)
 
     def _manifest_bytes(self, ref: ModelRef) -> bytes | None:
         try:

@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from regatta_agent.batch_runner import BatchSpec
 from regatta_agent.events import ChildEnded, ChildLine, Event
 from regatta_agent.serving.events import Ready, SelfTest
 from regatta_agent.serving.spec import ServeSpec
@@ -90,6 +91,7 @@ class ScriptedLauncher:
     race_key: Digest | None = None  # what a race asks for before it begins; None: it does not ask
     serve: Callable[[ScriptedChild, ServeSpec], None] | None = None  # None: gets ready at once
     renew: Callable[[ScriptedChild], None] | None = None  # None: no certificate is due
+    batch: Callable[[ScriptedChild, BatchSpec], None] | None = None  # None: runs until it is killed
     children: list[ScriptedChild] = field(default_factory=list)
 
     def launch(
@@ -99,6 +101,7 @@ class ScriptedLauncher:
         self.children.append(child)
         programs: Mapping[str, Callable[[ScriptedChild, bytes], None]] = {
             "regatta_provisioning.renewal": self._renewal,
+            "regatta_agent.batch.fleet_job": self._batch,
             "regatta_provisioning.verifier": self._verifier,
             "regatta_runtimes.race": self._race,
             "regatta_agent.serving": self._worker,
@@ -124,6 +127,11 @@ class ScriptedLauncher:
             return
         child.say(b"not due")
         child.end(0)
+
+    def _batch(self, child: ScriptedChild, stdin: bytes) -> None:
+        spec = decode(BatchSpec, stdin)
+        if self.batch is not None:
+            self.batch(child, spec)
 
     def _race(self, child: ScriptedChild, _stdin: bytes) -> None:
         spec = json.loads(Path(child.argv[3]).read_text())

@@ -22,6 +22,8 @@ import requests
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from regatta_fleet.schemas import (
+    BatchDetail,
+    BatchRequest,
     BundleDraft,
     DeviceDetail,
     DeviceSummary,
@@ -200,6 +202,24 @@ class FleetClient(AbstractContextManager["FleetClient"]):
     def clear_policy(self, group: str, model: ModelName | None) -> None:
         """Take away what is set for the group and the model."""
         self._call("DELETE", _policy_path(group, model))
+
+    # Batch jobs
+
+    def start_batch(self, request: BatchRequest) -> BatchDetail:
+        """Have devices answer the records of an input that lies on them."""
+        return self._post("/api/v1/batch", request, BatchDetail)
+
+    def batches(self) -> tuple[BatchDetail, ...]:
+        """Return the newest batches, newest first."""
+        return self._get_all("/api/v1/batch", BatchDetail)
+
+    def batch(self, batch: str) -> BatchDetail:
+        """Return one batch, and how it stands on each device."""
+        return self._get(f"/api/v1/batch/{_segment(batch)}", BatchDetail)
+
+    def cancel_batch(self, batch: str) -> BatchDetail:
+        """End the batch on every device that has not ended it."""
+        return self._post(f"/api/v1/batch/{_segment(batch)}/cancel", None, BatchDetail)
 
     # Below: one request, its repetition, its errors
 

@@ -219,6 +219,8 @@ class Controller:
         taken = self._patiently(message.topic, lambda: self._ingest.take(message, self._clock()))
         if isinstance(taken, Stored):
             self._look_again = True
+            if taken.reassigned:
+                self._unsaid.add(taken.device)
         elif isinstance(taken, Wanted):
             self._sender.take(taken.device, taken.get)
         elif isinstance(taken, Asked):
@@ -315,6 +317,7 @@ class Controller:
             generation=wanted.generation,
             issued_at=wanted.at,
             models=wanted.models,
+            batch=wanted.batch,
         )
         return encode(self._signer.sign(assignment))
 

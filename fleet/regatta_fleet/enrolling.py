@@ -21,6 +21,7 @@ from typing import Protocol
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
+from regatta_fleet import batching
 from regatta_fleet.database import devices, tokens
 from regatta_fleet.database.certificates import (
     Issued,
@@ -195,6 +196,7 @@ class Enroller:
                 with self._database.write() as tx:
                     devices.revoke_device(tx, device, now)
                     note_revoked(tx, device)
+                    batching.note_revoked(tx, device, now)
                     add_event(tx, now, "device_revoked", "revoked by the operator", device=device)
             self._issuer.cut(device)
         logger.info("event=device_revoked device=%s", device)

@@ -88,10 +88,10 @@ def lost(drop: PairedDrop | None) -> str:
 
 
 def power(measured: Power | None) -> str:
-    """Return the power, `1.84 W` or `≈ 1.84 W` when estimated, or `unknown`; the reason stands beside it."""
+    """Return the power, `1.84 W` or `≈ 1.84 W` when not measured, or `unknown`; the reason stands beside it."""
     if measured is None or measured.power_mw is None:
         return "unknown"
-    about = "≈ " if measured.method == "estimated" else ""
+    about = "" if measured.method == "measured" else "≈ "
     if float(f"{measured.power_mw:.3g}") < 1000:
         return f"{about}{_three_digits(measured.power_mw)} mW"
     return f"{about}{_three_digits(measured.power_mw / 1000)} W"

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from sqlalchemy import Connection
 
-from regatta_fleet import verdicts
+from regatta_fleet import batching, verdicts
 from regatta_fleet.database import devices, telemetry
 from regatta_fleet.database.engine import Database
 from regatta_fleet.database.events import add_event
@@ -34,9 +34,10 @@ _POISON_REMEMBERED = 1000  # (device, kind) pairs whose first bad message was lo
 
 @dataclass(frozen=True)
 class Stored:
-    """Facts came in; rollouts may go on."""
+    """Facts came in; rollouts may go on. `reassigned`: what the device shall run or do has changed by them."""
 
     device: DeviceId
+    reassigned: bool = False
 
 
 @dataclass(frozen=True)
@@ -101,7 +102,8 @@ class Ingest:
             reported = decode(Reported, payload)
             _check_speaker(device, reported.device)
             with self._database.write() as tx:
-                return self._stored_if(device, _record_reported(tx, reported, now))
+                new = _record_reported(tx, reported, now)
+                return self._stored_if(device, new, reassigned=new and batching.note_reported(tx, reported, now))
         batch = decode_zlib(TelemetryBatch, payload)
         _check_speaker(device, batch.device)
         with self._database.write() as tx:
@@ -115,11 +117,11 @@ class Ingest:
                 )
         return Stored(device)
 
-    def _stored_if(self, device: DeviceId, new: bool) -> Stored | None:
+    def _stored_if(self, device: DeviceId, new: bool, *, reassigned: bool = False) -> Stored | None:
         if not new:
             self.counts["repeated"] += 1
             return None
-        return Stored(device)
+        return Stored(device, reassigned)
 
     def _is_active(self, device: DeviceId) -> bool:
         if device in self._active:

@@ -10,15 +10,20 @@ from typing import Literal
 
 from pydantic import Field
 
+from regatta_protocol.batch import BatchState, BatchSummary
 from regatta_protocol.enums import StrEnum
 from regatta_protocol.ids import DeviceIdField, ModelNameField
-from regatta_protocol.manifest import FileRef, ImageInput, LineageStep, Manifest, Policy, Variant
+from regatta_protocol.manifest import FileRef, ImageInput, LineageStep, Manifest, Variant
 from regatta_protocol.measurement import Accuracy, BoardFacts, Latency, Power, RaceReport
 from regatta_protocol.messages import InstallState
+from regatta_protocol.policy import KnownPolicy, Policy
 from regatta_protocol.processing import AudioInput, Result
 from regatta_protocol.wire import Wire
 
 __all__ = [
+    "BatchDetail",
+    "BatchOnDevice",
+    "BatchRequest",
     "BundleDraft",
     "DeviceDetail",
     "DeviceModel",
@@ -72,7 +77,7 @@ class BundleDraft(Wire):
     input: ImageInput | None = None
     audio: AudioInput | None = None
     result: Result | None = None
-    policy: Policy = Policy()
+    policy: KnownPolicy = Policy()
     source: str | None = None
     lineage: tuple[str, ...] = ()
     history: tuple[LineageStep, ...] = Field(default=(), max_length=64)
@@ -210,6 +215,40 @@ class RolloutDetail(Wire):
     gate: GateConfig
     created_at: float
     finished_at: float | None = None
+
+
+class BatchRequest(Wire):
+    """Have devices answer the records of an input that lies on them (`regatta batch start`)."""
+
+    model: ModelNameField
+    on: tuple[str, ...] = Field(min_length=1, max_length=1000)  # "all", "group:NAME" or device ids
+    input: str = Field(min_length=1, max_length=512)
+    output: str | None = Field(default=None, min_length=1, max_length=255)  # None: named after the batch
+    format: Literal["jsonl", "csv", "npy", "parquet"] = "jsonl"  # of an output that is named after the batch
+    limit: int | None = Field(default=None, ge=1, lt=2**53)
+
+
+class BatchOnDevice(Wire):
+    """How a batch stands on one device, as last reported."""
+
+    device: DeviceIdField
+    state: BatchState
+    reason: str | None = None
+    attempt: int = 0
+    records: int = 0
+    total: int | None = None
+    summary: BatchSummary | None = None
+    updated_at: float
+
+
+class BatchDetail(Wire):
+    id: str
+    model: ModelNameField
+    input: str
+    output: str
+    limit: int | None = None
+    created_at: float
+    devices: tuple[BatchOnDevice, ...]
 
 
 class FleetEvent(Wire):

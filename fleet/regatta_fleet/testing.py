@@ -22,6 +22,9 @@ from fastapi.responses import JSONResponse
 
 from regatta_fleet import page
 from regatta_fleet.schemas import (
+    BatchDetail,
+    BatchOnDevice,
+    BatchRequest,
     BundleDraft,
     DeviceDetail,
     DeviceSummary,
@@ -39,6 +42,7 @@ from regatta_fleet.schemas import (
     WaveDetail,
     WaveState,
 )
+from regatta_protocol.batch import BatchState
 from regatta_protocol.ids import DeviceId, digest_of_bytes
 from regatta_protocol.manifest import MAX_FILE_BYTES, FileRef, Manifest
 from regatta_protocol.policy import Policy
@@ -65,6 +69,7 @@ class FakeFleet:
     events: list[FleetEvent] = field(default_factory=list)
     tokens: list[TokenRequest] = field(default_factory=list)
     policies: dict[tuple[str, str | None], GroupPolicy] = field(default_factory=dict)
+    batches: dict[str, BatchDetail] = field(default_factory=dict)
     broker_up: bool = True
 
     def add_device(self, device: DeviceDetail) -> None:
@@ -205,6 +210,39 @@ class FakeFleet:
         self.rollouts[rollout] = old.model_copy(update={"state": state, "reason": reason})
         return self.rollouts[rollout]
 
+    def start_batch(self, request: BatchRequest) -> BatchDetail:
+        """Give a job to the chosen devices."""
+        self._known(request.model)
+        chosen = sorted(device.id for device in self.devices.values() if _is_chosen(device, request.on))
+        if not chosen:
+            raise _Problem(422, f"{', '.join(request.on)} names no device", "`regatta device list` shows them all")
+        identifier = f"b-{len(self.batches) + 1}"
+        self.batches[identifier] = BatchDetail(
+            id=identifier,
+            model=request.model,
+            input=request.input,
+            output=request.output or f"{identifier}.{request.format}",
+            limit=request.limit,
+            created_at=time.time(),
+            devices=tuple(BatchOnDevice(device=one, state=BatchState.QUEUED, updated_at=time.time()) for one in chosen),
+        )
+        return self.batches[identifier]
+
+    def batch(self, batch: str) -> BatchDetail:
+        """Return one batch."""
+        if batch not in self.batches:
+            raise _Problem(404, f"there is no batch {batch}", "`regatta batch list` shows them all")
+        return self.batches[batch]
+
+    def cancel_batch(self, batch: str) -> BatchDetail:
+        """End a batch at once."""
+        old = self.batch(batch)
+        ended = {"state": BatchState.CANCELLED, "reason": "cancelled before it ended"}
+        self.batches[batch] = old.model_copy(
+            update={"devices": tuple(one.model_copy(update=ended) for one in old.devices)}
+        )
+        return self.batches[batch]
+
     def app(self) -> FastAPI:
         """Return the HTTP application."""
         app = FastAPI()
@@ -283,6 +321,13 @@ class FakeFleet:
                 raise _Problem(404, f"no policy is set for {group}", "`regatta policy show` lists what is")
             return Response(status_code=204)
 
+        def batches() -> tuple[BatchDetail, ...]:
+            return tuple(reversed(self.batches.values()))
+
+        add("POST", "/batch", self.start_batch, status_code=201)
+        add("GET", "/batch", batches)
+        add("GET", "/batch/{batch}", self.batch)
+        add("POST", "/batch/{batch}/cancel", self.cancel_batch)
         add("GET", "/policies", policies, response_model_exclude_unset=True)
         add("PUT", "/policies/{group}", set_policy, response_model_exclude_unset=True)
         add("DELETE", "/policies/{group}", clear_policy)

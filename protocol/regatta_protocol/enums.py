@@ -1,17 +1,24 @@
 """Enumerations of text, for every Python that Regatta supports (3.10 lacks `enum.StrEnum`), and for every peer.
 
-`OpenStrEnum` is for what reports and telemetry carry: a value that only a newer peer knows must cost that value and
-not the whole message. What somebody is to act on (an objective, a task) stays closed: there, refusing is right.
+`OpenStrEnum` and `Word` are for what peers say to each other: a value that only a newer one knows must cost that value
+and not the whole message. What describes the content of a model file (a task, a layout) stays closed: there, refusing
+is right.
 """
 
 from __future__ import annotations
 
 import re
 from enum import Enum
+from typing import Annotated
 
-__all__ = ["OpenStrEnum", "StrEnum"]
+from pydantic import StringConstraints
+
+__all__ = ["OpenStrEnum", "StrEnum", "Word"]
 
 _TEXT = re.compile(r"[a-z0-9_]{1,64}")
+
+Word = Annotated[str, StringConstraints(pattern=r"^[a-z0-9_]{1,64}$")]
+"""One of a few known words, or a newer peer's: read with its text, and compared by it."""
 
 
 class StrEnum(str, Enum):

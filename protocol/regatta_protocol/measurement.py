@@ -8,11 +8,10 @@ from __future__ import annotations
 
 import json
 import math
-from typing import Literal
 
 from pydantic import Field, model_validator
 
-from regatta_protocol.enums import OpenStrEnum
+from regatta_protocol.enums import OpenStrEnum, Word
 from regatta_protocol.ids import DeviceIdField, DigestField
 from regatta_protocol.policy import Policy
 from regatta_protocol.wire import Wire
@@ -95,7 +94,7 @@ class PairedDrop(Wire):
 class Power(Wire):
     """Power of the board or one of its parts while inferring; None beside a reason when it cannot be known."""
 
-    method: Literal["measured", "estimated", "none"]
+    method: Word  # measured, estimated or none; what a newer agent calls otherwise counts as estimated
     coverage: str | None = None  # "board", "package", or the rails that were summed
     power_mw: float | None = None
     energy_per_inference_mj: float | None = None  # above idle
@@ -243,7 +242,7 @@ class RaceReport(Wire):
     duration_s: float = Field(ge=0)
     conditions: dict[str, str] = Field(default_factory=dict)
     key: DigestField | None = None  # what the figures depend on (regatta_runtimes.racekey); results are shared by it
-    basis: Literal["full", "confirmed"] = "full"
+    basis: Word = "full"  # neither is what only a newer agent knows: it is shown, and no evidence for other devices
     prior: RaceOrigin | None = None  # what was confirmed
 
     def placed(self) -> CandidateResult | None:

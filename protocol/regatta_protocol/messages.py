@@ -10,6 +10,7 @@ from typing import Annotated, Literal
 
 from pydantic import Discriminator, Field, Tag
 
+from regatta_protocol.batch import MAX_BATCH_JOBS, BatchJob, BatchReport
 from regatta_protocol.enums import OpenStrEnum
 from regatta_protocol.ids import DeviceIdField, DigestField, ModelNameField
 from regatta_protocol.measurement import Accuracy, BoardFacts, Latency, Power, PriorRace, RaceReport
@@ -61,6 +62,7 @@ class Assignment(Wire):
     generation: int = Field(ge=0)  # monotonic per device
     issued_at: float  # seconds since 1970, by the server's clock
     models: dict[ModelNameField, DesiredModel] = Field(default_factory=dict, max_length=64)
+    batch: tuple[BatchJob, ...] = Field(default=(), max_length=MAX_BATCH_JOBS)  # jobs that have not ended, oldest first
 
 
 class SignedAssignment(Wire):
@@ -113,12 +115,13 @@ class Reported(Wire):
     schema_version: int = 1
     device: DeviceIdField
     generation: int = Field(ge=0)
-    sequence: int = Field(ge=0)  # grows by one with each report, over restarts; older ones are ignored
+    sequence: int = Field(ge=0)  # grows with each report, over restarts; older ones are ignored
     agent_version: str
     boot: str
     board: BoardFacts = BoardFacts()
     bytes_received: int = Field(default=0, ge=0)  # MQTT payload bytes since enrolment
     models: tuple[ModelReport, ...] = Field(default=(), max_length=256)
+    batch: tuple[BatchReport, ...] | None = Field(default=None, max_length=64)  # None: an agent that knows no jobs
 
 
 class RaceItem(Wire):

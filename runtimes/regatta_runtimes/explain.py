@@ -55,7 +55,7 @@ def _asked(report: RaceReport) -> str:
     objective = _objective(report)
     if report.policy is None:
         return f"Judged by {OBJECTIVES[objective]}; an older agent wrote this report, without the rest of the policy."
-    asked = OBJECTIVES[report.policy.objective]
+    asked = OBJECTIVES.get(report.policy.objective, f"{report.policy.objective}, which this program does not know")
     text = f"Asked for: {asked}, {', '.join(limits_in_words(report.policy))}."
     if objective != report.policy.objective:
         text += f" That objective is unknown here, so {OBJECTIVES[objective]} stood in for it."

@@ -1,7 +1,8 @@
 """The figure that a race is judged by: its cost (less is better), its words, and what stands in where it is unknown.
 
 Pure. A board without a power sensor knows no energy. The objective then is the latency p50, for every candidate alike,
-and the verdict says so; a comparison of one candidate's energy with another's latency would mean nothing.
+and the verdict says so; a comparison of one candidate's energy with another's latency would mean nothing. It is the
+same with an objective that only a newer fleet knows.
 """
 
 from __future__ import annotations
@@ -25,6 +26,9 @@ OBJECTIVES: dict[Objective, str] = {
 
 def choose_objective(results: Iterable[CandidateResult], policy: Policy) -> tuple[Objective, str | None]:
     """Return what to judge these candidates by, and why not by what the policy names where that is so."""
+    if policy.objective not in OBJECTIVES:
+        why = f"this agent does not know the objective {policy.objective}: update it"
+        return FALLBACK, f"judged by latency p50, for {why}"
     for result in results:
         if cost(result, policy.objective) is None:
             why = result.power.reason or "not measured" if policy.objective == "energy" else "it was not measured"

@@ -15,7 +15,7 @@ import requests
 
 from regatta_fleet.bootstrap import running
 from regatta_fleet.client import FleetClient, Refused
-from regatta_fleet.schemas import BundleDraft, RolloutRequest, TokenRequest
+from regatta_fleet.schemas import BatchRequest, BundleDraft, RolloutRequest, TokenRequest
 from regatta_fleet.settings import Settings
 from regatta_fleet.testing import FakeFleet, serve
 from regatta_protocol.errors import Rejected
@@ -173,6 +173,20 @@ def test_policies_are_set_replaced_and_cleared(client: FleetClient, tmp_path: Pa
     ):
         with pytest.raises(Rejected):
             refused()
+
+
+def test_a_batch_needs_a_known_model_and_a_device(client: FleetClient, tmp_path: Path) -> None:
+    """Each is refused with what is missing; nothing is listed of it."""
+    client.create_version(
+        ModelName("batched"), _draft(_upload(client, tmp_path, b"model"), _upload(client, tmp_path, b"golden"))
+    )
+    for name, words in (("unknown", "no model"), ("batched", "device")):
+        with pytest.raises(Rejected, match=words):
+            client.start_batch(BatchRequest(model=ModelName(name), on=("all",), input="/data"))
+    for call in (client.batch, client.cancel_batch):
+        with pytest.raises(Rejected, match=r"no batch .*b-none.*batch list"):
+            call("b-none")
+    assert client.batches() == ()
 
 
 def test_history_can_be_continued(client: FleetClient, tmp_path: Path) -> None:

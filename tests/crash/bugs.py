@@ -10,7 +10,8 @@ from pathlib import Path
 from unittest import mock
 
 from regatta_agent import partial, priors, quarantine_file, record, store
-from regatta_agent.core import outcomes
+from regatta_agent.digests import Digests
+from regatta_agent.patience import Patience
 from regatta_protocol import durable
 from regatta_protocol.errors import StorageFull
 from regatta_protocol.manifest import FileRef
@@ -34,8 +35,10 @@ def _blob_in_place(stack: ExitStack) -> None:
     """Downloads grow among the verified files."""
     begin = partial.PartialFile.__init__
 
-    def begin_in_place(self: partial.PartialFile, folder: Path, blobs: Path, file: FileRef, chunk_bytes: int) -> None:
-        begin(self, blobs, blobs, file, chunk_bytes)
+    def begin_in_place(
+        self: partial.PartialFile, folder: Path, blobs: Path, file: FileRef, chunk_bytes: int, digests: Digests
+    ) -> None:
+        begin(self, blobs, blobs, file, chunk_bytes, digests)
 
     stack.enter_context(mock.patch.object(partial.PartialFile, "__init__", begin_in_place))
 
@@ -63,8 +66,8 @@ def _deaf(stack: ExitStack) -> None:
 
 
 def _impatient(stack: ExitStack) -> None:
-    """What fails is tried again at once."""
-    stack.enter_context(mock.patch.object(outcomes, "_jittered", lambda *_arguments: 0.0))
+    """What a disk refuses is tried again at once."""
+    stack.enter_context(mock.patch.object(Patience, "may_ask", lambda *_arguments: True))
 
 
 BUGS = {

@@ -58,7 +58,7 @@ def test_a_sample_of_every_layer_and_story_breaks_no_promise() -> None:
     [
         ("in-place", "kill"),
         ("blob-in-place", "kill"),
-        ("in-place", "random"),
+        ("blob-in-place", "random"),
         ("no-sync", "cut"),
         ("no-folder-sync", "cut"),
         ("deaf", "error"),
@@ -66,7 +66,7 @@ def test_a_sample_of_every_layer_and_story_breaks_no_promise() -> None:
     ],
 )
 def test_a_planted_bug_is_found(bug: str, layer: str) -> None:
-    """In-place writes by kills, what is not synced by power cuts, swallowed errors and missing pauses by errors."""
+    """Files in place by kills, what is not synced by power cuts, swallowed errors and missing pauses by errors."""
     status, output = crashlab("--points", "40", "--layer", layer, "--scenario", "update", bug=bug)
 
     assert status == 1

@@ -17,6 +17,7 @@ from regatta_protocol.errors import Misuse
 from regatta_protocol.ids import ModelRef, digest_of_bytes
 from regatta_protocol.manifest import target_path
 from regatta_protocol.messages import InstallState, ModelReport, Reported
+from regatta_protocol.policy import Policy
 from regatta_protocol.topics import Up
 
 
@@ -45,6 +46,18 @@ def test_fields_and_topics_of_a_newer_server_are_passed_over(tmp_path: Path) -> 
     rig.fleet.say(topics.chunk(DEVICE, 7) + "/more", b"?")
     rig.fleet.assign(2, "r2")
 
+    assert rig.run(until=rig.committed(2))
+
+
+def test_an_objective_of_a_newer_server_is_taken_up_and_told(tmp_path: Path) -> None:
+    """The race is told the word as it came (it falls back, and says so); nothing is refused."""
+    rig = serving(tmp_path)
+    rig.fleet.assign(2, "r2", policy=Policy(objective="carbon"))
+
+    assert rig.run(until=rig.committed(2)), rig.loop._parts.desired.refused
+    policy = rig.install(2).policy
+    assert policy is not None and policy.objective == "carbon"
+    rig.restart()
     assert rig.run(until=rig.committed(2))
 
 

@@ -17,7 +17,7 @@ from regatta_agent.fetcher import FetchFiles, FetchManifest
 from regatta_agent.jobs import Authorize
 from regatta_agent.partial import PartialFile
 from regatta_agent.racing import FleetResults, Race
-from regatta_agent.record import RecordFile
+from regatta_agent.record import UNSAVED_REPORTS, RecordFile
 from regatta_agent.serving.events import WindowClosed
 from regatta_agent.status import StateLock
 from regatta_agent.store import Store
@@ -155,6 +155,55 @@ def test_a_state_folder_that_takes_nothing_is_served_from_and_gone_on_with(rig: 
     rig.outbox.close()
     disk.take_nothing(refuse=False)
     assert rig.run(until=rig.committed(2), seconds=120), rig.install(2)
+
+
+def no_room_for_the_record(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Refuse the record as a full disk does; a tmpfs has room for it as soon as the copy before is let go of."""
+
+    def save(self: RecordFile, record: AgentRecord) -> None:
+        raise StorageFull(f"no space left to write record.json ({len(encode(record, 1 << 22))} bytes): free some")
+
+    monkeypatch.setattr(RecordFile, "save", save)
+
+
+@pytest.mark.parametrize("restarts", [0, 1])
+def test_the_fleet_hears_of_a_disk_that_takes_nothing(rig: Rig, monkeypatch: pytest.MonkeyPatch, restarts: int) -> None:
+    """The wanted version is told with the reason, and nothing as done that a restart would undo; numbers only grow."""
+    with monkeypatch.context() as full:
+        no_room_for_the_record(full)
+        for _ in range(restarts):
+            rig.restart()
+        rig.fleet.assign(2, "r2")
+        rig.run(600, step_s=5)
+
+        report = rig.fleet.reports[-1]
+        told = {model.version: model for model in report.models}
+        assert (report.generation, told[2].state, told[2].rollout) == (1, "assigned", "r2")
+        assert "no space left to write record.json" in (told[2].reason or "")
+        assert (told[1].state, told[1].serving) == ("committed", True)
+        assert len(rig.fleet.reports) < 20
+        rig.fleet.assign(2, "r3")
+    assert rig.run(until=rig.committed(2), seconds=7200, step_s=5), rig.install(2)
+    rig.run(2)
+    assert (rig.fleet.reports[-1].generation, rig.fleet.reports[-1].models[-1].state) == (3, "committed")
+    sequences = [report.sequence for report in rig.fleet.reports]
+    assert sequences == sorted(set(sequences))
+
+
+def test_the_numbers_of_unsaved_reports_stay_within_what_was_set_aside(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A device that can write nothing falls silent before it says a number that a restart would say again."""
+    no_room_for_the_record(monkeypatch)
+    for _ in range(2 * UNSAVED_REPORTS):
+        rig.loop._parts.reporter.connected()
+        rig.run(0.1, step_s=0.2)
+    last = rig.fleet.reports[-1].sequence
+    assert last == RecordFile(rig.config.state_dir).load().report_sequence + UNSAVED_REPORTS
+    rig.restart()
+    rig.run(5)
+
+    assert rig.fleet.reports[-1].sequence > last
 
 
 def test_the_lock_of_a_folder_that_takes_nothing_can_be_taken(tmp_path: Path) -> None:

@@ -131,7 +131,7 @@ def test_an_unreachable_broker_is_named_by_status(wire: Wire, tmp_path: Path) ->
 
     agent = _start(state)
     try:
-        wait_until(lambda: "not connected (" in shown(), 20, "status says why", period_s=0.2)
+        wait_until(lambda: "(cannot connect to" in shown(), 20, "status says why", period_s=0.2)
         assert "refused" in shown().lower()
         assert agent.poll() is None
         wire.broker.start()

@@ -16,10 +16,15 @@ import pytest
 from click.testing import CliRunner, Result
 
 from polling import wait_until
+from regatta_agent.batch import fleet_job
+from regatta_agent.batch_runner import BatchSaid, BatchSpec
 from regatta_agent.cli.commands import cli
 from regatta_agent.client import Client
 from regatta_agent.serving.alone import MODEL_NAME, ModelFile, serve_alone
+from regatta_protocol.batch import BatchJob
+from regatta_protocol.codec import decode, encode
 from regatta_protocol.errors import Misuse, Rejected, Retryable
+from regatta_protocol.ids import ModelName
 from tiny_models import write_tiny_model
 
 pytestmark = pytest.mark.system
@@ -133,3 +138,53 @@ def test_what_cannot_be_done_is_said_before_it_is_begun(run_dir: Path, tmp_path:
     assert isinstance(nowhere.exception, Misuse)
     assert isinstance(away.exception, Retryable)
     assert again.exit_code == 0
+
+
+def _spec(run_dir: Path, folder: Path, **fields: object) -> BatchSpec:
+    given = {"id": "b-1", "model": ModelName(MODEL_NAME), "input": str(run_dir / "x.npy"), "output": "day/out.jsonl"}
+    return BatchSpec(
+        job=BatchJob.model_validate({**given, **fields}),
+        socket=run_dir / "model.sock",
+        folder=folder,
+        inputs=(run_dir,),
+        reserve_bytes=0,
+        parent=os.getpid(),
+    )
+
+
+def test_the_process_of_a_fleet_job_sums_up_and_does_nothing_twice(run_dir: Path, tmp_path: Path) -> None:
+    """It tells its progress, then classes and latencies; done again it is its summary; its output is nobody else's."""
+    spec = _spec(run_dir, tmp_path, limit=300)
+    command = [sys.executable, "-m", "regatta_agent.batch.fleet_job"]
+
+    ended = subprocess.run(command, input=encode(spec), capture_output=True, timeout=60, check=True)
+    said = [decode(BatchSaid, line) for line in ended.stdout.splitlines()]
+    summary = said[-1].summary
+    output = tmp_path / "day" / "out.jsonl"
+    written = output.read_bytes()
+
+    assert summary is not None and (summary.records, summary.refused) == (300, 0)
+    assert summary.p50_us is not None and summary.p99_us is not None and summary.p50_us <= summary.p99_us
+    best = [json.loads(line)["classes"][0] for line in written.splitlines()]
+    assert sum(summary.classes.values()) + summary.other_classes == len(best) == 300
+    assert summary.mean_score == pytest.approx(np.mean([one["score"] for one in best]))
+    assert (said[0].total, summary.output_bytes) == (300, len(written))
+    assert fleet_job.run_spec(spec) == summary
+    assert output.read_bytes() == written
+    with pytest.raises(Rejected, match="the output of job b-1 already"):
+        fleet_job.run_spec(_spec(run_dir, tmp_path, id="b-2", limit=300))
+
+
+def test_no_link_leads_a_fleet_job_out_of_the_operators_folders(run_dir: Path, tmp_path: Path) -> None:
+    """Neither to read nor to write, whatever the words of its paths are."""
+    allowed, outside = tmp_path / "allowed", tmp_path / "outside"
+    (outside / "in").mkdir(parents=True)
+    allowed.mkdir()
+    (allowed / "out").symlink_to(outside)
+    (allowed / "in").symlink_to(outside / "in")
+    spec = _spec(run_dir, allowed, output="out/x.jsonl")
+
+    for wrong in (spec, _spec(run_dir, allowed, input=f"{allowed}/in/*.jpg").model_copy(update={"inputs": (allowed,)})):
+        with pytest.raises(Rejected, match="leads out of"):
+            fleet_job.run_spec(wrong)
+    assert list(outside.iterdir()) == [outside / "in"]

@@ -16,6 +16,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import psutil
 import pytest
 
@@ -25,7 +26,8 @@ from regatta_agent.client import Client
 from regatta_agent.core.states import IN_PROGRESS
 from regatta_agent.record import RecordFile
 from regatta_fleet.cli.connection import open_client
-from regatta_fleet.schemas import RolloutDetail, RolloutState, WaveState
+from regatta_fleet.schemas import BatchOnDevice, RolloutDetail, RolloutState, WaveState
+from regatta_protocol.batch import BatchState
 from regatta_protocol.errors import RegattaError, Retryable
 from regatta_protocol.ids import ModelName, ModelRef
 from regatta_protocol.messages import InstallState
@@ -38,6 +40,7 @@ MODEL = ModelName("tiny")
 # A small race, and short waits: this is about survival.
 _AGENT_CONFIG = "race_threads = [1]\nrace_budget_s = 2\ntelemetry_period_s = 0.5\nbackoff_base_s = 0.2\n"
 _DEADLINE_S = 45.0
+_RECORDS = 40_000  # of a batch job: long enough to be met at it
 _LOADED_SIDE = 48  # 3.7 MB: long enough on the wire to be met there
 
 
@@ -49,7 +52,9 @@ class Fleet:
         self.home = folder / "fleet"
         self._running: dict[str, subprocess.Popen[bytes]] = {}
         self._versions = 0
-        (folder / "agent.toml").write_text(_AGENT_CONFIG)
+        (folder / "in").mkdir()
+        allowed = f'batch_folder = "{folder}/out"\nbatch_inputs = ["{folder}/in"]\n'
+        (folder / "agent.toml").write_text(_AGENT_CONFIG + allowed)
 
     def start(self, name: str) -> None:
         """Start the server, or the agent of that name."""
@@ -239,6 +244,33 @@ def test_a_killed_worker_is_started_again(fleet: Fleet) -> None:
 
     fleet.await_served(name, 1)
     assert fleet.state(name, 1) == InstallState.COMMITTED
+
+
+def test_an_agent_killed_in_a_batch_job_goes_on_with_it(fleet: Fleet) -> None:
+    """Its process ends with it; the job that the fleet started comes to its end, each record once, with a summary."""
+    name, output = DEVICES[1], fleet.folder / "out" / "found.jsonl"
+    np.save(fleet.folder / "in" / "x.npy", np.random.default_rng(0).random((_RECORDS, 8, 8, 1), dtype=np.float32))
+    source = str(fleet.folder / "in" / "x.npy")
+    place = ("--input", source, "--output", output.name)
+    number = str(fleet.regatta("batch", "start", MODEL, "--on", name, *place)["id"])
+
+    wait_until(output.with_name(f"{output.name}.part").exists, _DEADLINE_S, "the job begins", period_s=0.005)
+    fleet.kill(name)
+    assert not output.exists()
+    fleet.start(name)
+
+    def ended() -> BatchOnDevice | None:
+        with open_client(fleet.home, None) as client:
+            (device,) = client.batch(number).devices
+        assert device.state not in (BatchState.FAILED, BatchState.CANCELLED), device
+        return device if device.state is BatchState.DONE else None
+
+    device = wait_until(ended, _DEADLINE_S, "the job is done")
+    assert device is not None and device.summary is not None
+    keys = [json.loads(line)["key"] for line in output.read_text().splitlines()]
+    assert keys == [f"{source}[{place}]" for place in range(_RECORDS)]
+    assert (device.summary.records, device.summary.refused) == (_RECORDS, 0)
+    assert sum(device.summary.classes.values()) + device.summary.other_classes == _RECORDS
 
 
 def test_a_broker_killed_in_a_rollout_is_started_again(fleet: Fleet) -> None:

@@ -20,6 +20,7 @@ from regatta_agent.batch.results import Result, encode_lines, encode_rows, forma
 from regatta_agent.client import Client
 from regatta_agent.inputs.records import Record, open_records
 from regatta_agent.inputs.wanted import wanted_by
+from regatta_protocol import sketch
 from regatta_protocol.errors import Misuse, Rejected
 
 __all__ = ["Job", "Summary", "run_job"]
@@ -41,17 +42,21 @@ class Job:
     in_flight: int = 3
     patience_s: float = 60.0
     restart: bool = False
+    limit: int | None = None  # the first so many records; None: all
 
 
 @dataclass(frozen=True)
 class Summary:
-    """What came of a job. `seconds` are this run's."""
+    """What came of a job. `seconds` and the latencies of its requests are this run's."""
 
     output: str
     records: int
     refused: int
     resumed_at: int
     seconds: float
+    p50_us: float | None = None
+    p90_us: float | None = None
+    p99_us: float | None = None
 
     @property
     def per_second(self) -> float:
@@ -60,14 +65,18 @@ class Summary:
 
 
 Told = Callable[[int, int | None], None]
+Concluded = Callable[[Path, Summary], None]
 
 
-def run_job(job: Job, tell: Told = lambda done, total: None) -> Summary:
+def run_job(
+    job: Job, tell: Told = lambda done, total: None, conclude: Concluded = lambda spool, summary: None
+) -> Summary:
     """Do the job, or go on with it where an earlier run was cut off.
 
     Args:
         job: what is to be done.
         tell: told how many records are done, of how many (None: unknown), about once a second.
+        conclude: called with the spool and what came of the job once the output is whole, before the spool goes.
 
     Raises:
         Rejected: when an input is not there or has changed since the earlier run, or the output is there already.
@@ -84,34 +93,40 @@ def run_job(job: Job, tell: Told = lambda done, total: None) -> Summary:
         raise Rejected(f"{job.output} is there already: give another name, or --restart to replace it")
     try:
         resumed = journal.open(restart=job.restart)
-        _fill(job, journal, resumed, tell)
+        latencies = _fill(job, journal, resumed, tell)
         journal.checkpoint()
         write_output(journal.spool_path, job.output, journal.progress)
         done = journal.progress
+        p50_us, p90_us, p99_us = (sketch.quantile(latencies, q) for q in (0.5, 0.9, 0.99))
+        took_s = time.monotonic() - began
+        summary = Summary(str(job.output), done.records, done.refused, resumed.records, took_s, p50_us, p90_us, p99_us)
+        conclude(journal.spool_path, summary)
         journal.discard()
     finally:
         journal.close()
-    return Summary(str(job.output), done.records, done.refused, resumed.records, time.monotonic() - began)
+    return summary
 
 
-def _fill(job: Job, journal: Journal, resumed: Progress, tell: Told) -> None:
-    """Append the results of all records that the journal does not have."""
+def _fill(job: Job, journal: Journal, resumed: Progress, tell: Told) -> dict[int, int]:
+    """Append the results of all records that the journal does not have; return the sketch of requests' latencies."""
     with Client(job.socket) as client:
         metadata = client.metadata(job.name)
     records = open_records(job.inputs, wanted_by(metadata))
-    rest = _after(records.rows, resumed)
+    rest = _after(itertools.islice(records.rows, job.limit), resumed)
+    total = records.total if job.limit is None or records.total is None else min(job.limit, records.total)
     sizer, rows = Sizer(), journal.progress.settings.format == "npy"
-    askers: queue.SimpleQueue[Asker] = queue.SimpleQueue()
+    idle: queue.SimpleQueue[Asker] = queue.SimpleQueue()
     clients = [Client(job.socket) for _ in range(job.in_flight)]
-    for client in clients:
-        askers.put(Asker(client, job.name, sizer, top=job.top, rows=rows, patience_s=job.patience_s))
+    askers = [Asker(one, job.name, sizer, top=job.top, rows=rows, patience_s=job.patience_s) for one in clients]
+    for one in askers:
+        idle.put(one)
 
     def answer(question: Question) -> list[Result]:
-        asker = askers.get()
+        asker = idle.get()
         try:
             return asker.answer(question)
         finally:
-            askers.put(asker)
+            idle.put(asker)
 
     checkpoint_at = time.monotonic() + _CHECKPOINT_S
     pool = ThreadPoolExecutor(job.in_flight, thread_name_prefix="batch")
@@ -120,13 +135,14 @@ def _fill(job: Job, journal: Journal, resumed: Progress, tell: Told) -> None:
             _append(journal, results, rows=rows)
             if time.monotonic() >= checkpoint_at:
                 journal.checkpoint()
-                tell(journal.progress.records, records.total)
+                tell(journal.progress.records, total)
                 checkpoint_at = time.monotonic() + _CHECKPOINT_S
     finally:
         pool.shutdown(cancel_futures=True)
         for client in clients:
             client.close()
-    tell(journal.progress.records, records.total)
+    tell(journal.progress.records, total)
+    return sketch.merge(asker.latency_counts for asker in askers)
 
 
 def _after(records: Iterator[Record], resumed: Progress) -> Iterator[Record]:

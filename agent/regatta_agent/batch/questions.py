@@ -19,6 +19,7 @@ from regatta_agent.client import Client
 from regatta_agent.client.messages import is_sent_whole, parse_score
 from regatta_agent.inputs.records import Record
 from regatta_agent.serving.tensors import Array
+from regatta_protocol import sketch
 from regatta_protocol.errors import Rejected, Retryable, TooLarge
 
 __all__ = ["Asker", "Question", "Sizer", "questions"]
@@ -117,6 +118,7 @@ class Asker:
         self._top = top
         self._rows = rows
         self._patience_s = patience_s
+        self.latency_counts: dict[int, int] = {}  # a sketch of the microseconds of each question that was answered
 
     def answer(self, question: Question) -> list[Result]:
         """Return the result of each record.
@@ -128,15 +130,19 @@ class Asker:
             return [Result(question.keys[0], error=question.refused)]
         began, attempt = time.monotonic(), 0
         while True:
+            asked = time.perf_counter()
             try:
-                return self._answer(question)
+                results = self._answer(question)
             except Retryable as err:
                 if time.monotonic() - began > self._patience_s:
                     raise
                 limit_s = min(_RETRY_CAP_S, _RETRY_FIRST_S * 2 ** min(attempt, 10))
                 pause_s = random.uniform(0, limit_s)  # noqa: S311 - jitter
                 time.sleep(max(pause_s, min(getattr(err, "after_s", 0.0), self._patience_s)))
-            attempt += 1
+                attempt += 1
+                continue
+            sketch.add(self.latency_counts, (time.perf_counter() - asked) * 1e6)
+            return results
 
     def _answer(self, question: Question) -> list[Result]:
         count = len(question.keys)

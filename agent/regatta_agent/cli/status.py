@@ -13,6 +13,7 @@ from regatta_agent.backlog import Backlog, read_backlog
 from regatta_agent.cli.options import as_json, folder_options, print_json, print_table
 from regatta_agent.cli.traffic import show_traffic
 from regatta_agent.config import load_config
+from regatta_agent.core.batches import BatchRun, reports
 from regatta_agent.core.installs import AgentRecord, Install
 from regatta_agent.record import RecordFile
 from regatta_agent.status import AgentStatus, is_running, read_status
@@ -69,6 +70,7 @@ def status(
                 "bytes_received": record.bytes_received,
                 "telemetry": asdict(backlog) if backlog is not None else None,
                 "models": [install_json(record, install, config.run_dir) for install in record.all()],
+                "batch": [one.model_dump(mode="json") for one in reports(record.batch)],
             }
         )
         return
@@ -91,6 +93,11 @@ def status(
         ["MODEL", "STATE", "SERVING", "PLACEMENT", "P50 us", "ACCURACY", "REASON"],
         [_install_row(record, install, config.run_dir) for install in installs],
     )
+    if record.batch:
+        click.echo("")
+        print_table(
+            ["BATCH", "STATE", "MODEL", "RECORDS", "OUTPUT", "REASON"], [_batch_row(run) for run in record.batch]
+        )
 
 
 def _serving(record: AgentRecord, install: Install, run_dir: Path) -> bool:
@@ -116,6 +123,10 @@ def _install_row(record: AgentRecord, install: Install, run_dir: Path) -> list[s
         f"{race.accuracy.value:.3f}" if race is not None and race.accuracy is not None else "",
         reason_text(install) + _waiting_text(install),
     ]
+
+
+def _batch_row(run: BatchRun) -> list[str]:
+    return [run.job.id, run.state, run.job.model, f"{run.records:,}", run.job.output, run.reason or ""]
 
 
 def reason_text(install: Install) -> str:

@@ -42,6 +42,7 @@ class JobKind(StrEnum):
     FILES = "files"  # fetch what is missing
     RACE = "race"
     RERACE = "rerace"  # beside the worker that serves
+    CHECK = "check"  # of the files that a worker could not start from
 
 
 @dataclass(frozen=True)

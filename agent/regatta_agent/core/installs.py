@@ -11,6 +11,7 @@ from typing import Any
 
 from pydantic import Field, field_validator
 
+from regatta_agent.core.batches import BatchRun
 from regatta_agent.core.states import Event, next_state
 from regatta_protocol.ids import DigestField, ModelName, ModelNameField, ModelRef
 from regatta_protocol.measurement import Accuracy, Latency, Power
@@ -121,6 +122,7 @@ class AgentRecord(Wire):
     signed: SignedAssignment | None = None  # as received, for the record
     assignment: Assignment | None = None  # its verified content
     installs: dict[ModelNameField, tuple[Install, ...]] = Field(default_factory=dict)
+    batch: tuple[BatchRun, ...] = ()  # the fleet's batch jobs, oldest first
     role_versions: dict[str, int] = Field(default_factory=dict)  # high-water mark of the signed metadata's roles
     root_version: int = Field(default=1, ge=1)  # of the metadata's root: what to ask the fleet for next
     time_floor: float = 0.0  # when the newest assignment was signed, so past for sure; boards have no clock battery

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from random import Random
 
+from regatta_agent.core import batches
 from regatta_agent.core.facts import Limits
 from regatta_agent.core.installs import AgentRecord, Degradation, Install, RaceSummary
 from regatta_agent.core.standbys import next_candidate
@@ -52,6 +53,7 @@ def take_up(record: AgentRecord, signed: SignedAssignment, assignment: Assignmen
             "generation": assignment.generation,
             "signed": signed,
             "assignment": assignment,
+            "batch": batches.taken_up(record.batch, assignment.batch),
             "time_floor": assignment.issued_at,
         }
     )
@@ -240,6 +242,7 @@ def winner_back(record: AgentRecord, ref: ModelRef, placement: str, retried: tup
 
 def recovered(record: AgentRecord, limits: Limits) -> AgentRecord:
     """Return the record as it stands after a start: what was in the middle of a child's work is done again."""
+    record = record.model_copy(update={"batch": batches.recovered(record.batch, limits)})
     for install in list(record.all()):
         if install.degraded is not None and install.placement == install.winner:
             record = record.changed(install.ref, degraded=None)  # its worker is gone, and the next one tries the winner

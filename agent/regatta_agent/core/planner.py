@@ -196,6 +196,8 @@ def _serve(record: AgentRecord, facts: Facts, limits: Limits, install: Install) 
         verdict = judge_accuracy(install, record.replaced(install))
         if verdict.passed is False:
             return [Advance(install.ref, Event.TRIAL_FAILED, {"reason": verdict.reason})]
+    if facts.jobs.get(install.ref) is JobKind.CHECK:
+        return []  # the death that it is about is written into the record when the files have been read
     if install.state is _S.COMMITTED and install.successor is not None and worker is not None:
         steps = _replace(facts, install, install.successor, worker)
         if steps:
@@ -265,6 +267,7 @@ def _cancel(record: AgentRecord, facts: Facts) -> list[Step]:
         install = record.find(ref)
         wanted = install is not None and (
             _JOBS.get(install.state) is kind
+            or (kind is JobKind.CHECK and install.state in _WITH_WORKER)
             or (kind is JobKind.RERACE and install.state is _S.COMMITTED and install.racing_again)
         )
         if not wanted:

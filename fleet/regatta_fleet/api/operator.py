@@ -17,6 +17,7 @@ from fastapi.concurrency import run_in_threadpool
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 
 from regatta_fleet import governing, rolling
+from regatta_fleet.api.batch import add_batch
 from regatta_fleet.api.limits import BodyLimit
 from regatta_fleet.api.problems import ANSWERS, answer_with_problems
 from regatta_fleet.blobs import BlobStore
@@ -43,7 +44,7 @@ from regatta_fleet.views import Views
 from regatta_protocol.errors import Rejected, TooLarge
 from regatta_protocol.ids import DeviceId, DeviceIdField, Digest, DigestField, ModelNameField, ModelRef
 from regatta_protocol.manifest import MAX_FILE_BYTES, Manifest
-from regatta_protocol.policy import Policy
+from regatta_protocol.policy import KnownPolicy
 
 __all__ = ["OperatorParts", "operator_app"]
 
@@ -94,6 +95,7 @@ def operator_app(parts: OperatorParts) -> FastAPI:
     _add_models(guarded, parts)
     _add_rollouts(guarded, parts)
     _add_policies(guarded, parts)
+    add_batch(guarded, parts.database, parts.controller, parts.clock)
     app.include_router(guarded)
     _add_page(app, parts)
     return app
@@ -234,7 +236,7 @@ def _add_policies(api: APIRouter, parts: OperatorParts) -> None:
             return governing.describe_policies(tx)
 
     @api.put("/policies/{group}", tags=["policies"], response_model_exclude_unset=True)
-    def set_policy(group: _Group, policy: Policy, model: ModelNameField | None = None) -> GroupPolicy:
+    def set_policy(group: _Group, policy: KnownPolicy, model: ModelNameField | None = None) -> GroupPolicy:
         """Set the given fields for a group (`all`: every device) and a model, or every model."""
 
         def carry_out() -> int:

@@ -145,6 +145,7 @@ def show(client: FleetClient, name: str, as_json: bool) -> None:
         output.print_json(detail)
         return
     manifest = detail.manifest
+    asked = manifest.policy
     facts = (
         ("created", manifest.created_at),
         ("made of", manifest.source or "unknown"),
@@ -156,7 +157,7 @@ def show(client: FleetClient, name: str, as_json: bool) -> None:
         ("evaluation", figures.size(manifest.evaluation.size_bytes) if manifest.evaluation else "none"),
         (
             "policy",
-            f"{OBJECTIVES[manifest.policy.objective]}, {', '.join(limits_in_words(manifest.policy))}",
+            ", ".join((OBJECTIVES.get(asked.objective, asked.objective), *limits_in_words(asked))),
         ),
     )
     output.line(f"Model {manifest.ref}")

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from regatta_fleet import figures, verdicts
 from regatta_fleet.cli.output import Cell, Column, Style, Table
 from regatta_fleet.schemas import (
+    BatchDetail,
     BundleDraft,
     DeviceDetail,
     DeviceModel,
@@ -20,6 +22,7 @@ from regatta_fleet.schemas import (
     VersionDetail,
     WaveState,
 )
+from regatta_protocol.batch import BatchState, BatchSummary
 from regatta_protocol.manifest import Manifest
 from regatta_protocol.measurement import BoardFacts, Outcome, RaceReport
 from regatta_protocol.messages import InstallState
@@ -30,6 +33,9 @@ if TYPE_CHECKING:
     from regatta_fleet.optimize.report import OptimizeReport, VariantReport
 
 __all__ = [
+    "batch_devices",
+    "batch_summary",
+    "batches",
     "board_facts",
     "device_models",
     "devices",
@@ -410,6 +416,64 @@ def policies(found: Iterable[GroupPolicy]) -> Table:
         rows,
         empty="nothing is set, so each bundle's own policy holds: `regatta policy set GROUP --objective …` sets one",
     )
+
+
+def batches(found: Iterable[BatchDetail]) -> Table:
+    """Return batches, a line each: on how many devices it stands how."""
+    rows = []
+    for one in found:
+        states = Counter(str(device.state) for device in one.devices)
+        stands = ", ".join(f"{number} {state}" for state, number in states.items())
+        rows.append((one.id, one.model, figures.clock(one.created_at), stands, one.input))
+    return Table(
+        (
+            Column("BATCH"),
+            Column("MODEL"),
+            Column("STARTED", leave_out=1),
+            Column("DEVICES"),
+            Column("INPUT", wide=True),
+        ),
+        tuple(rows),
+        empty="no batch was started: `regatta batch start MODEL --on DEVICE --input PATH` starts one",
+    )
+
+
+_BATCH_STYLES: dict[BatchState, Style] = {
+    BatchState.DONE: "good",
+    BatchState.FAILED: "bad",
+    BatchState.CANCELLED: "dim",
+}
+
+
+def batch_devices(detail: BatchDetail) -> Table:
+    """Return how a batch stands on each device, with its reason."""
+    rows = tuple(
+        (
+            str(one.device),
+            Cell(str(one.state), _BATCH_STYLES.get(one.state, "")),
+            figures.count(one.records) + ("" if one.total is None else f" of {figures.count(one.total)}"),
+            one.reason or "",
+        )
+        for one in detail.devices
+    )
+    return Table((Column("DEVICE"), Column("STATE"), Column("RECORDS", right=True), Column("REASON", wide=True)), rows)
+
+
+def batch_summary(device: str, summary: BatchSummary) -> Table:
+    """Return what came of a batch on one device."""
+    latencies = (summary.p50_us, summary.p90_us, summary.p99_us)
+    rows = [
+        ("refused", figures.count(summary.refused)),
+        ("a second", figures.count(round(summary.per_second))),
+        ("p50, p90, p99", ", ".join(figures.latency(one) for one in latencies)),
+        ("size", figures.size(summary.output_bytes)),
+    ]
+    if summary.mean_score is not None:
+        rows.append(("mean score", f"{summary.mean_score:.4g}"))
+    rows += [(f"class {label}", figures.count(number)) for label, number in summary.classes.items()]
+    if summary.other_classes:
+        rows.append(("other classes", figures.count(summary.other_classes)))
+    return Table((Column("SUMMARY"), Column("", right=True)), tuple(rows), title=f"{device}:")
 
 
 def few(names: tuple[str, ...], shown: int = 5) -> str:

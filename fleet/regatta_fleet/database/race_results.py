@@ -20,17 +20,20 @@ __all__ = ["RESULTS_KEPT", "find_result", "note_race"]
 
 RESULTS_KEPT = 64  # of each device, as many as an agent keeps itself
 _MAX_REPORT_BYTES = 1024 * 1024
+_EVIDENCE = ("full", "confirmed")
 _MAX_PLACEMENT = 256  # of tables.py; no candidate's id is longer
 
 
 def note_race(tx: Connection, device: DeviceId, item: RaceItem, now: float) -> None:
-    """Store what a race or confirmation says about its key; one that placed nothing, or has no key, says nothing.
+    """Store what a race or confirmation says about its key.
+
+    One that placed nothing, has no key, or rests on what only a newer agent knows, says nothing.
 
     A full race is a result; a confirmation is a voice for the placement that it confirmed.
     """
     report = item.report
     key = report.key
-    if key is None or report.placement is None:
+    if key is None or report.placement is None or report.basis not in _EVIDENCE:
         return
     mine = (race_results.c.key == key) & (race_results.c.device == device)
     placement, text = report.placement[:_MAX_PLACEMENT], None

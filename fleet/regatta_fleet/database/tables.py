@@ -23,6 +23,7 @@ from sqlalchemy import (
 
 __all__ = [
     "assignments",
+    "batch_jobs",
     "batches",
     "certificates",
     "device_models",
@@ -225,6 +226,21 @@ race_results = Table(
     Column("placement", String(256), nullable=False),
     Column("report", Text),  # RaceReport of a full race; NULL: the device confirmed another's
     Index(None, "device"),
+)
+
+batch_jobs = Table(
+    "batch_jobs",
+    metadata,
+    Column("id", String(64), primary_key=True),
+    Column("device", ForeignKey("devices.id"), primary_key=True),
+    Column("job", Text, nullable=False),  # BatchJob
+    Column("created_at", Float, nullable=False),
+    Column("generation", BigInteger, nullable=False),  # of the assignment that brought or withdrew it
+    Column("withdrawn", Boolean, nullable=False),
+    Column("state", String(64), nullable=False),  # BatchState
+    Column("report", Text, nullable=False),  # BatchReport
+    Column("updated_at", Float, nullable=False),
+    Index(None, "device", "state"),
 )
 
 events = Table(

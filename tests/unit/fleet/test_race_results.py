@@ -65,6 +65,14 @@ def test_a_result_comes_back_as_it_was_sent(fleet: SimulatedFleet) -> None:
     assert answer(fleet, digest_of_bytes(b"another")) is None
 
 
+def test_what_rests_on_something_unknown_is_no_evidence(fleet: SimulatedFleet) -> None:
+    """A basis that only newer agents have is neither a full race nor a voice for one."""
+    note(fleet, A, full())
+    note(fleet, A, confirmed("y").model_copy(update={"basis": "interpolated"}), now=20)
+
+    assert answer(fleet) == PriorRace(device=A, at=5.0, report=full())
+
+
 def test_the_newest_counts_by_the_servers_clock(fleet: SimulatedFleet) -> None:
     """A device whose clock runs ahead is not heard more for it."""
     note(fleet, A, full(), now=10, at=9e9)

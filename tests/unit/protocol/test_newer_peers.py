@@ -5,15 +5,17 @@ from __future__ import annotations
 import json
 
 import pytest
+from pydantic import TypeAdapter
 
 from regatta_protocol.codec import decode, encode
 from regatta_protocol.enums import OpenStrEnum
 from regatta_protocol.errors import Rejected, TooNew
 from regatta_protocol.ids import DeviceId, ModelName
 from regatta_protocol.manifest import Manifest
-from regatta_protocol.measurement import BoardFacts, CandidateResult, Outcome, RaceReport
+from regatta_protocol.measurement import BoardFacts, CandidateResult, Outcome, Power, RaceReport
 from regatta_protocol.messages import (
     Assignment,
+    DesiredModel,
     InstallState,
     ModelReport,
     OtherItem,
@@ -22,6 +24,7 @@ from regatta_protocol.messages import (
     Request,
     TelemetryBatch,
 )
+from regatta_protocol.policy import OBJECTIVE_WORDS, KnownPolicy, Policy
 
 _RESULT = CandidateResult(
     id="litert/int8/none/t1", runtime="litert", variant="int8", delegate="none", threads=1, outcome=Outcome.MEASURED
@@ -57,6 +60,43 @@ def test_a_report_with_an_unknown_outcome_is_read_and_written_as_it_came() -> No
 
     assert read.candidates[0].outcome == "melted_down"
     assert encode(read) == newer
+
+
+@pytest.mark.parametrize(
+    ("known", "newer"),
+    [(b'"method":"measured"', b'"method":"modeled"'), (b'"basis":"full"', b'"basis":"interpolated"')],
+)
+def test_a_report_with_other_unknown_words_is_read_and_written_as_it_came(known: bytes, newer: bytes) -> None:
+    """How power was found, and what a race rests on, are words like the outcome."""
+    result = _RESULT.model_copy(update={"power": Power(method="measured", power_mw=1500.0)})
+    report = RaceReport(
+        model="digits", version=1, board=BoardFacts(), candidates=(result,), reason="fastest", duration_s=1.0
+    )
+    text = encode(report)
+    assert known in text
+
+    assert encode(decode(RaceReport, text.replace(known, newer))) == text.replace(known, newer)
+
+
+@pytest.mark.parametrize("word", ["", "Loud", "a b", "x" * 65])
+def test_noise_is_no_word(word: str) -> None:
+    """What nobody can have meant is refused as before."""
+    for kind, field in ((Power, "method"), (Policy, "objective")):
+        with pytest.raises(ValueError, match="should match pattern"):
+            kind.model_validate({field: word})
+
+
+def test_an_objective_that_only_a_newer_fleet_knows_is_read_but_nobody_may_set_it_here() -> None:
+    """A device takes the assignment up; a typing error of an operator is refused, with the objectives there are."""
+    wish = {"version": 1, "policy": {"objective": "carbon"}}
+
+    read = DesiredModel.model_validate(wish)
+
+    assert read.policy is not None and read.policy.objective == "carbon"
+    with pytest.raises(ValueError, match="no objective 'carbon'; the objectives are latency_p50, latency_p99, energy"):
+        TypeAdapter(KnownPolicy).validate_python(wish["policy"])
+    for objective in OBJECTIVE_WORDS:
+        TypeAdapter(KnownPolicy).validate_python({"objective": objective})
 
 
 def test_a_report_with_an_unknown_state_is_read() -> None:

@@ -168,6 +168,14 @@ def test_energy_without_a_sensor_says_what_stood_in() -> None:
     assert "That objective is unknown here, so the least median latency (p50) stood in for it." in text
 
 
+def test_an_objective_of_a_newer_fleet_is_named_as_it_came() -> None:
+    """The explanation does not fail on a word, and says what stood in."""
+    text = explain(report(policy=Policy(objective="carbon")))[0]
+
+    assert "carbon, which this program does not know" in text
+    assert "the least median latency (p50) stood in for it." in text
+
+
 def test_energy_is_compared_as_energy() -> None:
     """Not as speed."""
     weigh = {"method": "measured", "power_mw": 900.0}

@@ -8,8 +8,10 @@ from hypothesis import strategies as st
 
 from regatta_protocol.manifest import Policy
 from regatta_protocol.measurement import Accuracy, CandidateResult, Conditions, Latency, Outcome, PairedDrop, Power
+from regatta_protocol.policy import OBJECTIVE_WORDS
 from regatta_runtimes.candidate import parse_candidate_id
 from regatta_runtimes.judge import TIE, Verdict, judge
+from regatta_runtimes.objective import OBJECTIVES
 from regatta_runtimes.yardstick import Floor
 
 
@@ -150,6 +152,16 @@ def test_an_energy_policy_without_a_sensor_says_what_it_did() -> None:
 
     assert verdict.objective == "latency_p50"
     assert "energy is unknown: no sensor" in verdict.reason
+
+
+def test_an_objective_that_only_a_newer_fleet_knows_falls_back_and_says_so() -> None:
+    """The fastest wins, and the reason tells the operator what was not understood and what to do."""
+    verdict = judge([entry(A), entry(B)], Policy(objective="carbon"), None)
+
+    assert set(OBJECTIVES) == set(OBJECTIVE_WORDS)
+    assert verdict.objective == "latency_p50"
+    assert verdict.placement is not None
+    assert "judged by latency p50, for this agent does not know the objective carbon: update it" in verdict.reason
 
 
 @pytest.mark.parametrize(

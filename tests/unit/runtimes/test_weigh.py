@@ -291,7 +291,7 @@ def test_a_race_on_a_board_with_a_sensor_is_judged_by_energy(tmp_path: Path) -> 
     assert report.board.power_sensor == "ina3221"
     assert (placed.power.method, placed.power.coverage) == ("measured", "VDD_IN")
     assert placed.power.idle_power_mw == pytest.approx(3000, rel=0.2)
-    assert placed.power.power_mw is not None and placed.power.power_mw > 4000
+    assert placed.power.power_mw is not None and placed.power.power_mw > 3300  # it may not get a whole processor
     assert placed.power.energy_per_inference_mj is not None, placed.power.reason
     assert placed.power.energy_per_inference_mj > 0
     assert report.objective == "energy"

@@ -24,8 +24,8 @@ def main(arguments: list[str]) -> int:
 def _run(spec: ConvertSpec) -> ConvertAnswer:
     place, output = Path(spec.place), Path(spec.output)
     if spec.kind == "savedmodel":
-        convert_savedmodel(place, output, spec.signature)
-        return ConvertAnswer(words=(f"converted from the SavedModel {place.name} by TensorFlow",))
+        taken = convert_savedmodel(place, output, spec.signature)
+        return ConvertAnswer(words=(f"converted from {taken} of the SavedModel {place.name} by TensorFlow",))
     if spec.kind == "keras":
         convert_keras(place, output)
         return ConvertAnswer(words=(f"converted from {place.name} by TensorFlow",))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +13,20 @@ from regatta_protocol.errors import Misuse, Rejected
 __all__ = ["convert_keras", "convert_savedmodel"]
 
 _MAX_WORDS = 400
+_LACKING = re.compile(r"'tf\.(\w+)' op is neither a custom op nor a flex op")
+_DEFAULT = "serving_default"
 
 
-def convert_savedmodel(folder: Path, output: Path, signature: str | None) -> None:
-    """Write the SavedModel as a .tflite.
+def convert_savedmodel(folder: Path, output: Path, signature: str | None) -> str:
+    """Write the SavedModel as a .tflite; returns the name of the signature that was taken.
+
+    Args:
+        signature: the one to take; None: the only one, or serving_default, which TensorFlow Serving takes too and
+            Keras writes beside its twin, serve.
 
     Raises:
-        Rejected: when it has several signatures and none is named, dynamic shapes, or what TFLite has no operator for.
+        Rejected: when it is not clear which signature to take, there is none of that name, or the graph has dynamic
+            shapes, or operators that TFLite has not.
         Misuse: when TensorFlow is not installed.
     """
     tf = _tensorflow()
@@ -25,15 +34,11 @@ def convert_savedmodel(folder: Path, output: Path, signature: str | None) -> Non
         signatures = dict(tf.saved_model.load(str(folder)).signatures)
     except Exception as err:
         raise Rejected(f"{folder.name}: TensorFlow cannot load it: {_short(err)}") from err
-    known = ", ".join(signatures) or "none"
-    if signature is None and len(signatures) != 1:
-        raise Rejected(f"{folder.name} has {len(signatures)} signatures ({known}): name one by `signature:`")
-    chosen = signature or next(iter(signatures))
-    if chosen not in signatures:
-        raise Rejected(f"{folder.name} has no signature {chosen!r}: it has {known}")
+    chosen = _chosen(folder.name, tuple(signatures), signature)
     _check_shapes(folder.name, signatures[chosen].structured_input_signature[1])
     converter = tf.lite.TFLiteConverter.from_saved_model(str(folder), signature_keys=[chosen])
     _write(converter, folder.name, output)
+    return chosen
 
 
 def convert_keras(path: Path, output: Path) -> None:
@@ -63,6 +68,22 @@ def _tensorflow() -> Any:  # noqa: ANN401  # a module without types
     return tensorflow
 
 
+def _chosen(name: str, signatures: Sequence[str], asked: str | None) -> str:
+    known = ", ".join(signatures) or "none"
+    if asked is not None:
+        if asked not in signatures:
+            raise Rejected(f"{name} has no signature {asked!r}: it has {known}")
+        return asked
+    if not signatures:
+        raise Rejected(f"{name} has no signature: save it with one (Keras: model.export)")
+    if len(signatures) > 1 and _DEFAULT not in signatures:
+        raise Rejected(
+            f"{name} has {len(signatures)} signatures ({known}) and none is {_DEFAULT}: name one by `signature:` in "
+            "the take step of a recipe"
+        )
+    return _DEFAULT if _DEFAULT in signatures else signatures[0]
+
+
 def _check_shapes(name: str, inputs: dict[str, Any]) -> None:
     for key, spec in inputs.items():
         shape = [None if size is None else int(size) for size in spec.shape]
@@ -74,6 +95,9 @@ def _write(converter: Any, name: str, output: Path) -> None:  # noqa: ANN401  # 
     try:
         content = converter.convert()
     except Exception as err:
+        lacking = sorted(set(_LACKING.findall(str(err))))
+        if lacking:
+            raise Rejected(f"{name}: TFLite has no operator for TensorFlow's {', '.join(lacking)}") from err
         raise Rejected(f"{name}: TensorFlow cannot convert it: {_short(err)}") from err
     write_durably(output, bytes(content), mode=0o644)
 
