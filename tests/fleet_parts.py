@@ -130,6 +130,7 @@ class SimulatedFleet:
         accuracy: float | None = 0.98,
         p99_us: float | None = 900.0,
         reason: str | None = None,
+        agreement: str | None = None,
         previous: int | None = None,
     ) -> None:
         """Have the device report the version that it shall run (and, if it went back, what it serves instead)."""
@@ -145,6 +146,7 @@ class SimulatedFleet:
                     state=state,
                     serving=state is InstallState.COMMITTED,
                     reason=reason,
+                    agreement=agreement,
                     rollout=each.rollout,
                     accuracy=None if accuracy is None else Accuracy(correct=round(accuracy * 100), total=100),
                     latency=None if p99_us is None else Latency(samples=9, p50_us=1, p90_us=1, p99_us=p99_us),

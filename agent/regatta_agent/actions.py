@@ -86,9 +86,9 @@ class Actions:
         elif isinstance(step, StopWorker):
             self._workers.stop(step.ref, now_s, step.socket)
         elif isinstance(step, Point):
-            self._workers.point(step.ref, step.socket)
+            self._workers.point(step.ref, step.socket, shadow=step.shadow)
         elif isinstance(step, Unpoint):
-            self._workers.unpoint(step.name)
+            self._workers.unpoint(step.name, shadow=step.shadow)
         elif isinstance(step, Collect):
             self._collect(step, record, now_s)
         return None

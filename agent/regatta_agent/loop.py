@@ -205,6 +205,7 @@ class Loop:
             successors=parts.workers.successors(now_s),
             versions=parts.versions,
             links=parts.workers.links(),
+            shadows=parts.workers.shadows(),
             collected=parts.actions.collected,
         )
 

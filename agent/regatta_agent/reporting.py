@@ -51,6 +51,7 @@ def _report(install: Install, serving: bool) -> ModelReport:
         state=install.state,
         serving=serving,
         reason=install.reason,
+        agreement=install.agreement,
         rollout=install.rollout,
         attempt=install.attempt,
         placement=degraded.placement if degraded is not None else install.placement,

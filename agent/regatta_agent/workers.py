@@ -15,10 +15,19 @@ from pathlib import Path
 from typing import NamedTuple
 
 from regatta_agent.children import Child, Launcher
-from regatta_agent.core.facts import StartWorker, WorkerFacts
+from regatta_agent.core.facts import ShadowFacts, StartWorker, WorkerFacts
 from regatta_agent.events import ChildEnded, ChildLine
 from regatta_agent.overlays import overlay_of
-from regatta_agent.serving.events import Degraded, Drifted, Failed, Ready, Recovered, WindowClosed, parse_event
+from regatta_agent.serving.events import (
+    Degraded,
+    Drifted,
+    Failed,
+    Ready,
+    Recovered,
+    Shadowed,
+    WindowClosed,
+    parse_event,
+)
 from regatta_agent.serving.settings import ServingSettings
 from regatta_agent.serving.spec import Contender, ServeLimits, ServeSpec, check_socket_path
 from regatta_agent.serving.tcp import TcpListeners
@@ -72,6 +81,7 @@ class _Worker:
     killed_for: str | None = None
     requests: int = 0
     errors: int = 0
+    shadow: ShadowFacts | None = None
     failure: str | None = None
     windows: list[ServingWindow] = field(default_factory=list)
 
@@ -110,7 +120,7 @@ class WorkerPool:
         # A folder of its own: a model may be named like another model's worker.
         self._folder.mkdir(parents=True, exist_ok=True)
         self._folder.chmod(0o750)  # whatever the umask: the service's group may reach the sockets, as their mode says
-        for pattern in ("*.sock", ".*.sock.new", "workers/*"):
+        for pattern in ("*.sock", "*.shadow", ".*.new", "workers/*"):
             for leftover in self._run_dir.glob(pattern):
                 leftover.unlink(missing_ok=True)
 
@@ -176,6 +186,7 @@ class WorkerPool:
                 stopping=worker.is_ending,
                 requests=worker.requests,
                 errors=worker.errors,
+                shadow=worker.shadow,
             )
             found.setdefault(worker.ref, []).append(facts)
         return found
@@ -202,6 +213,8 @@ class WorkerPool:
             worker.requests += said.requests
             worker.errors += said.errors
             return said.window() if said.requests else None
+        elif isinstance(said, Shadowed):
+            worker.shadow = ShadowFacts(**said.model_dump(exclude={"event"}))
         elif worker.stopping_s is None:
             if isinstance(said, Recovered):
                 worker.candidate = said.placement
@@ -219,27 +232,35 @@ class WorkerPool:
 
     def links(self) -> Mapping[ModelName, str]:
         """Return for each model's socket the worker's socket that it leads to."""
+        return self._led_to(".sock")
+
+    def shadows(self) -> Mapping[ModelName, str]:
+        """Return for each model the socket of the next version's worker that is shown a sample of its requests."""
+        return self._led_to(".shadow")
+
+    def _led_to(self, suffix: str) -> dict[ModelName, str]:
         return {
-            ModelName(path.name.removesuffix(".sock")): path.readlink().name
-            for path in self._run_dir.glob("*.sock")
+            ModelName(path.name.removesuffix(suffix)): path.readlink().name
+            for path in self._run_dir.glob(f"*{suffix}")
             if path.is_symlink()
         }
 
-    def point(self, ref: ModelRef, socket: str) -> None:
-        """Let the model's socket lead to the worker's `socket`, in one rename.
+    def point(self, ref: ModelRef, socket: str, *, shadow: bool = False) -> None:
+        """Let the model's socket, or its shadow, lead to the worker's `socket`, in one rename.
 
         Raises:
             OSError: when the run folder cannot be written.
         """
-        fresh = self._run_dir / f".{ref.name}.sock.new"
+        link = self._shadow(ref.name) if shadow else self._link(ref.name)
+        fresh = self._run_dir / f".{link.name}.new"
         fresh.unlink(missing_ok=True)
         fresh.symlink_to(f"{self._folder.name}/{socket}")
-        fresh.replace(self._link(ref.name))
-        logger.info("event=serving version=%s socket=%s", ref, self._link(ref.name))
+        fresh.replace(link)
+        logger.info("event=%s version=%s socket=%s", "in_shadow" if shadow else "serving", ref, link)
 
-    def unpoint(self, name: ModelName) -> None:
-        """Take the model's socket away."""
-        self._link(name).unlink(missing_ok=True)
+    def unpoint(self, name: ModelName, *, shadow: bool = False) -> None:
+        """Take the model's socket, or its shadow, away."""
+        (self._shadow(name) if shadow else self._link(name)).unlink(missing_ok=True)
 
     def _ended(self, worker: _Worker, event: ChildEnded, now_s: float) -> WorkerDeath | None:
         del self._workers[event.child]
@@ -296,6 +317,7 @@ class WorkerPool:
             socket_path=socket_path,
             tcp_fd=self._tcp.fd_of(manifest.name),
             link_path=self._link(manifest.name),
+            shadow_path=self._shadow(manifest.name),
             tls=self._serving.tls,
             token_path=self._serving.token_file,
             shared_memory=self._serving.shared_memory,
@@ -326,3 +348,6 @@ class WorkerPool:
 
     def _link(self, name: ModelName) -> Path:
         return self._run_dir / f"{name}.sock"
+
+    def _shadow(self, name: ModelName) -> Path:
+        return self._run_dir / f"{name}.shadow"

@@ -267,7 +267,7 @@ def _judged(trial: Trial, outcome: Outcome, report: ModelReport) -> Trial:
     return replace(
         trial,
         outcome=outcome,
-        reason=(report.reason or f"is {report.state}")[:_REASON_CHARS],
+        reason=(report.reason or report.agreement or f"is {report.state}")[:_REASON_CHARS],
         accuracy=None if report.accuracy is None else report.accuracy.value,
         p99_us=None if report.latency is None else report.latency.p99_us,
     )

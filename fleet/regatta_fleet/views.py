@@ -172,7 +172,7 @@ def _device_model(device: DeviceId, report: ModelReport, served: Served) -> Devi
         version=report.version,
         state=report.state,
         serving=report.serving,
-        reason=report.reason,
+        reason=report.reason or report.agreement,
         placement=report.placement,
         degraded=report.degraded,
         accuracy=report.accuracy,

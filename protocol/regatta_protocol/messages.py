@@ -98,6 +98,7 @@ class ModelReport(Wire):
     state: InstallState
     serving: bool = False
     reason: str | None = None  # of each thing not done, or what is being waited for
+    agreement: str | None = None  # in words, how it answered live requests in the shadow of the version before
     rollout: str | None = None
     attempt: int = 0
     placement: str | None = None  # the candidate that serves

@@ -31,6 +31,7 @@ class Policy(Wire):
     max_temperature_c: float | None = None
     max_power_mw: float | None = Field(default=None, gt=0)
     max_slowdown: float = Field(default=3.0, gt=1)  # served p50 over the race's: beyond it the next best takes over
+    shadow_s: float = Field(default=0.0, ge=0, le=86_400)  # before its trial, a new version is shown live requests
     pool_size: int = Field(default=1, ge=1, le=4)  # placements that serve at once: the winner and the next best
 
 

@@ -15,6 +15,7 @@ import click
 from regatta_protocol.errors import Rejected
 from regatta_protocol.policy import Policy
 from regatta_protocol.quantity import (
+    parse_duration,
     parse_latency_us,
     parse_power_mw,
     parse_share,
@@ -101,6 +102,12 @@ _OPTIONS = {
         _Quantity("power", parse_power_mw),
         "Greatest power, for example 2.5W.",
         lambda value: f"{value / 1000:.6g}W" if value >= 1000 else f"{value:.6g}mW",
+    ),
+    "shadow_s": _Option(
+        "--shadow",
+        _Quantity("duration", parse_duration, may_be_none=False),
+        "How long a new version computes a sample of the live requests beside the one that serves, for example 10m.",
+        lambda value: f"{value:g}s",
     ),
     "pool_size": _Option(
         "--pool",

@@ -24,6 +24,7 @@ __all__ = [
     "Limits",
     "Point",
     "Revise",
+    "ShadowFacts",
     "StartWorker",
     "Step",
     "StopWorker",
@@ -60,6 +61,18 @@ class Limits:
 
 
 @dataclass(frozen=True)
+class ShadowFacts:
+    """How the next version's answers have compared with this worker's, on live requests; see serving/events.py."""
+
+    socket: str
+    requests: int
+    failed: int
+    classified: int
+    agreed: int
+    snr_db: float | None
+
+
+@dataclass(frozen=True)
 class WorkerFacts:
     """A worker process that was started and has not ended."""
 
@@ -70,6 +83,7 @@ class WorkerFacts:
     stopping: bool = False
     requests: int = 0  # served since it was ready
     errors: int = 0
+    shadow: ShadowFacts | None = None  # None: nothing was compared
 
 
 @dataclass(frozen=True)
@@ -95,6 +109,7 @@ class Facts:
     successors: Mapping[ModelRef, WorkerFacts] = field(default_factory=lambda: MappingProxyType({}))  # second ones
     versions: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))  # runtimes, drivers, kernel
     links: Mapping[ModelName, str] = field(default_factory=lambda: MappingProxyType({}))  # the socket that serves
+    shadows: Mapping[ModelName, str] = field(default_factory=lambda: MappingProxyType({}))  # the next version's socket
     collected: frozenset[ModelRef] | None = None  # what the last collection kept
 
 
@@ -152,17 +167,19 @@ class StopWorker:
 
 @dataclass(frozen=True)
 class Point:
-    """Let the model's socket lead to this version's worker, in one rename."""
+    """Let the model's socket lead to this version's worker, in one rename; or its shadow: a sample of requests."""
 
     ref: ModelRef
     socket: str
+    shadow: bool = False
 
 
 @dataclass(frozen=True)
 class Unpoint:
-    """Take the model's socket away."""
+    """Take the model's socket away, or its shadow."""
 
     name: ModelName
+    shadow: bool = False
 
 
 @dataclass(frozen=True)

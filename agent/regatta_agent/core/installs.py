@@ -33,6 +33,7 @@ class RaceSummary(Wire):
     latency: Latency | None = None
     power: Power | None = None
     max_trial_accuracy_drop: float = 0.05
+    shadow_s: float = 0.0
     policy: Policy | None = None  # that the fleet had assigned when it was decided; None: the bundle's
     unmet: str | None = None  # why a policy assigned since then places nothing; the placement is from before
     versions: dict[str, str] = Field(default_factory=dict)  # of runtimes, drivers and kernel when it was run
@@ -76,6 +77,7 @@ class Install(Wire):
     racing_again: bool = False
     successor: RaceSummary | None = None  # a new race's, whose winner takes over once its worker is ready
     retried: tuple[float, ...] = ()  # when the winner was retried within the last day, in seconds since 1970
+    agreement: str | None = None  # in words, how it answered live requests in the shadow of the version before
     committed_at: float | None = None  # when it passed its trial, first or last
 
     @field_validator("state")
@@ -88,6 +90,11 @@ class Install(Wire):
     @property
     def ref(self) -> ModelRef:
         return ModelRef(self.name, self.version)
+
+    @property
+    def tried_after_s(self) -> float:
+        """For how long its worker has been ready when the trial is over: it may have been in the shadow before."""
+        return self.trial_s + (self.race.shadow_s if self.race is not None and self.agreement is not None else 0.0)
 
     @property
     def outdated(self) -> bool:

@@ -106,6 +106,7 @@ def summary_of(
         latency=winner.latency,
         power=winner.power,
         max_trial_accuracy_drop=policy.max_trial_accuracy_drop,
+        shadow_s=policy.shadow_s,
         policy=assigned,
         versions=dict(versions or {}),
         at=at,

@@ -29,7 +29,7 @@ from regatta_agent.core.facts import (
     Unpoint,
     WorkerFacts,
 )
-from regatta_agent.core.health import judge_accuracy, judge_trial
+from regatta_agent.core.health import judge_accuracy, judge_shadow, judge_trial
 from regatta_agent.core.installs import AgentRecord, Install, RaceSummary
 from regatta_agent.core.rerace import rerace_reason
 from regatta_agent.core.standbys import start_of
@@ -52,7 +52,7 @@ _RACES = (JobKind.RACE, JobKind.RERACE)
 _WITH_WORKER = (_S.PLACED, _S.ON_TRIAL, _S.COMMITTED)
 _NEW_START: dict[str, Any] = {
     "attempt": 0, "waits": 0, "deaths": 0, "bad_digests": (), "degraded": None, "guarded": False,
-    "successor": None, "rerace": None, "racing_again": False,
+    "successor": None, "rerace": None, "racing_again": False, "agreement": None,
 }  # fmt: skip
 
 
@@ -82,8 +82,11 @@ def wake_at(record: AgentRecord, facts: Facts) -> float | None:
     times = [install.not_before for install in record.all() if _due_later(install, facts)]
     for install in record.all():
         worker = facts.workers.get(install.ref)
+        shadow_s = install.race.shadow_s if install.race is not None else 0.0
+        if install.state is _S.PLACED and worker is not None and worker.ready and worker.ready_for_s < shadow_s:
+            times.append(facts.now_s + shadow_s - worker.ready_for_s)
         if install.state is _S.ON_TRIAL and worker is not None:
-            times.append(facts.now_s + max(0.0, install.trial_s - worker.ready_for_s))
+            times.append(facts.now_s + max(0.0, install.tried_after_s - worker.ready_for_s))
     return min((time for time in times if time is not None), default=None)
 
 
@@ -204,7 +207,12 @@ def _serve(record: AgentRecord, facts: Facts, limits: Limits, install: Install) 
     if worker.stopping or worker.candidate != install.placement or not worker.ready:
         return []
     if install.state is _S.PLACED:
-        return [Advance(install.ref, Event.WORKER_READY)]
+        replaced = record.replaced(install)
+        serving = facts.workers.get(replaced.ref) if replaced is not None else None
+        verdict = judge_shadow(install, worker, replaced, serving)
+        if verdict.passed is None:
+            return _because(install, verdict.reason)
+        return [Advance(install.ref, Event.WORKER_READY, {"agreement": verdict.reason or None})]
     if install.state is _S.ON_TRIAL:
         verdict = judge_trial(install, worker, record.replaced(install))
         if verdict.passed is None:
@@ -282,11 +290,27 @@ def _switch(record: AgentRecord, facts: Facts) -> list[Step]:
         worker = next((one for one in fit if one.candidate == serving.placement), fit[-1] if fit else None)
         if worker is not None and facts.links.get(name) != worker.socket:
             steps.append(Point(serving.ref, worker.socket))
+    steps += _cast_shadows(record, facts)
     for ref, worker in (*facts.workers.items(), *facts.successors.items()):
         install = record.find(ref)
         wanted = install is not None and install.state in _WITH_WORKER and worker.candidate in _candidates(install)
         if not wanted and not worker.stopping:
             steps.append(StopWorker(ref, worker.socket))
+    return steps
+
+
+def _cast_shadows(record: AgentRecord, facts: Facts) -> list[Step]:
+    """Show a sample of each model's requests to the next version, once its worker is ready and while it is placed."""
+    steps: list[Step] = []
+    for name in sorted({*record.installs, *facts.shadows}):
+        placed = record.in_state(name, _S.PLACED)
+        worker = facts.workers.get(placed.ref) if placed is not None else None
+        fit = worker is not None and worker.ready and not worker.stopping
+        if placed is not None and worker is not None and fit and worker.candidate == placed.placement:
+            if facts.shadows.get(name) != worker.socket:
+                steps.append(Point(placed.ref, worker.socket, shadow=True))
+        elif name in facts.shadows:
+            steps.append(Unpoint(name, shadow=True))
     return steps
 
 

@@ -121,6 +121,7 @@ def reraced(
             "policy": assigned,
             "unmet": None,
             "max_trial_accuracy_drop": summary.max_trial_accuracy_drop,
+            "shadow_s": summary.shadow_s,
             "versions": summary.versions,
             "at": summary.at,
         }

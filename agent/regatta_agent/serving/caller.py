@@ -58,7 +58,8 @@ class Answer:
 class Call:
     """One request: `body` and then `tail`, which is sent from where it lies.
 
-    `header_length` is the value of Inference-Header-Content-Length; None: without the header.
+    `header_length` is the value of Inference-Header-Content-Length; None: without the header. A `mirrored` request is
+    one that another worker has answered: it is counted nowhere.
     """
 
     method: str
@@ -66,6 +67,7 @@ class Call:
     body: bytes = b""
     tail: Sequence[bytes | memoryview] = ()
     header_length: int | None = None
+    mirrored: bool = False
 
     def head(self, target: Target) -> bytes:
         """Return the request line and headers."""
@@ -74,6 +76,8 @@ class Call:
         if self.header_length is not None:
             head += f"inference-header-content-length: {self.header_length}\r\n"
             head += "content-type: application/octet-stream\r\n"
+        if self.mirrored:
+            head += "regatta-mirrored: 1\r\n"
         if target.token is not None:
             head += f"authorization: Bearer {target.token}\r\n"
         return f"{head}\r\n".encode()

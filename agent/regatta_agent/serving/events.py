@@ -3,7 +3,7 @@
 A worker says `ready` once, then `window` every `window_s` (also when nobody asked: a worker that falls silent hangs)
 and once more when it has drained; `degraded` whenever another candidate than the winner serves or a retry of the
 winner came to nothing, `recovered` when the winner serves again; `drifted` when the placement has long been slower
-than in its race; `failed` and ends.
+than in its race; `shadowed` with each window while the next version computes live requests too; `failed` and ends.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ __all__ = [
     "Ready",
     "Recovered",
     "SelfTest",
+    "Shadowed",
     "WindowClosed",
     "WorkerEvent",
     "family_of",
@@ -102,7 +103,19 @@ class Drifted(Wire):
     found_us: float
 
 
-WorkerEvent = Ready | WindowClosed | Degraded | Recovered | Drifted | Failed
+class Shadowed(Wire):
+    """How the next version's answers have compared with this one's so far, on live requests."""
+
+    event: Literal["shadowed"] = "shadowed"
+    socket: str  # of the next version's worker
+    requests: int = Field(ge=0)
+    failed: int = Field(ge=0)  # of them, by the next version
+    classified: int = Field(ge=0)  # of them, both answers being classes
+    agreed: int = Field(ge=0)  # of those
+    snr_db: float | None = None  # of the others
+
+
+WorkerEvent = Ready | WindowClosed | Degraded | Recovered | Drifted | Shadowed | Failed
 
 
 class _Line(RootModel[Annotated[WorkerEvent, Field(discriminator="event")]]):

@@ -20,6 +20,7 @@ from regatta_agent.serving.guarded import RunnerLost
 from regatta_agent.serving.http import Request, Respond, Response, error_response
 from regatta_agent.serving.inference import InferRequest, SharedMemory, parse_infer, render_infer
 from regatta_agent.serving.lane import Batches, Expired, Lane
+from regatta_agent.serving.mirror import Mirror
 from regatta_agent.serving.placed import Answer, PlacedModel
 from regatta_agent.serving.routing import first_to_be_done
 from regatta_agent.serving.window import Outcome, Tally, Timing
@@ -30,6 +31,7 @@ __all__ = ["Inferences", "not_ready", "of_a_web_page"]
 logger = logging.getLogger(__name__)
 
 _HEADER_LENGTH = b"inference-header-content-length"
+_MIRRORED = b"regatta-mirrored"  # another worker has answered it
 _RETRY = ((b"retry-after", b"1"),)
 _JSON, _BINARY = b"application/json", b"application/octet-stream"
 _BRIEF_BYTES = 65_536  # a larger body may take long to check however brief the others were
@@ -40,6 +42,7 @@ _READ_AT_ONCE_BYTES = 16_384  # of JSON: 64 KiB of it take 1 ms to read
 class _Ticket(NamedTuple):
     """A request that was read. Made for each, and so a tuple: frozen dataclasses take several times as long to make."""
 
+    request: Request
     infer: InferRequest
     shared: SharedMemory | None
     respond: Respond
@@ -88,6 +91,7 @@ class Inferences:
         self._reader = Engine(loop, queue_length, name="reading")
         self._reader_runs = False
         self._posts: list[_Post] = []
+        self.mirror: Mirror | None = None  # while there is a next version to show requests to
 
     @property
     def placed(self) -> PlacedModel | None:
@@ -127,13 +131,13 @@ class Inferences:
         refusal = self._refusal(request)
         if refusal is not None:
             outcome, response = refusal
-            self._refuse(respond, outcome, response)
+            self._refuse(request, respond, outcome, response)
             return
         if _json_bytes(request) <= _READ_AT_ONCE_BYTES:
             try:
                 ticket = self._read(request, respond, received_ns)
             except Rejected as err:
-                self._refuse(respond, Outcome.INVALID, error_response(400, str(err)))
+                self._refuse(request, respond, Outcome.INVALID, error_response(400, str(err)))
                 return
             self._route(ticket)
         else:
@@ -160,7 +164,7 @@ class Inferences:
         read_ns = time.perf_counter_ns() - began_ns
         deadline_ns = None if infer.timeout_us is None else received_ns + infer.timeout_us * 1000
         brief = len(request.body) <= _BRIEF_BYTES
-        return _Ticket(infer, shared, respond, received_ns, read_ns, brief, infer.priority, deadline_ns)
+        return _Ticket(request, infer, shared, respond, received_ns, read_ns, brief, infer.priority, deadline_ns)
 
     def _read_elsewhere(self, request: Request, respond: Respond, received_ns: int) -> None:
         if not self._reader_runs:
@@ -170,22 +174,23 @@ class Inferences:
         def done(finished: Finished[_Ticket]) -> None:
             self._reading -= 1
             if isinstance(finished.error, Rejected):
-                self._refuse(respond, Outcome.INVALID, error_response(400, str(finished.error)))
+                self._refuse(request, respond, Outcome.INVALID, error_response(400, str(finished.error)))
             elif finished.value is None:
-                self._fail(respond, finished.error)
+                self._fail(request, respond, finished.error)
             else:
                 self._route(finished.value)
 
         self._reading += 1
         self._reader.submit(lambda: self._read(request, respond, received_ns), done)
 
-    def _refuse(self, respond: Respond, outcome: Outcome, response: Response) -> None:
-        self._tally.count(outcome, Timing(0))
+    def _refuse(self, request: Request, respond: Respond, outcome: Outcome, response: Response) -> None:
+        if _MIRRORED not in request.headers:
+            self._tally.count(outcome, Timing(0))
         respond(response)
 
-    def _fail(self, respond: Respond, error: Exception | None) -> None:
+    def _fail(self, request: Request, respond: Respond, error: Exception | None) -> None:
         logger.error("event=inference_failed model=%s", self._tally.placement.model, exc_info=error)
-        self._refuse(respond, Outcome.FAILURE, error_response(500, f"the model failed: {str(error)[:500]}"))
+        self._refuse(request, respond, Outcome.FAILURE, error_response(500, f"the model failed: {str(error)[:500]}"))
 
     def _route(self, ticket: _Ticket) -> None:
         """Give a request to the placement that is expected to be done with it first."""
@@ -226,23 +231,30 @@ class Inferences:
                 f"the request's timeout of {ticket.infer.timeout_us} us passed after {waited_us} us in the queue, "
                 "and it was not computed: give it longer, or ask less at once"
             )
-            self._refuse(ticket.respond, Outcome.EXPIRED, error_response(504, text))
+            self._refuse(ticket.request, ticket.respond, Outcome.EXPIRED, error_response(504, text))
         elif isinstance(result, Rejected):
-            self._refuse(ticket.respond, Outcome.INVALID, error_response(400, str(result)))
+            self._refuse(ticket.request, ticket.respond, Outcome.INVALID, error_response(400, str(result)))
         elif isinstance(result, Exception):
-            self._fail(ticket.respond, result)
+            self._fail(ticket.request, ticket.respond, result)
         else:
-            if ticket.infer.id is not None:
-                self._feedback.remember(ticket.infer.id, result.answer.predicted)
             ticket.respond(result.response)
-            total_ns = time.perf_counter_ns() - ticket.received_ns
-            answer = result.answer
-            if answer.first_of_batch:
-                self._tally.count_batch(answer.batch, post.candidate)
-            queue_ns = began_ns - ticket.received_ns - ticket.read_ns
-            input_ns, output_ns = ticket.read_ns + answer.prepare_ns, answer.conclude_ns + result.render_ns
-            timing = Timing(total_ns, queue_ns, input_ns, answer.compute_ns, output_ns)
-            self._tally.count(Outcome.SUCCESS, timing, post.candidate)
+            if _MIRRORED not in ticket.request.headers:
+                self._count(post, ticket, result, began_ns)
+                if self.mirror is not None:
+                    self.mirror.see(ticket.request, ticket.infer, result.response)
+
+    def _count(self, post: _Post, ticket: _Ticket, result: _Inferred, began_ns: int) -> None:
+        """Count an answered request."""
+        total_ns = time.perf_counter_ns() - ticket.received_ns
+        answer = result.answer
+        if ticket.infer.id is not None:
+            self._feedback.remember(ticket.infer.id, answer.predicted)
+        if answer.first_of_batch:
+            self._tally.count_batch(answer.batch, post.candidate)
+        queue_ns = began_ns - ticket.received_ns - ticket.read_ns
+        input_ns, output_ns = ticket.read_ns + answer.prepare_ns, answer.conclude_ns + result.render_ns
+        timing = Timing(total_ns, queue_ns, input_ns, answer.compute_ns, output_ns)
+        self._tally.count(Outcome.SUCCESS, timing, post.candidate)
 
     def _fell_through(self, post: _Post, result: _Inferred | Exception) -> bool:
         """Return whether a companion failed the request; one that keeps failing, or is gone, takes no more."""

@@ -76,6 +76,7 @@ class ServeSpec(Wire):
     tcp: str | None = None  # HOST:PORT; port 0 takes a free one, told in the ready event
     tcp_fd: int | None = None  # or a listening socket that all workers of the model share; see link_path
     link_path: Path | None = None  # the model's socket: the worker that it leads to accepts from tcp_fd
+    shadow_path: Path | None = None  # leads to the next version's worker while that is in the shadow of this one
     tls: TlsFiles | None = None
     token_path: Path | None = None
     shared_memory: bool = False

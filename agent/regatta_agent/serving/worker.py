@@ -37,6 +37,7 @@ from regatta_agent.serving.http import HttpServer
 from regatta_agent.serving.inferring import Inferences
 from regatta_agent.serving.lane import Batches
 from regatta_agent.serving.listening import Listeners
+from regatta_agent.serving.mirror import Mirror
 from regatta_agent.serving.placed import PlacedModel, open_placed
 from regatta_agent.serving.power import PowerMeter
 from regatta_agent.serving.seat import is_guarded
@@ -143,6 +144,7 @@ class Worker:
         self._regions = Regions() if spec.shared_memory else None
         self._inferences = Inferences(self._loop, self._tally, self._feedback, spec.limits.queue_length, self._regions)
         self._companions = Companions(self._loop, spec, self._inferences)
+        self._mirror = Mirror(self._loop, spec)
         self._service = Service(
             self._inferences, self._tally, self._feedback, lambda: len(self._server.connections), self._regions
         )
@@ -230,6 +232,7 @@ class Worker:
                 await asyncio.wait_for(self._stop.wait(), wait_s)
             self._server.sweep()
             self._companions.sweep()
+            self._inferences.mirror = self._mirror if self._mirror.follow() else None
             await listeners.follow()
             if self._loop.time() >= window_ends:
                 self._close_window()
@@ -295,6 +298,9 @@ class Worker:
         tally, now = self._tally, time.time()
         power = self._meter.take(inferences=tally.requests - tally.errors)
         self._reporter.tell(tally.close(now, self._feedback.take(), power))
+        shadowed = self._mirror.told()
+        if shadowed is not None:
+            self._reporter.tell(shadowed)
 
     async def _drain(self, listeners: Listeners) -> None:
         """Answer what is under way and what still comes, until it is quiet or the time is up."""

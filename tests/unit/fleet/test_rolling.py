@@ -48,6 +48,21 @@ def test_a_good_version_goes_through_both_waves(fleet: SimulatedFleet) -> None:
     assert "1 of 1 device committed digits:2" in (detail.reason or "")
 
 
+def test_what_was_found_in_the_shadow_is_told_with_the_device(fleet: SimulatedFleet) -> None:
+    """It is the reason of a device that committed the version, and stops no wave."""
+    fleet.push(2)
+    identifier = fleet.start(2, waves=(1.0,))
+    for device in fleet.detail(identifier).waves[0].devices:
+        fleet.report(device, agreement="in the shadow of digits:1 it agreed on 12.0 % of 50 live requests")
+
+    with fleet.database.read() as tx:
+        row = rollouts.get_rollout(tx, identifier)
+    assert row is not None
+    assert [trial.outcome for wave in row.rollout.waves for trial in wave.trials] == [Outcome.SUCCEEDED] * 2
+    assert all("12.0 % of 50" in (trial.reason or "") for wave in row.rollout.waves for trial in wave.trials)
+    assert fleet.detail(identifier).state is RolloutState.COMPLETED
+
+
 def test_a_device_that_comes_later_gets_what_its_group_runs(fleet: SimulatedFleet) -> None:
     """After a rollout at once; during one what ran before, and the new version once it has passed all its gates."""
     (late,) = fleet.enroll("late")
