@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import gc
 import os
 import resource
 from collections.abc import Iterator
@@ -76,6 +77,7 @@ def small_disk(path: Path, size_bytes: int) -> Iterator[SmallDisk]:
 @contextmanager
 def no_descriptors() -> Iterator[None]:
     """Let this process open no further file, socket or pipe."""
+    gc.collect()  # else what an earlier test left open may give its descriptor back meanwhile
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     next_free = os.open(os.devnull, os.O_RDONLY)
     os.close(next_free)
