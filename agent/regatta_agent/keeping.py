@@ -42,13 +42,13 @@ class Keeper:
     def load(self, first_number: int) -> AgentRecord:
         """Return what was last kept, or an empty record; a damaged file is put aside.
 
-        Its reports are counted above all that went out before, saved or not; a record that begins anew counts from
-        `first_number`.
+        Its reports are counted above all that went out before, saved or not: above what was saved, and from
+        `first_number`, the time, on, so that a device that starts again and again on a full disk is heard, too.
         """
         self._kept = None
         self._on_disk = self._file.load(set_aside=True)
         before = self._on_disk.report_sequence
-        number = before + UNSAVED_REPORTS if before > 0 else first_number
+        number = max(before + UNSAVED_REPORTS if before > 0 else 0, first_number)
         self._last_number = number + UNSAVED_REPORTS
         return self._on_disk.model_copy(update={"report_sequence": number})
 

@@ -16,7 +16,6 @@ from crash.heard import Heard, Violation, demand
 from crash.scenarios import Scenario, play
 from device_rig import MODEL
 from regatta_agent.core.installs import AgentRecord, Install
-from regatta_agent.record import UNSAVED_REPORTS
 from regatta_agent.store import Store
 from regatta_protocol.codec import decode
 from regatta_protocol.errors import RegattaError
@@ -68,10 +67,6 @@ def look(state_dir: Path, heard: Heard) -> AgentRecord:
         record = decode(AgentRecord, file.read_bytes()) if file.exists() else AgentRecord()
     except RegattaError as err:
         raise Violation(f"record.json cannot be read: {err}") from err
-    demand(
-        record.report_sequence + UNSAVED_REPORTS >= heard.sequence,
-        f"the record's sequence is {record.report_sequence}, and {heard.sequence} was reported",
-    )
     installed = [install.version for install in record.all() if install.committed_at is not None]
     demand(max(installed, default=0) >= heard.committed, f"version {heard.committed} was reported and is forgotten")
     _check_files(state_dir, heard.damaged)
