@@ -54,20 +54,20 @@ def test_a_sample_of_every_layer_and_story_breaks_no_promise() -> None:
 
 
 @pytest.mark.parametrize(
-    ("bug", "layer"),
+    ("bug", "layer", "points"),
     [
-        ("in-place", "kill"),
-        ("blob-in-place", "kill"),
-        ("blob-in-place", "random"),
-        ("no-sync", "cut"),
-        ("no-folder-sync", "cut"),
-        ("deaf", "error"),
-        ("impatient", "error"),
+        ("in-place", "kill", 40),
+        ("blob-in-place", "kill", 40),
+        ("blob-in-place", "random", 40),
+        ("no-sync", "cut", 40),
+        ("no-folder-sync", "cut", 40),
+        ("deaf", "error", 120),
+        ("impatient", "error", 40),
     ],
 )
-def test_a_planted_bug_is_found(bug: str, layer: str) -> None:
+def test_a_planted_bug_is_found(bug: str, layer: str, points: int) -> None:
     """Files in place by kills, what is not synced by power cuts, swallowed errors and missing pauses by errors."""
-    status, output = crashlab("--points", "40", "--layer", layer, "--scenario", "update", bug=bug)
+    status, output = crashlab("--points", str(points), "--layer", layer, "--scenario", "update", bug=bug)
 
     assert status == 1
     assert counts(output)[1] > 0
@@ -77,7 +77,7 @@ def test_a_planted_bug_is_found(bug: str, layer: str) -> None:
 @pytest.mark.parametrize("layer", ["kill", "cut"])
 def test_a_violation_is_hit_again_by_its_number(layer: str) -> None:
     """The layer, the story, the seed and the number are enough."""
-    _status, output = crashlab("--points", "12", "--layer", layer, "--scenario", "update", "--json", bug="in-place")
+    _status, output = crashlab("--points", "60", "--layer", layer, "--scenario", "update", "--json", bug="in-place")
     first = json.loads(output)["violations"][0]
 
     again = crashlab(*first["again"].split()[2:], bug="in-place")

@@ -6,7 +6,7 @@ import os
 import signal
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -276,6 +276,8 @@ def test_a_request_that_none_can_compute_degrades_nothing(tmp_path: Path, accele
 
 def _children(pid: int) -> list[int]:
     """Return the processes that any thread of `pid` started."""
-    return [
-        int(child) for task in Path(f"/proc/{pid}/task").iterdir() for child in (task / "children").read_text().split()
-    ]
+    found: list[int] = []
+    for task in Path(f"/proc/{pid}/task").iterdir():
+        with suppress(FileNotFoundError):  # the thread has just ended
+            found += map(int, (task / "children").read_text().split())
+    return found
