@@ -6,6 +6,7 @@ import json
 import os
 import signal
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -70,7 +71,11 @@ def _maps_of_family(pid: int) -> str:
 
 
 def _children(pid: int) -> list[int]:
-    return [int(one) for file in Path(f"/proc/{pid}/task").glob("*/children") for one in file.read_text().split()]
+    found: list[int] = []
+    for file in Path(f"/proc/{pid}/task").glob("*/children"):
+        with suppress(FileNotFoundError):  # the thread has just ended
+            found += map(int, file.read_text().split())
+    return found
 
 
 def test_what_was_raced_is_what_serves(rig: RealRig, tmp_path: Path, library: Path) -> None:
