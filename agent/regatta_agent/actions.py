@@ -24,6 +24,7 @@ from regatta_agent.core.facts import (
     Unpoint,
 )
 from regatta_agent.core.installs import AgentRecord
+from regatta_agent.errors import WrongBlob
 from regatta_agent.events import Event
 from regatta_agent.fetcher import FetchFiles, FetchManifest
 from regatta_agent.jobs import Authorize, Failed, Job, Outcome, TrustFloor
@@ -177,6 +178,8 @@ class Actions:
     def _ended(self, ref: ModelRef, outcome: Outcome | None) -> Iterator[tuple[ModelRef, Outcome]]:
         if outcome is None:
             return
+        if isinstance(outcome, Failed) and isinstance(outcome.error, WrongBlob):
+            self._transfers.pop(outcome.error.digest, None)  # what is still on its way is of the same wrong file
         kind, _ = self._jobs.pop(ref)
         reason = outcome.error if isinstance(outcome, Failed) else "done"
         logger.info("event=job_ended version=%s job=%s result=%s", ref, kind, reason)
