@@ -14,9 +14,28 @@ from pathlib import Path
 from typing import Any
 
 from regatta_agent.serving.events import Failed, Ready, WindowClosed, WorkerEvent, parse_event
-from regatta_agent.serving.spec import ServeSpec
+from regatta_agent.serving.spec import ServeLimits, ServeSpec
+from tiny_models import write_tiny_model
 
 START_TIMEOUT_S = 60.0
+QUICK = ServeLimits(drain_quiet_s=0.1)
+
+
+def tiny_spec(folder: Path, version: int = 1, **more: Any) -> ServeSpec:
+    """Return the spec of a worker for the tiny model in `folder`, which is made there; its socket is N.sock."""
+    model = folder / "tiny.tflite"
+    if not model.exists():
+        write_tiny_model(model)
+    values: dict[str, Any] = {
+        "model": "tiny",
+        "version": version,
+        "candidate_id": "litert/float32/xnnpack/t1",
+        "variant_path": model,
+        "socket_path": folder / f"{version}.sock",
+        "limits": QUICK,
+        **more,
+    }
+    return ServeSpec(**values)
 
 
 class ServingProcess:

@@ -198,7 +198,7 @@ class Enroller:
                     note_revoked(tx, device)
                     batching.note_revoked(tx, device, now)
                     add_event(tx, now, "device_revoked", "revoked by the operator", device=device)
-            self._issuer.cut(device)
+        self._issuer.cut(device)  # after the lock: it waits for the broker, for seconds when that is down
         logger.info("event=device_revoked device=%s", device)
         self._on_change(device)
 

@@ -34,7 +34,7 @@ _VALID_DAYS = 1
 
 
 class Evictor:
-    """Cuts connections. One caller at a time."""
+    """Cuts connections. Safe to use from several threads."""
 
     def __init__(self, authority: Authority, link: MqttConfig, folder: Path) -> None:
         """

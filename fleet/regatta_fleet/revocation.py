@@ -21,7 +21,7 @@ logger = logging.getLogger(__name__)
 
 
 class RevokingAuthority:
-    """The authority as enrolling.py needs it (`Issuer`). One caller at a time."""
+    """The authority as enrolling.py needs it (`Issuer`). One caller at a time, but for `cut`."""
 
     def __init__(
         self, authority: Authority, crl_path: Path, reload: Callable[[], None], cut: Callable[[DeviceId], None]

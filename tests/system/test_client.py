@@ -16,12 +16,11 @@ from PIL import Image
 
 from polling import wait_until
 from regatta_agent.client import AsyncClient, Client, Processed, Score
-from regatta_agent.serving.spec import ServeLimits, ServeSpec
+from regatta_agent.serving.spec import ServeSpec
 from regatta_agent.serving.tensors import Array
 from regatta_protocol.errors import Misuse, Rejected, Retryable
-from serving_process import ServingProcess, serving
+from serving_process import ServingProcess, serving, tiny_spec
 from shared_data import shared_file
-from tiny_models import write_tiny_model
 
 pytestmark = pytest.mark.system
 
@@ -123,18 +122,7 @@ def test_targets_that_lead_nowhere(tmp_path: Path) -> None:
 
 def test_many_tasks_share_few_connections_and_survive_a_swap(tmp_path: Path) -> None:
     """Eight tasks over two connections ask on while the link is pointed to another worker and the first one leaves."""
-    model, link = tmp_path / "tiny.tflite", tmp_path / "tiny.sock"
-    write_tiny_model(model)
-
-    def spec(version: int) -> ServeSpec:
-        return ServeSpec(
-            model="tiny",
-            version=version,
-            candidate_id="litert/float32/xnnpack/t1",
-            variant_path=model,
-            socket_path=tmp_path / f"{version}.sock",
-            limits=ServeLimits(drain_quiet_s=0.1),
-        )
+    link = tmp_path / "tiny.sock"
 
     answers: list[Array] = []
     swapped = threading.Event()
@@ -149,7 +137,7 @@ def test_many_tasks_share_few_connections_and_survive_a_swap(tmp_path: Path) -> 
         async with AsyncClient(link, connections=2) as client:
             await asyncio.gather(*(ask(client) for _ in range(8)))
 
-    with serving(spec(1), tmp_path) as first, serving(spec(2), tmp_path):
+    with serving(tiny_spec(tmp_path, 1), tmp_path) as first, serving(tiny_spec(tmp_path, 2), tmp_path):
         link.symlink_to("1.sock")
         thread = threading.Thread(target=lambda: asyncio.run(load()))
         thread.start()
@@ -168,23 +156,15 @@ def test_many_tasks_share_few_connections_and_survive_a_swap(tmp_path: Path) -> 
 @pytest.mark.parametrize("kind", ["threads", "asyncio"])
 def test_shared_memory_survives_a_swap_and_leaves_nothing(tmp_path: Path, kind: str) -> None:
     """The same answers as without, also by the next worker, which is told of the region; then the object is gone."""
-    model, link = tmp_path / "tiny.tflite", tmp_path / "tiny.sock"
-    write_tiny_model(model)
+    link = tmp_path / "tiny.sock"
     before = set(Path("/dev/shm").iterdir())
 
-    def spec(version: int) -> ServeSpec:
-        return ServeSpec(
-            model="tiny",
-            version=version,
-            candidate_id="litert/float32/xnnpack/t1",
-            variant_path=model,
-            socket_path=tmp_path / f"{version}.sock",
-            limits=ServeLimits(drain_quiet_s=0.1),
-            shared_memory=version < 3,
-        )
-
     shared: Any = Client(link, shared_memory=True) if kind == "threads" else _Awaited(link, shared_memory=True)
-    with serving(spec(1), tmp_path) as first, serving(spec(2), tmp_path), serving(spec(3), tmp_path):
+    with (
+        serving(tiny_spec(tmp_path, 1, shared_memory=True), tmp_path) as first,
+        serving(tiny_spec(tmp_path, 2, shared_memory=True), tmp_path),
+        serving(tiny_spec(tmp_path, 3), tmp_path),
+    ):
         link.symlink_to("1.sock")
         with Client(link) as plain:
             expected = plain.infer("tiny", _DIGIT)["scores"]

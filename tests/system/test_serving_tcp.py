@@ -10,7 +10,6 @@ import socket
 import ssl
 from ipaddress import ip_address
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -21,32 +20,15 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from polling import wait_until
 from regatta_agent.client import AsyncClient, Client
 from regatta_agent.serving.settings import ServingSettings, TlsFiles
-from regatta_agent.serving.spec import ServeLimits, ServeSpec
 from regatta_agent.serving.tcp import TcpListeners
 from regatta_agent.serving.tensors import Array
 from regatta_protocol.errors import Misuse, Rejected
 from regatta_protocol.ids import ModelName
-from serving_process import ServingProcess, serving
-from tiny_models import write_tiny_model
+from serving_process import ServingProcess, serving, tiny_spec
 
 pytestmark = pytest.mark.system
 
 TOKEN = "a-token-of-some-length"
-
-
-def _spec(folder: Path, version: int, **more: Any) -> ServeSpec:
-    model = folder / "tiny.tflite"
-    if not model.exists():
-        write_tiny_model(model)
-    return ServeSpec(
-        model="tiny",
-        version=version,
-        candidate_id="litert/float32/xnnpack/t1",
-        variant_path=model,
-        socket_path=folder / f"{version}.sock",
-        limits=ServeLimits(drain_quiet_s=0.1),
-        **more,
-    )
 
 
 def _certificate(folder: Path) -> TlsFiles:
@@ -76,10 +58,10 @@ def test_beyond_loopback_only_with_tls_and_the_token(tmp_path: Path) -> None:
     """Without both the worker refuses to start; with them a request without the token is 401, before its body."""
     tls, token = _certificate(tmp_path), tmp_path / "token"
     token.write_text(TOKEN)
-    bare = ServingProcess(_spec(tmp_path, 1, tcp="0.0.0.0:0", tls=tls), tmp_path)
+    bare = ServingProcess(tiny_spec(tmp_path, 1, tcp="0.0.0.0:0", tls=tls), tmp_path)
     assert "token_file" in bare.failed().reason
     bare.kill()
-    worker = ServingProcess(_spec(tmp_path, 2, tcp="0.0.0.0:0", tls=tls, token_path=token), tmp_path)
+    worker = ServingProcess(tiny_spec(tmp_path, 2, tcp="0.0.0.0:0", tls=tls, token_path=token), tmp_path)
     try:
         port = int((worker.ready().tcp or "").rpartition(":")[2])
         context = ssl.create_default_context(cafile=str(tls.certificate))
@@ -124,10 +106,10 @@ def test_no_connection_is_refused_in_a_swap(tmp_path: Path) -> None:
     assert listeners.fd_of(ModelName("tiny")) == fd
     link = tmp_path / "tiny.sock"
     try:
-        with serving(_spec(tmp_path, 1, tcp_fd=fd, link_path=link), tmp_path, (fd,)) as old:
+        with serving(tiny_spec(tmp_path, 1, tcp_fd=fd, link_path=link), tmp_path, (fd,)) as old:
             link.symlink_to("1.sock")
             assert _version(address) == "1"
-            with serving(_spec(tmp_path, 2, tcp_fd=fd, link_path=link), tmp_path, (fd,)):
+            with serving(tiny_spec(tmp_path, 2, tcp_fd=fd, link_path=link), tmp_path, (fd,)):
                 assert _version(address) == "1"
                 fresh = tmp_path / "fresh"
                 fresh.symlink_to("2.sock")

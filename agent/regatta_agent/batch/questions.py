@@ -16,7 +16,7 @@ import numpy as np
 from regatta_agent.asking import ask
 from regatta_agent.batch.results import Result
 from regatta_agent.client import Client
-from regatta_agent.client.messages import is_sent_whole, parse_score
+from regatta_agent.client.messages import ServerBusy, is_sent_whole, parse_score
 from regatta_agent.inputs.records import Record
 from regatta_agent.serving.tensors import Array
 from regatta_protocol import sketch
@@ -138,7 +138,8 @@ class Asker:
                     raise
                 limit_s = min(_RETRY_CAP_S, _RETRY_FIRST_S * 2 ** min(attempt, 10))
                 pause_s = random.uniform(0, limit_s)  # noqa: S311 - jitter
-                time.sleep(max(pause_s, min(getattr(err, "after_s", 0.0), self._patience_s)))
+                asked_s = err.after_s if isinstance(err, ServerBusy) else 0.0
+                time.sleep(min(asked_s + pause_s, self._patience_s))  # jitter on top: all in flight are told the same
                 attempt += 1
                 continue
             sketch.add(self.latency_counts, (time.perf_counter() - asked) * 1e6)

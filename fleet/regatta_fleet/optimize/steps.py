@@ -27,6 +27,7 @@ __all__ = [
     "Spec",
     "Step",
     "StepResult",
+    "TryShares",
     "run_step",
 ]
 
@@ -62,19 +63,24 @@ class Search(Wire):
     max_drop: float = Field(ge=0, le=1)
 
 
-class Prune(Wire):
-    """Try shares of filters in turn, with a refit each, and write the first that keeps the accuracy.
+class TryShares(Wire):
+    """What steps have in common that try shares in turn and write the first that keeps the accuracy.
 
-    `samples` choose and refit; `held_back` judge, like `compare.refusal` with `max_drop`.
+    `samples` choose and fit; `held_back` judge, like `compare.refusal` with `max_drop`.
     """
 
-    kind: Literal["prune"] = "prune"
     model: str
     samples: str
     held_back: str
     output: str
     shares: tuple[float, ...] = Field(min_length=1, max_length=64)
     max_drop: float = Field(ge=0, le=1)
+
+
+class Prune(TryShares):
+    """Of filters, with a refit each."""
+
+    kind: Literal["prune"] = "prune"
 
 
 class Answers(Wire):

@@ -156,33 +156,28 @@ def _prune(step: PruneStep, given: Given) -> Outcome:
 
 
 def _distill(step: DistillStep, given: Given) -> Outcome:
-    output = given.folder / f"{given.named('distilled')}.tflite"
-    asked = Distill(
-        model=str(given.model),
-        samples=str(given.fit),
-        held_back=str(given.held_back),
-        output=str(output),
-        shares=step.shares,
-        max_drop=given.max_drop,
-        seed=given.seed,
-    )
-    attempts = run_training(asked, timeout_s=given.limits.time, memory_bytes=given.limits.memory).attempts
-    return _attempted(attempts, output, "of the multiply-accumulates pruned")
+    return _trained(Distill, "distilled", step.shares, given, "of the multiply-accumulates pruned")
 
 
 def _sparsify(step: SparsifyStep, given: Given) -> Outcome:
-    output = given.folder / f"{given.named('sparse')}.tflite"
-    asked = Sparsify(
+    return _trained(Sparsify, "sparse", step.shares, given, "of the weights at 0")
+
+
+def _trained(
+    kind: type[Distill] | type[Sparsify], name: str, shares: tuple[float, ...], given: Given, what: str
+) -> Outcome:
+    output = given.folder / f"{given.named(name)}.tflite"
+    asked = kind(
         model=str(given.model),
         samples=str(given.fit),
         held_back=str(given.held_back),
         output=str(output),
-        shares=step.shares,
+        shares=shares,
         max_drop=given.max_drop,
         seed=given.seed,
     )
     attempts = run_training(asked, timeout_s=given.limits.time, memory_bytes=given.limits.memory).attempts
-    return _attempted(attempts, output, "of the weights at 0")
+    return _attempted(attempts, output, what)
 
 
 def _attempted(attempts: Sequence[Attempt], output: Path, what: str) -> Outcome:

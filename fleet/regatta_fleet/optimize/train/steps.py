@@ -10,7 +10,7 @@ from typing import Literal
 from pydantic import Field
 
 from regatta_fleet.optimize.process import DEFAULT_MEMORY_BYTES, ChildAnswer, run_module
-from regatta_fleet.optimize.steps import Attempt, Made
+from regatta_fleet.optimize.steps import Attempt, Made, TryShares
 from regatta_fleet.optimize.train.available import require_torch
 from regatta_protocol.wire import Wire
 
@@ -19,31 +19,17 @@ __all__ = ["Distill", "Sparsify", "TrainQuantized", "TrainingResult", "TrainingS
 _TIMEOUT_S = 1800.0  # KWS takes one to two minutes on two cores; `child` trains big models for fewer epochs
 
 
-class Distill(Wire):
-    """Prune shares of the multiply-accumulates in turn, train the rest on the original's answers, and write the first
-    that keeps the accuracy: `held_back` judges, as `compare.refusal` with `max_drop`.
-    """
+class Distill(TryShares):
+    """Prune shares of the multiply-accumulates, and train the rest on the original's answers."""
 
     kind: Literal["distill"] = "distill"
-    model: str
-    samples: str
-    held_back: str
-    output: str
-    shares: tuple[float, ...] = Field(min_length=1, max_length=64)
-    max_drop: float = Field(ge=0, le=1)
     seed: int = 0
 
 
-class Sparsify(Wire):
-    """Train with ever more weights at 0, for shares in turn, and write the first that keeps the accuracy."""
+class Sparsify(TryShares):
+    """Train with ever more weights at 0."""
 
     kind: Literal["sparsify"] = "sparsify"
-    model: str
-    samples: str
-    held_back: str
-    output: str
-    shares: tuple[float, ...] = Field(min_length=1, max_length=64)
-    max_drop: float = Field(ge=0, le=1)
     seed: int = 0
 
 

@@ -60,41 +60,19 @@ def _quantized(work: Work, name: TrainedName, precision: Literal["int8", "int4-w
 
 
 def _distilled(work: Work) -> list[Trial]:
-    def step(fit: Path, held_back: Path, output: Path, shares: tuple[float, ...]) -> tuple[Attempt, ...]:
-        wanted = Distill(
-            model=str(work.normal),
-            samples=str(fit),
-            held_back=str(held_back),
-            output=str(output),
-            shares=shares,
-            max_drop=work.policy.max_accuracy_drop,
-        )
-        return run_training(wanted).attempts
-
     def finish(attempt: Attempt, path: Path) -> Trial:
         words = f"pruned by {100 * attempt.share:g} % of the multiply-accumulates"
         return quantize_pruned(work, Trial("int8-distilled", path, (words, *attempt.notes), macs=attempt.cost.macs))
 
-    return _in_turn(work, "int8-distilled", _MAC_SHARES, step, finish)
+    return _in_turn(work, "int8-distilled", _MAC_SHARES, Distill, finish)
 
 
 def _sparse(work: Work) -> list[Trial]:
-    def step(fit: Path, held_back: Path, output: Path, shares: tuple[float, ...]) -> tuple[Attempt, ...]:
-        wanted = Sparsify(
-            model=str(work.normal),
-            samples=str(fit),
-            held_back=str(held_back),
-            output=str(output),
-            shares=shares,
-            max_drop=work.policy.max_accuracy_drop,
-        )
-        return run_training(wanted).attempts
-
     return _in_turn(
         work,
         "sparse",
         _SPARSITIES,
-        step,
+        Sparsify,
         lambda attempt, path: work.judge(Trial("sparse", path, attempt.notes, macs=work.macs)),
     )
 
@@ -103,7 +81,7 @@ def _in_turn(
     work: Work,
     name: TrainedName,
     shares: tuple[float, ...],
-    step: Callable[[Path, Path, Path, tuple[float, ...]], tuple[Attempt, ...]],
+    kind: type[Distill] | type[Sparsify],
     finish: Callable[[Attempt, Path], Trial],
 ) -> list[Trial]:
     """Return the variant at the greatest share that keeps the accuracy, after those that did not."""
@@ -113,8 +91,16 @@ def _in_turn(
     trials: list[Trial] = []
     while shares:
         path = work.path(f"{name}-{len(shares)}.tflite")
+        step = kind(
+            model=str(work.normal),
+            samples=str(fit),
+            held_back=str(held_back),
+            output=str(path),
+            shares=shares,
+            max_drop=work.policy.max_accuracy_drop,
+        )
         try:
-            attempts = step(fit, held_back, path, shares)
+            attempts = run_training(step).attempts
         except Rejected as err:
             return [*trials, Trial(name, work.normal, (name,), refused=str(err))]
         for attempt in attempts:

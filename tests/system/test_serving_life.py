@@ -1,0 +1,173 @@
+"""A serving worker from its start to its end: what it checks first, what it cannot serve, and how it leaves."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from regatta_agent.client import Client
+from regatta_protocol import sketch
+from regatta_protocol.errors import Misuse, Rejected, Retryable
+from regatta_runtimes.golden import write_golden
+from serving_process import ServingProcess, tiny_spec
+from tiny_models import write_tiny_model
+
+pytestmark = pytest.mark.system
+
+IMAGE = np.random.default_rng(5).random((1, 8, 8, 1), dtype=np.float32)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("s")
+
+
+# start
+
+
+def test_golden_samples_are_checked_before_anybody_is_served(folder: Path) -> None:
+    """The self-test reports how close the candidate is to the reference, and refuses another model's samples."""
+    golden, wrong = folder / "golden.npz", folder / "wrong.npz"
+    write_golden({"float32": write_tiny_model(folder / "tiny.tflite")}, golden, count=8)
+    write_golden({"float32": write_tiny_model(folder / "other.tflite", seed=1)}, wrong, count=8)
+
+    good = ServingProcess(tiny_spec(folder, version=7, golden_path=golden), folder)
+    bad = ServingProcess(tiny_spec(folder, version=6, golden_path=wrong), folder)
+    try:
+        ready, failed = good.ready(), bad.failed()
+        assert bad.process.wait(30) == Rejected.exit_code
+    finally:
+        good.kill()
+        bad.kill()
+
+    assert ready.self_test.passed
+    assert (ready.self_test.samples, ready.self_test.passed) == (8, True)
+    assert (ready.self_test.snr_db or 0) > 60
+    assert (failed.family, "self-test" in failed.reason) == ("rejected", True)
+
+
+@pytest.mark.parametrize(
+    ("change", "family", "says"),
+    [
+        ({"variant_path": Path("/nowhere/m.tflite")}, "rejected", "not there"),
+        ({"candidate_id": "litert"}, "rejected", "candidate"),
+        ({"candidate_id": "cuda/float32/none/t1"}, "rejected", "cuda"),
+        ({"socket_path": Path("/tmp") / ("x" * 120)}, "misuse", "107"),
+        ({"socket_path": Path("/nowhere/x.sock")}, "misuse", "cannot listen"),
+        ({"tcp": "0.0.0.0:0"}, "misuse", "loopback"),
+    ],
+)
+def test_what_cannot_be_served_says_why(folder: Path, change: dict[str, Any], family: str, says: str) -> None:
+    """Each wrong spec ends the worker with a reason and a family."""
+    process = ServingProcess(tiny_spec(folder, version=5, **change), folder)
+    try:
+        failed = process.failed()
+        code = process.process.wait(30)
+    finally:
+        process.kill()
+
+    assert (failed.family, code) == (family, (Misuse if family == "misuse" else Rejected).exit_code)
+    assert says in failed.reason
+
+
+def test_a_file_that_is_no_model_is_rejected(folder: Path) -> None:
+    """A truncated model fails its worker with the reason; nothing hangs."""
+    broken = folder / "broken.tflite"
+    broken.write_bytes(write_tiny_model(folder / "tiny.tflite").read_bytes()[:200])
+    process = ServingProcess(tiny_spec(folder, version=4, variant_path=broken), folder)
+    try:
+        assert process.failed().family == "rejected"
+    finally:
+        process.kill()
+
+
+# end
+
+
+def _load(target: Path, stop: threading.Event, answered: list[int], errors: list[Exception]) -> None:
+    count = 0
+    try:
+        with Client(target) as client:
+            while not stop.is_set():
+                client.infer("tiny", IMAGE)
+                count += 1
+    except Exception as err:  # noqa: BLE001 - the test asserts that there is none
+        errors.append(err)
+    answered.append(count)
+
+
+def _run_load(target: Path, act: Callable[[], None]) -> tuple[int, list[Exception]]:
+    """Run three clients while `act` happens; return how many requests were answered, and what failed."""
+    stop, counts = threading.Event(), list[int]()
+    errors = list[Exception]()
+    threads = [threading.Thread(target=_load, args=(target, stop, counts, errors)) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    try:
+        act()
+    finally:
+        stop.set()
+        for thread in threads:
+            thread.join(30)
+    return sum(counts), errors
+
+
+def test_a_swap_under_load_is_noticed_by_nobody(tmp_path: Path) -> None:
+    """The symlink is pointed to a new worker and the old one drains: every request is answered, by one of the two."""
+    link = tmp_path / "tiny.sock"
+    workers = [ServingProcess(tiny_spec(tmp_path, version=version, window_s=3600.0), tmp_path) for version in (1, 2)]
+    windows = []
+
+    def point_to(version: int) -> None:
+        temporary = tmp_path / "next"
+        temporary.symlink_to(f"{version}.sock")
+        temporary.replace(link)
+
+    def swap() -> None:
+        threading.Event().wait(0.3)  # load on the first
+        point_to(2)
+        windows.extend(workers[0].drain())
+        threading.Event().wait(0.3)  # load on the second
+
+    try:
+        for process in workers:
+            process.ready()
+        point_to(1)
+        answered, errors = _run_load(link, swap)
+        windows.extend(workers[1].drain())
+    finally:
+        for process in workers:
+            process.kill()
+
+    assert errors == []
+    counted = {window.version: window.requests for window in windows}
+    assert counted[1] > 0
+    assert counted[2] > 0
+    assert sum(counted.values()) == answered
+    assert sum(sketch.total(window.latency_counts) for window in windows) == answered
+    assert not workers[0].spec.socket_path.exists()
+
+
+def test_sigterm_drains_and_tells_the_last_window(folder: Path) -> None:
+    """SIGTERM is the same as the end of standard input."""
+    process = ServingProcess(tiny_spec(folder, version=3, window_s=3600.0), folder)
+    try:
+        process.ready()
+        with Client(process.spec.socket_path) as client:
+            client.infer("tiny", IMAGE)
+        process.process.send_signal(signal.SIGTERM)
+        window = process.next_event()
+        assert window is not None
+        assert process.process.wait(30) == 0
+    finally:
+        process.kill()
+
+    assert getattr(window, "requests", None) == 1
+    with pytest.raises(Retryable, match="regatta-agent"):
+        Client(process.spec.socket_path, retry_s=0.1).infer("tiny", IMAGE)
