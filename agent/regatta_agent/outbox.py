@@ -21,7 +21,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
 
-from regatta_agent.batching import MAX_BATCH_ITEMS, Chosen, choose, encode_item, merge, read_item, series_of
+from regatta_agent.telemetry_batches import MAX_BATCH_ITEMS, Chosen, choose, encode_item, merge, read_item, series_of
 from regatta_protocol.codec import encode_zlib
 from regatta_protocol.errors import Retryable, StorageFull, TooLarge
 from regatta_protocol.ids import DeviceId

@@ -15,8 +15,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from regatta_agent.backlog import Backlog, read_backlog
-from regatta_agent.batching import MAX_BATCH_ITEMS
 from regatta_agent.outbox import Outbox
+from regatta_agent.telemetry_batches import MAX_BATCH_ITEMS
 from regatta_protocol import sketch
 from regatta_protocol.codec import decode_zlib
 from regatta_protocol.errors import Retryable
