@@ -70,18 +70,18 @@ def test_all_of_a_message_is_in_the_request() -> None:
     message = _message(
         id="r-7",
         model_version="3",
-        parameters={
-            "priority": {"uint64_param": 2},
-            "timeout": {"int64_param": 500},
-            "processed": {"bool_param": True},
-            "trace": {"string_param": "x"},
-            "share": {"double_param": 0.5},
-            "nothing": {},
-            "binary_data_output": {"bool_param": False},
-        },
-        outputs=[{"name": "y", "parameters": {"classification": {"int64_param": 3}, "binary_data": {}}}],
+        outputs=[{"name": "y"}],
         raw_input_contents=[np.array([1, 2], np.float32).tobytes()],
     )
+    message.parameters["priority"].uint64_param = 2
+    message.parameters["timeout"].int64_param = 500
+    message.parameters["processed"].bool_param = True
+    message.parameters["trace"].string_param = "x"
+    message.parameters["share"].double_param = 0.5
+    message.parameters["nothing"].SetInParent()
+    message.parameters["binary_data_output"].bool_param = False
+    message.outputs[0].parameters["classification"].int64_param = 3
+    message.outputs[0].parameters["binary_data"].bool_param = False
 
     request = request_of_message(message, local=False)
 

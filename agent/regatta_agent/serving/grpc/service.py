@@ -68,6 +68,8 @@ class InferenceService:
         self._on_invalid = on_invalid
         self._idle_streams: set[asyncio.Task[object]] = set()
         self._leaving = False
+        self._may_end = asyncio.Event()  # calls may; cleared while they are held back
+        self._may_end.set()
 
     def handlers(self) -> grpc.GenericRpcHandler:
         """Return the methods for a server of grpc.aio."""
@@ -81,22 +83,30 @@ class InferenceService:
         methods["ModelStreamInfer"] = grpc.stream_stream_rpc_method_handler(self._stream)
         return grpc.method_handlers_generic_handler(_SERVICE, methods)
 
+    def hold_back(self) -> None:
+        """Let no call end from now on."""
+        self._may_end.clear()
+
     def leave(self) -> None:
-        """End the streams that wait for a request, and each other one with the answer to what it was asked."""
+        """Let calls end, and streams: those that wait for a request now, each other one with the answer to its last."""
+        self._may_end.set()
         self._leaving = True
         for task in self._idle_streams:
             task.cancel()
 
     def _guarded(self, call: Callable[[Context], Awaitable[bytes]]) -> Callable[[object, Context], Awaitable[bytes]]:
-        async def answer(_requests: object, context: Context) -> bytes:
+        async def respond(_requests: object, context: Context) -> bytes:
             try:
                 self._check_token(context)
-                return await call(context)
+                answer = await call(context)
+                await self._may_end.wait()
+                return answer
             except Refused as err:
                 ending = err.ending
+            await self._may_end.wait()
             return await ending.of(context)
 
-        return answer
+        return respond
 
     def _check_token(self, context: Context) -> None:
         token = self._endpoint.token
