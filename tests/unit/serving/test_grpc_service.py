@@ -41,8 +41,9 @@ async def _hold_back(address: str) -> tuple[list[bool], bytes]:
         listening.add_generic_rpc_handlers((service.handlers(),))
         await listening.start()
         async with grpc.aio.insecure_channel(address) as channel:
+            ask: grpc.aio.UnaryUnaryMultiCallable[bytes, bytes] = channel.unary_unary(_LIVE)
             service.hold_back()
-            call = asyncio.ensure_future(channel.unary_unary(_LIVE)(b"", timeout=20))
+            call = asyncio.ensure_future(ask(b"", timeout=20))
             await asyncio.wait_for(asked.wait(), 20)
             await asyncio.wait({call}, timeout=0.2)
             ended = [call.done()]
