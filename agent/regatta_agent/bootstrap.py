@@ -15,6 +15,7 @@ from random import Random
 from types import FrameType
 
 from regatta_agent.actions import Actions
+from regatta_agent.alarm import Alarm, armed
 from regatta_agent.batch_runner import BatchRunner, BatchSettings
 from regatta_agent.children import Launcher, ProcessLauncher
 from regatta_agent.clock import Clock, SystemClock
@@ -77,23 +78,25 @@ def run_agent(config: AgentConfig) -> None:
     clock = SystemClock()
     traffic = TrafficBook(config.state_dir, config.run_dir, clock.wall())
     try:
-        outbox.open()
-        loop = assemble(
-            config,
-            identity,
-            inbox=inbox,
-            launcher=launcher,
-            outbox=outbox,
-            make_bus=partial(_mqtt_bus, ledger=traffic.ledger, keepalive_s=config.keepalive_s),
-            board=_board(config),
-            clock=clock,
-            rng=Random(),  # noqa: S311 - jitter, not secrets
-            boot=uuid.uuid4().hex[:_BOOT_DIGITS],
-            notifier=Notifier.from_environment(),
-            traffic=traffic,
-        )
-        with _stopping_on_signals(loop):
-            loop.run()
+        with armed() as alarm:
+            outbox.open()
+            loop = assemble(
+                config,
+                identity,
+                inbox=inbox,
+                launcher=launcher,
+                outbox=outbox,
+                make_bus=partial(_mqtt_bus, ledger=traffic.ledger, keepalive_s=config.keepalive_s),
+                board=_board(config),
+                clock=clock,
+                rng=Random(),  # noqa: S311 - jitter, not secrets
+                boot=uuid.uuid4().hex[:_BOOT_DIGITS],
+                notifier=Notifier.from_environment(),
+                alarm=alarm,
+                traffic=traffic,
+            )
+            with _stopping_on_signals(loop):
+                loop.run()
     finally:
         launcher.close()
         outbox.close()
@@ -113,6 +116,7 @@ def assemble(
     rng: Random,
     boot: str,
     notifier: Notifier,
+    alarm: Alarm | None = None,
     traffic: TrafficBook | None = None,
 ) -> Loop:
     """Return a loop over the given adapters; the scenario tests give it fakes."""
@@ -172,6 +176,7 @@ def assemble(
                 boot,
             ),
             notifier=notifier,
+            alarm=alarm or Alarm(),
             traffic=traffic or TrafficBook(config.state_dir, config.run_dir, clock.wall()),
             status=StatusFile(config.run_dir, boot, clock.wall()),
             versions=versions_here(board),

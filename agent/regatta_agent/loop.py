@@ -8,7 +8,7 @@ Invariants:
 - Every turn is bounded: at most a full inbox is taken in, files are read and deleted in pieces, and planning must run
   out of recorded steps.
 - What the board lacks for a while (space, descriptors, memory) costs a turn's plan or a step, told once, and no more.
-- The watchdog is fed here and nowhere else.
+- The watchdog is fed and the alarm put off here and nowhere else.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from dataclasses import dataclass, replace
 from random import Random
 
 from regatta_agent.actions import Actions
+from regatta_agent.alarm import Alarm
 from regatta_agent.batch_runner import BatchRunner
 from regatta_agent.clock import Clock, FlooredClock
 from regatta_agent.core import batches, outcomes, rerace
@@ -96,6 +97,7 @@ class Parts:
     renewing: Renewing
     batch: BatchRunner
     notifier: Notifier
+    alarm: Alarm
     traffic: TrafficBook
     status: StatusFile
     versions: Mapping[str, str]  # of runtimes, drivers and kernel
@@ -158,6 +160,7 @@ class Loop:
         self._tell_trouble()
         self._parts.status.say(self.online, self._parts.desired.refused, self._offline, self._offline_since_s)
         self._parts.notifier.alive(f"generation {self.record.generation}, {'online' if self.online else 'offline'}")
+        self._parts.alarm.put_off()
 
     def stop(self) -> None:
         """End cleanly: presence down, workers drained, everything kept."""
@@ -199,6 +202,7 @@ class Loop:
             online=self.online,
             clock_unset=self._time.is_unset(self.record.time_floor),
             free_bytes=parts.store.free_bytes(),
+            run_free_bytes=parts.workers.free_bytes(),
             stored={ref: stored for ref, stored in self._stored.items() if stored is not None},
             jobs=parts.actions.kinds(),
             workers=parts.workers.facts(now_s),
@@ -208,6 +212,10 @@ class Loop:
             shadows=parts.workers.shadows(),
             collected=parts.actions.collected,
         )
+
+    def _space_bytes(self) -> int:
+        """Return what is free in both folders that a job writes to: with more than that, a full one is tried again."""
+        return self._parts.store.free_bytes() + self._parts.workers.free_bytes()
 
     def _take_in(self, event: Event) -> None:
         """Let one event change the record, in memory. `_settle` persists it before anything is done about it."""
@@ -282,8 +290,10 @@ class Loop:
     def _mourn(self, death: WorkerDeath) -> None:
         self._stored.pop(death.ref, None)
         parts = self._parts
-        if death.starved:
-            self.record = outcomes.starved(self.record, death.ref, death.why, self.wall(), parts.rng, parts.limits)
+        if death.lack is not None:
+            self.record = outcomes.starved(
+                self.record, death.ref, death.lack, self.wall(), parts.rng, parts.limits, self._space_bytes()
+            )
             return
         install = self.record.find(death.ref)
         first = install is not None and install.deaths <= 1  # not each time: it reads every file
@@ -329,9 +339,8 @@ class Loop:
             if install is not None and install.racing_again:
                 self.record = rerace.rerace_failed(self.record, ref, outcome.error)
                 return
-            free_bytes = parts.store.free_bytes()
             self.record = outcomes.failed(
-                self.record, ref, outcome.error, self.wall(), parts.rng, parts.limits, free_bytes
+                self.record, ref, outcome.error, self.wall(), parts.rng, parts.limits, self._space_bytes()
             )
 
     def _learn_root(self, root_version: int | None) -> None:

@@ -8,10 +8,12 @@ started again by the test, as systemd would.
 from __future__ import annotations
 
 import json
+import resource
 import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -40,8 +42,10 @@ MODEL = ModelName("tiny")
 # A small race, and short waits: this is about survival.
 _AGENT_CONFIG = "race_threads = [1]\nrace_budget_s = 2\ntelemetry_period_s = 0.5\nbackoff_base_s = 0.2\n"
 _DEADLINE_S = 45.0
+_STARVED_S = 10.0  # at most, until a fault is felt
 _RECORDS = 40_000  # of a batch job: long enough to be met at it
 _LOADED_SIDE = 48  # 3.7 MB: long enough on the wire to be met there
+_WORDS_OF_WANT = ("MemoryError", "no resources left", "no thread could be started", "Too many open files")
 
 
 class Fleet:
@@ -75,6 +79,21 @@ class Fleet:
         program.kill()
         program.wait(_DEADLINE_S)
 
+    @contextmanager
+    def without(self, name: str, kind: int) -> Iterator[None]:
+        """Let the program have no more of a resource than it has now, and its children neither, for a while."""
+        program = self._running[name]
+        process = psutil.Process(program.pid)
+        _, most = process.rlimit(kind)
+        used = process.memory_info().vms if kind == resource.RLIMIT_AS else process.num_fds()
+        process.rlimit(kind, (used, most))
+        yield
+        if program.poll() is None:
+            process.rlimit(kind, (most, most))
+
+    def has_ended(self, name: str) -> bool:
+        return self._running[name].poll() is not None
+
     def stop(self) -> None:
         """End all of them."""
         for program in reversed(self._running.values()):
@@ -87,7 +106,10 @@ class Fleet:
                 program.wait(20)
 
     def log(self, name: str) -> str:
-        return (self.folder / f"{name}.log").read_text(errors="replace")[-3000:]
+        return self.whole_log(name)[-3000:]
+
+    def whole_log(self, name: str) -> str:
+        return (self.folder / f"{name}.log").read_text(errors="replace")
 
     def run(self, program: str, *arguments: str) -> str:
         """Run a command to its end and return what it printed."""
@@ -131,10 +153,12 @@ class Fleet:
         except Retryable:
             return None
 
-    def await_completed(self, number: str) -> None:
-        """Return when the rollout is decided; it must have completed."""
+    def await_completed(self, number: str, *supervised: str) -> None:
+        """Return when the rollout is decided; it must have completed. `supervised` agents are started when they end."""
 
         def decided() -> RolloutDetail | None:
+            for name in filter(self.has_ended, supervised):
+                self.start(name)
             detail = self.rollout(number)
             return detail if detail is not None and detail.state != RolloutState.RUNNING else None
 
@@ -234,6 +258,26 @@ def test_an_agent_killed_at_work_ends_where_it_would_have(fleet: Fleet) -> None:
     fleet.start(name)
     fleet.await_served(name, version)
     assert fleet.state(name, version) == InstallState.COMMITTED
+
+
+@pytest.mark.parametrize("kind", [resource.RLIMIT_AS, resource.RLIMIT_NOFILE], ids=["memory", "descriptors"])
+def test_an_agent_without_memory_or_descriptors_recovers_or_ends(fleet: Fleet, kind: int) -> None:
+    """Not one more in the middle of an update: it never hangs, loses nothing, and converges when there are some."""
+    name = DEVICES[0]
+    version = fleet.push(side=_LOADED_SIDE)
+    known = len(fleet.whole_log(name))
+    rollout = fleet.roll_out(version, "100%", name)
+    fleet.await_state(name, version, InstallState.DOWNLOADING)
+
+    def felt() -> bool:
+        said = fleet.whole_log(name)[known:]
+        return fleet.has_ended(name) or any(words in said for words in _WORDS_OF_WANT)
+
+    with fleet.without(name, kind), suppress(AssertionError):  # a device that needs nothing more does well, too
+        wait_until(felt, _STARVED_S, "the agent lacks something")
+
+    fleet.await_completed(rollout, name)
+    fleet.await_served(name, version)
 
 
 def test_a_killed_worker_is_started_again(fleet: Fleet) -> None:

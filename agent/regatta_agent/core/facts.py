@@ -101,7 +101,8 @@ class Facts:
 
     now_s: float  # seconds since 1970, never below the record's floor
     online: bool
-    free_bytes: int
+    free_bytes: int  # in the state folder
+    run_free_bytes: int = 0  # in the run folder
     clock_unset: bool = False  # the board's own clock says a time that is past for sure
     stored: Mapping[ModelRef, StoredVersion] = field(default_factory=lambda: MappingProxyType({}))
     jobs: Mapping[ModelRef, JobKind] = field(default_factory=lambda: MappingProxyType({}))

@@ -342,7 +342,8 @@ def _complete(facts: Facts, install: Install) -> bool:
 
 def _due_later(install: Install, facts: Facts) -> bool:
     """Return whether a back-off is still running; one that lies absurdly far off is a clock that jumped."""
-    if install.full_at_bytes is not None and facts.free_bytes >= install.full_at_bytes + _SPACE_CAME_BYTES:
+    space_bytes = facts.free_bytes + facts.run_free_bytes
+    if install.full_at_bytes is not None and space_bytes >= install.full_at_bytes + _SPACE_CAME_BYTES:
         return False
     return install.not_before is not None and facts.now_s < install.not_before < facts.now_s + 2 * 3600.0
 

@@ -27,6 +27,7 @@ __all__ = [
     "bump_generation",
     "enroll_device",
     "find_assigned",
+    "find_future",
     "get_desired",
     "get_device",
     "list_device_reports",
@@ -39,6 +40,7 @@ __all__ = [
 ]
 
 _MAX_REPORT_BYTES = 64 * 1024
+_CLOCK_TOLERANCE_S = 600.0  # as devices allow their own clock before they wait for the right time
 
 
 @dataclass(frozen=True)
@@ -224,6 +226,12 @@ def bump_generation(tx: Connection, device: DeviceId, now: float) -> None:
         .where(devices.c.id == device)
         .values(desired_generation=devices.c.desired_generation + 1, desired_at=now)
     )
+
+
+def find_future(tx: Connection, now: float) -> tuple[DeviceId, ...]:
+    """Return the devices whose assignment was made at a time that has not come: this machine's clock was ahead then."""
+    ahead = (devices.c.desired_at > now + _CLOCK_TOLERANCE_S) & devices.c.revoked_at.is_(None)
+    return tuple(tx.execute(select(devices.c.id).where(ahead).order_by(devices.c.id)).scalars())
 
 
 def get_desired(tx: Connection, device: DeviceId) -> Desired | None:
