@@ -43,6 +43,7 @@ from regatta_protocol.codec import decode
 from regatta_protocol.errors import Misuse, Rejected
 from regatta_protocol.measurement import BoardFacts
 from regatta_protocol.traffic import Ledger
+from regatta_protocol.update_window import parse_window
 from regatta_provisioning.identity import Identity, load_identity
 from regatta_provisioning.notify import Notifier
 
@@ -192,6 +193,8 @@ def limits_of(config: AgentConfig) -> Limits:
         backoff_cap_s=config.backoff_cap_s,
         disk_reserve_bytes=config.disk_reserve_bytes,
         keep_previous=config.keep_previous,
+        update_window=tuple(map(parse_window, config.update_window)),
+        metered=config.link == "metered",
     )
 
 

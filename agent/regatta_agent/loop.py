@@ -38,6 +38,7 @@ from regatta_agent.core.facts import (
 )
 from regatta_agent.core.installs import AgentRecord, Degradation
 from regatta_agent.core.planner import plan, wake_at
+from regatta_agent.core.windows import unreadable
 from regatta_agent.courier import Courier
 from regatta_agent.desired import DesiredState
 from regatta_agent.events import ChildEnded, ChildLine, Event
@@ -112,7 +113,8 @@ class Loop:
         self.record = AgentRecord()
         self.online = False
         self._offline: str | None = None  # why, as the bus last said
-        self._offline_since_s: float | None = parts.clock.monotonic()
+        self._began_s = parts.clock.monotonic()
+        self._offline_since_s: float | None = self._began_s
         self.stopping: str | None = None  # why; a signal handler sets it, and the loop ends within a turn
         self._keeper = Keeper(parts.record_file, parts.store, parts.clock, parts.limits.space_wait_s)
         self._trouble: str | None = None  # what kept this turn from planning or acting
@@ -201,6 +203,7 @@ class Loop:
             now_s=self.wall(),
             online=self.online,
             clock_unset=self._time.is_unset(self.record.time_floor),
+            running_s=now_s - self._began_s,
             free_bytes=parts.store.free_bytes(),
             run_free_bytes=parts.workers.free_bytes(),
             stored={ref: stored for ref, stored in self._stored.items() if stored is not None},
@@ -316,6 +319,8 @@ class Loop:
         self.record = outcomes.take_up(self.record, verified.signed, verified.assignment)
         if self.record.generation != before:
             logger.info("event=assigned generation=%d", self.record.generation)
+            for reason in unreadable(verified.assignment):
+                logger.warning("event=update_window_unreadable action=not_waited_for reason=%s", reason)
 
     def _conclude(self, ref: ModelRef, outcome: Outcome) -> None:
         """Write what came of a job into the record."""

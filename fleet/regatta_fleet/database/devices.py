@@ -13,6 +13,7 @@ from regatta_fleet.database.batch import list_wanted
 from regatta_fleet.database.models import get_version
 from regatta_fleet.database.policies import list_rules
 from regatta_fleet.database.tables import assignments, device_models, devices
+from regatta_fleet.database.update_windows import windows_for
 from regatta_protocol.batch import BatchJob
 from regatta_protocol.codec import decode, encode
 from regatta_protocol.ids import DeviceId, ModelName, ModelRef
@@ -73,6 +74,7 @@ class Desired:
     at: float
     models: dict[ModelName, DesiredModel]
     batch: tuple[BatchJob, ...] = ()
+    update_window: tuple[str, ...] = ()
 
 
 def enroll_device(tx: Connection, device: DeviceId, *, group: str, board: BoardFacts, now: float) -> None:
@@ -203,6 +205,7 @@ def assign(tx: Connection, device: DeviceId, name: ModelName, desired: DesiredMo
                 version=desired.version,
                 rollout=desired.rollout,
                 trial_s=desired.trial_s,
+                ignore_window=desired.ignore_window,
             )
         )
     bump_generation(tx, device, now)
@@ -252,11 +255,13 @@ def get_desired(tx: Connection, device: DeviceId) -> Desired | None:
             version=each.version,
             rollout=each.rollout,
             trial_s=each.trial_s,
+            ignore_window=each.ignore_window,
             policy=_policy(tx, ModelRef(each.name, each.version), applying(rules, row.group_name, each.name)),
         )
         for each in wanted
     }
-    return Desired(device, row.desired_generation, row.desired_at, models, list_wanted(tx, device))
+    windows = windows_for(tx, row.group_name)
+    return Desired(device, row.desired_generation, row.desired_at, models, list_wanted(tx, device), windows)
 
 
 def _policy(tx: Connection, ref: ModelRef, rules: Sequence[Rule]) -> Policy | None:
