@@ -126,7 +126,7 @@ def test_a_wait_says_why(case: Case) -> None:
     for _ in range(case.deaths):
         record = outcomes.worker_died(record, REF, "signal 11", 1.0, IDLE.now_s, rng, LIMITS)
     if case.starved:
-        record = outcomes.starved(record, REF, "no process can be started", IDLE.now_s, rng, LIMITS)
+        record = outcomes.starved(record, REF, Exhausted("no process can be started"), IDLE.now_s, rng, LIMITS)
     stored = {ModelRef(NAME, 1): StoredVersion(digest(1), 0, 0)}
     if case.begins is _S.DOWNLOADING:
         stored[REF] = StoredVersion(digest(2), 1, 500)
