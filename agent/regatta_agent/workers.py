@@ -121,7 +121,8 @@ class WorkerPool:
         # A folder of its own: a model may be named like another model's worker.
         self._folder.mkdir(parents=True, exist_ok=True)
         self._folder.chmod(0o750)  # whatever the umask: the service's group may reach the sockets, as their mode says
-        for pattern in ("*.sock", "*.shadow", ".*.new", "workers/*"):
+        # Not their *.regions: what clients registered holds for the workers that come, too.
+        for pattern in ("*.sock", "*.shadow", ".*.new", "workers/*.sock", "workers/*.json"):
             for leftover in self._run_dir.glob(pattern):
                 leftover.unlink(missing_ok=True)
 
