@@ -1,10 +1,11 @@
 """What the agent costs at rest: `./run bench agent [--served] [--quick | --warm-up S --window S]`.
 
 A fleet server with its broker, one enrolled device, the agent's control process at rest over mutual TLS, started with
-the environment of its unit: proportional set size (PSS), share of one core, and the time from its start to ready and to
+the environment of its unit and bytecode compiled as `regatta-agent install` does: proportional set size (PSS), share of one core, and the time from its start to ready and to
 online, sampled every 10 s as AWS benchmarks its device clients (default: 5 min of warm-up, a window of 10 min; --quick:
 10 s and 20 s). With --served it serves the shipped digits model in int8 too, and the worker is counted apart. Beside
-them, in the same run: a bare Python, and paho-mqtt alone with a TLS context, connected nowhere.
+them, in the same run: a bare Python, paho-mqtt alone with a TLS context, connected nowhere, numpy alone, and LiteRT
+alone with the shipped model in float32 opened.
 
 PSS counts a page that n processes map as 1/n of a page. Of "files", the code of Python and its libraries, more counts
 where no other Python runs: "alone" is what PSS is then (RSS), of which all but "anonymous" are pages of files that the
@@ -43,14 +44,28 @@ _PEERS = {
         "import ssl, sys, paho.mqtt.client as m; c = m.Client(m.CallbackAPIVersion.VERSION2); "
         "c.tls_set_context(ssl.create_default_context()); print(flush=True); sys.stdin.read()"
     ),
+    "numpy alone": "import numpy, sys; print(flush=True); sys.stdin.read()",
+    "LiteRT alone": (
+        "import sys, ai_edge_litert.interpreter as m; i = m.Interpreter(sys.argv[1]); i.allocate_tensors(); "
+        "print(flush=True); sys.stdin.read()"
+    ),
 }
-_STEPS = {
+_AGENT_STEPS = {
     "its standard library": ("logging", "json", "pathlib", "subprocess", "sqlite3", "queue", "signal", "uuid"),
     "TLS": ("ssl",),
     "paho-mqtt": ("paho.mqtt.client",),
     "pydantic": ("pydantic", "pydantic.main", "pydantic.root_model"),
     "messages and settings": ("regatta_protocol.messages", "regatta_protocol.manifest", "regatta_agent.config"),
     "the agent": ("regatta_agent.bootstrap", "regatta_protocol.mqtt"),
+}
+_WORKER_STEPS = {
+    "its standard library": ("logging", "json", "pathlib", "subprocess", "asyncio", "ctypes", "urllib.parse"),
+    "numpy": ("numpy", "numpy.typing"),
+    "pydantic": ("pydantic", "pydantic.main", "pydantic.root_model"),
+    "messages": ("regatta_protocol.messages", "regatta_protocol.manifest", "regatta_agent.serving.spec"),
+    "the worker": ("regatta_agent.serving.worker",),
+    "LiteRT": ("ai_edge_litert.interpreter",),
+    "the model": ("opened",),
 }
 _GOALS = {"regatta-agent": "at most 25 MB, 0.3 %"}
 _PUBLISHED = "published: Greengrass nucleus 96 MB, nucleus lite 12-16 MB (AWS's own figures)"

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
+from regatta_agent.bytecode import inherited_flags
 from regatta_agent.children import Child, Launcher
 from regatta_agent.core.facts import ShadowFacts, StartWorker, WorkerFacts
 from regatta_agent.events import ChildEnded, ChildLine
@@ -141,7 +142,7 @@ class WorkerPool:
         spec = self._spec(manifest, step, self._folder / f"{stem}.sock")
         spec_path = self._folder / f"{stem}.json"
         spec_path.write_bytes(encode(spec))
-        argv = [sys.executable, "-m", "regatta_agent.serving", str(spec_path)]
+        argv = [sys.executable, *inherited_flags(), "-m", "regatta_agent.serving", str(spec_path)]
         shared = () if spec.tcp_fd is None else (spec.tcp_fd,)
         child = self._launcher.launch(f"worker:{stem}", argv, None, shared)
         self._workers[f"worker:{stem}"] = _Worker(ref, candidate, spec, spec_path, child, now_s, now_s)

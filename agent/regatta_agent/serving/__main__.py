@@ -8,11 +8,9 @@ import time
 
 if __name__ == "__main__":
     started_ns = time.perf_counter_ns()
-    from regatta_agent.unloaded import leave_out
+    from regatta_agent.serving.imports import asks_for_tls, import_main
 
-    leave_out(("importlib.metadata",))  # pydantic asks it for plug-ins, which are off: email, zipfile, csv, 1.5 MB
-    from regatta_agent.serving.worker import main  # after the clock: numpy and the rest are part of the start
-
+    main = import_main(asks_for_tls(sys.argv[1:]))  # after the clock: numpy and the rest are part of the start
     code = main(sys.argv[1:], started_ns)
     sys.stderr.flush()
     # Not sys.exit: a thread that hangs in a runtime must not keep the process, and runtimes' destructors may crash.
