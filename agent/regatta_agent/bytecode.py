@@ -45,7 +45,7 @@ def flags_for(prefix: Path) -> tuple[str, ...]:
 
 
 def inherited_flags() -> tuple[str, ...]:
-    """Return the flags with which a child runs as lean as this process: none when this one does not, or cannot any more."""
+    """Return the flags with which a child runs as lean as this process: none when this is not, or was replaced."""
     given = sys._xoptions.get(_PREFIX)
     if sys.flags.optimize < 2 or not isinstance(given, str):
         return ()
@@ -66,7 +66,7 @@ def start_lean() -> None:
         logger.warning("event=not_lean folder=%s remedy='regatta-agent install' compiles for what is installed", folder)
         return
     with contextlib.suppress(OSError):  # it runs as well without
-        os.execv(sys.executable, [sys.executable, *flags_for(prefix), *sys.orig_argv[1:]])
+        os.execv(sys.executable, [sys.executable, *flags_for(prefix), *sys.orig_argv[1:]])  # noqa: S606 - as it was started
 
 
 def _compiled(folder: Path) -> Path | None:

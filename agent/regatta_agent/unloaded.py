@@ -42,22 +42,6 @@ def deferred(names: Iterable[str]) -> Iterator[None]:
                 del sys.modules[name]
 
 
-@contextmanager
-def absent(names: Iterable[str]) -> Iterator[None]:
-    """Let what imports one of these modules meanwhile find that it is not installed, unless it is loaded already.
-
-    For a library that then does without; it will not look again.
-    """
-    missing = [name for name in names if name not in sys.modules]
-    for name in missing:
-        sys.modules[name] = None  # type: ignore[assignment]  # importlib's word for "do not look for it"
-    try:
-        yield
-    finally:
-        for name in missing:
-            sys.modules.pop(name, None)
-
-
 class _StandIn(ModuleType):
     """Answers for every public name with a function that loads the real module and calls it there."""
 
