@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
+from regatta_agent.bytecode import inherited_flags
 from regatta_agent.children import Child, Launcher
 from regatta_agent.core.facts import ShadowFacts, StartWorker, WorkerFacts
 from regatta_agent.events import ChildEnded, ChildLine
@@ -142,7 +143,7 @@ class WorkerPool:
         stem = f"{ref.name}-{ref.version}-{self._started}"
         spec = self._spec(manifest, step, self._folder / f"{stem}.sock")
         spec_path = self._folder / f"{stem}.json"
-        argv = [sys.executable, "-m", "regatta_agent.serving", str(spec_path)]
+        argv = [sys.executable, *inherited_flags(), "-m", "regatta_agent.serving", str(spec_path)]
         shared = () if spec.tcp_fd is None else (spec.tcp_fd,)
         try:
             spec_path.write_bytes(encode(spec))

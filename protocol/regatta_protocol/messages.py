@@ -13,7 +13,7 @@ from pydantic import Discriminator, Field, Tag
 from regatta_protocol.batch import MAX_BATCH_JOBS, BatchJob, BatchReport
 from regatta_protocol.enums import OpenStrEnum
 from regatta_protocol.ids import DeviceIdField, DigestField, ModelNameField
-from regatta_protocol.measurement import Accuracy, BoardFacts, Latency, Power, PriorRace, RaceReport
+from regatta_protocol.measurement import Accuracy, BoardFacts, Latency, Power, PriorRace, RaceReport, ServingWindow
 from regatta_protocol.policy import Policy
 from regatta_protocol.wire import Wire
 
@@ -133,26 +133,6 @@ class RaceItem(Wire):
     kind: Literal["race"] = "race"
     at: float  # seconds since 1970, by the device's clock
     report: RaceReport
-
-
-class ServingWindow(Wire):
-    """Telemetry: what one placement served between two moments.
-
-    `latency_counts` is a sketch with relative error of at most 1 % (DDSketch's mapping): bucket index -> count of
-    requests, bucket i holding latencies in (g^(i-1), g^i] microseconds with g = 1.01 / 0.99. Windows merge by adding.
-    """
-
-    kind: Literal["serving"] = "serving"
-    model: ModelNameField
-    version: int
-    placement: str
-    start: float
-    stop: float
-    requests: int = Field(ge=0)
-    errors: int = Field(ge=0)
-    latency_counts: dict[int, int] = Field(default_factory=dict, max_length=4096)
-    feedback: Accuracy | None = None  # from labelled feedback, when there was any
-    power: Power | None = None
 
 
 class OtherItem(Wire):
