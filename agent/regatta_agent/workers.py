@@ -8,12 +8,14 @@ time is killed.
 from __future__ import annotations
 
 import logging
+import os
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
+from regatta_agent.bytecode import inherited_flags
 from regatta_agent.children import Child, Launcher
 from regatta_agent.core.facts import ShadowFacts, StartWorker, WorkerFacts
 from regatta_agent.events import ChildEnded, ChildLine
@@ -33,7 +35,7 @@ from regatta_agent.serving.spec import Contender, ServeLimits, ServeSpec, check_
 from regatta_agent.serving.tcp import TcpListeners
 from regatta_agent.store import Store
 from regatta_protocol.codec import encode
-from regatta_protocol.errors import Rejected
+from regatta_protocol.errors import Exhausted, Rejected, StorageFull
 from regatta_protocol.ids import ModelName, ModelRef
 from regatta_protocol.manifest import Manifest
 from regatta_protocol.measurement import CandidateResult
@@ -57,7 +59,7 @@ class WorkerDeath(NamedTuple):
     why: str
     lived_s: float
     unready: bool = False  # it ended before it could serve
-    starved: bool = False  # it could not be started for want of the board's resources: no fault of the version
+    lack: StorageFull | Exhausted | None = None  # what the board had none of to start it: no fault of the version
 
 
 class WorkerNews(NamedTuple):
@@ -120,7 +122,9 @@ class WorkerPool:
         # A folder of its own: a model may be named like another model's worker.
         self._folder.mkdir(parents=True, exist_ok=True)
         self._folder.chmod(0o750)  # whatever the umask: the service's group may reach the sockets, as their mode says
-        for pattern in ("*.sock", "*.grpc", "*.shadow", ".*.new", "workers/*"):
+        # Not their *.regions: what clients registered holds for the workers that come, too.
+        kinds = ("*.sock", "*.grpc", "*.shadow", ".*.new", "workers/*.sock", "workers/*.grpc", "workers/*.json")
+        for pattern in kinds:
             for leftover in self._run_dir.glob(pattern):
                 leftover.unlink(missing_ok=True)
 
@@ -140,10 +144,14 @@ class WorkerPool:
         stem = f"{ref.name}-{ref.version}-{self._started}"
         spec = self._spec(manifest, step, self._folder / f"{stem}.sock")
         spec_path = self._folder / f"{stem}.json"
-        spec_path.write_bytes(encode(spec))
-        argv = [sys.executable, "-m", "regatta_agent.serving", str(spec_path)]
+        argv = [sys.executable, *inherited_flags(), "-m", "regatta_agent.serving", str(spec_path)]
         shared = () if spec.tcp_fd is None else (spec.tcp_fd,)
-        child = self._launcher.launch(f"worker:{stem}", argv, None, shared)
+        try:
+            spec_path.write_bytes(encode(spec))
+            child = self._launcher.launch(f"worker:{stem}", argv, None, shared)
+        except OSError:
+            spec_path.unlink(missing_ok=True)
+            raise
         self._workers[f"worker:{stem}"] = _Worker(ref, candidate, spec, spec_path, child, now_s, now_s)
         logger.info("event=worker_started version=%s candidate=%s pid=%d", ref, candidate, child.pid)
 
@@ -229,6 +237,11 @@ class WorkerPool:
                 logger.warning("event=worker_killed version=%s reason=%s", worker.ref, reason)
                 worker.killed_for = reason
                 worker.child.kill()
+
+    def free_bytes(self) -> int:
+        """Return the space that is left for what a start leaves in the run folder."""
+        facts = os.statvfs(self._run_dir)
+        return facts.f_bavail * facts.f_frsize
 
     def links(self) -> Mapping[ModelName, str]:
         """Return for each model's socket the worker's socket that it leads to."""

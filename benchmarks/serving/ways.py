@@ -18,6 +18,7 @@ import urllib.request
 import venv
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 HERE = Path(__file__).resolve().parent
 PEERS = HERE.parents[1] / "build" / "peers"
@@ -200,10 +201,10 @@ class Asker:
         self._process.stdin.write(command + "\n")
         self._process.stdin.flush()
 
-    def done(self) -> list[float]:
+    def done(self) -> list[Any]:
         """Return what came of it."""
         assert self._process.stdout is not None
-        answer: list[float] = json.loads(self._process.stdout.readline())
+        answer: list[Any] = json.loads(self._process.stdout.readline())
         return answer
 
     def close(self) -> None:

@@ -14,7 +14,7 @@ from pydantic import Field, RootModel
 
 from regatta_protocol.codec import decode
 from regatta_protocol.errors import RegattaError, Rejected, Retryable
-from regatta_protocol.messages import ServingWindow
+from regatta_protocol.measurement import ServingWindow
 from regatta_protocol.wire import Wire
 
 __all__ = [

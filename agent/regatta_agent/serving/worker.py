@@ -41,6 +41,7 @@ from regatta_agent.serving.listening import Listeners
 from regatta_agent.serving.mirror import Mirror
 from regatta_agent.serving.placed import PlacedModel, open_placed
 from regatta_agent.serving.power import PowerMeter
+from regatta_agent.serving.registry import Registry
 from regatta_agent.serving.seat import is_guarded
 from regatta_agent.serving.service import Service
 from regatta_agent.serving.shared_memory import Regions
@@ -129,6 +130,11 @@ def _room_for(connections: int, listeners: int) -> int:
     return max(1, (wanted - _OTHER_FILES) // listeners)
 
 
+def _regions(spec: ServeSpec) -> Regions:
+    """Return the shared-memory regions of the model, which its workers share: they lie beside their sockets."""
+    return Regions(Registry(spec.socket_path.with_name(f"{spec.model}.regions")))
+
+
 class Worker:
     """One run of the process."""
 
@@ -138,16 +144,15 @@ class Worker:
         self._started_ns = started_ns
         self._loop = asyncio.get_running_loop()
         self._stop = asyncio.Event()
-        # A delegate on the processor does not mind which thread calls it; what is asked of a runner may take long.
-        brief_ns = 0 if is_guarded(spec.candidate_id, spec.guarded) else _BRIEF_NS
-        self._engine = Engine(self._loop, _ENGINE_QUEUE, brief_ns)
+        self._rng = Random()  # noqa: S311 - jitter, not secrets
+        self._engine = Engine(self._loop, _ENGINE_QUEUE)
         self._tally = Tally(Placement(spec.model, spec.version, spec.candidate_id), start=time.time())
         self._feedback = Feedback()
         self._caretaker: Caretaker | None = None
         self._meter = PowerMeter(partial(open_sensor, spec.power), spec.race_power)
-        self._regions = Regions() if spec.shared_memory else None
+        self._regions = _regions(spec) if spec.shared_memory else None
         self._inferences = Inferences(self._loop, self._tally, self._feedback, spec.limits.queue_length, self._regions)
-        self._companions = Companions(self._loop, spec, self._inferences)
+        self._companions = Companions(self._loop, spec, self._inferences, self._rng)
         self._mirror = Mirror(self._loop, spec)
         self._service = Service(
             self._inferences, self._tally, self._feedback, lambda: len(self._server.connections), self._regions
@@ -202,8 +207,10 @@ class Worker:
             self._regions.limit_bytes = limit
         self._grpc = await open_grpc(self._spec, self._server, self._count_invalid)
         batches = Batches(placed.most_rows, self._spec.batch_delay_us * 1000) if placed.most_rows > 1 else None
-        self._inferences.add(None, placed, self._engine, batches=batches)
-        self._companions.open(failover.signature, placed.interface)
+        # A delegate on the processor does not mind which thread calls it; what is asked of a runner may take long.
+        brief_ns = 0 if is_guarded(self._spec.candidate_id, self._spec.guarded) else _BRIEF_NS
+        self._inferences.add(None, placed, self._engine, brief_ns=brief_ns, batches=batches)
+        self._companions.start(failover.signature, placed.interface)
         self._meter.start()
         threading.Thread(target=self._watch_for_end, args=(failover,), name="watch", daemon=True).start()
         self._tally.start = time.time()
@@ -212,8 +219,7 @@ class Worker:
         said = Ready(load_us=load_us, self_test=opened.self_test, tcp=listeners.tcp_address, grpc=grpc_address)
         self._reporter.tell(said)
         logger.info("event=ready model=%s version=%s load_us=%.0f", self._spec.model, self._spec.version, load_us)
-        rng = Random()  # noqa: S311 - jitter, not secrets
-        self._caretaker = Caretaker(self._spec, failover, self._on_engine, self._reporter.tell, rng)
+        self._caretaker = Caretaker(self._spec, failover, self._on_engine, self._reporter.tell, self._rng)
         if opened.degraded is not None:
             begun = Switch(self._spec.candidate_id, failover.serving.id, opened.degraded, time.time(), opened.crashed)
             self._switched(begun)
