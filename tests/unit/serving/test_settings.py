@@ -71,6 +71,7 @@ def test_grpc_without_its_extra_says_how_to_install_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, missing: str
 ) -> None:
     """The settings are refused before a worker is started that could not load it."""
+    monkeypatch.delitem(sys.modules, "google.protobuf", raising=False)
     monkeypatch.setitem(sys.modules, missing, None)
 
     with pytest.raises(Misuse, match=r"pip install 'regatta-edge\[grpc\]'"):
