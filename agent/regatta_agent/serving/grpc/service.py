@@ -200,10 +200,9 @@ class InferenceService:
             raise Refused(grpc.StatusCode.INVALID_ARGUMENT, str(err)) from err
 
     async def _answered(self, request: Request, context: Context, *, typed: bool) -> ModelInferResponse:
-        with self._intake.held(len(request.body)):
-            remaining_s = context.time_remaining()  # until the caller's deadline
-            timeout_us = None if remaining_s is None else int(remaining_s * 1e6)
-            response = await self._ask(request._replace(timeout_us=timeout_us))
+        remaining_s = context.time_remaining()  # until the caller's deadline
+        timeout_us = None if remaining_s is None else int(remaining_s * 1e6)
+        response = await self._ask(request._replace(timeout_us=timeout_us))
         if response.status != 200:
             raise refused_by(response)
         translate = partial(message_of_answer, response, typed=typed)
@@ -211,10 +210,17 @@ class InferenceService:
         return await self._elsewhere(translate) if is_long else translate()
 
     async def _ask(self, request: Request) -> Response:
-        """Return what the handler answers, now or later; a caller that left meanwhile is answered in vain."""
+        """Return what the handler answers, now or later; a caller that left meanwhile is answered in vain.
+
+        Raises:
+            Refused: when too many bytes wait for answers already.
+        """
         answered: asyncio.Future[Response] = asyncio.get_running_loop().create_future()
+        size_bytes = len(request.body)
+        self._intake.hold(size_bytes)
 
         def respond(response: Response) -> None:
+            self._intake.let_go(size_bytes)
             if not answered.done():
                 answered.set_result(response)
 
