@@ -51,6 +51,7 @@ class DesiredModel(Wire):
     rollout: str | None = None  # echoed in reports, so that a wave counts only its own
     trial_s: float = Field(default=5.0, ge=0, le=86_400)  # how long a new version must serve before it is committed
     policy: Policy | None = None  # instead of the bundle's, where the fleet has set one for the device's group
+    ignore_window: bool = False  # it is urgent, or a way back: no update window is waited for
 
 
 class Assignment(Wire):
@@ -63,6 +64,7 @@ class Assignment(Wire):
     issued_at: float  # seconds since 1970, by the server's clock
     models: dict[ModelNameField, DesiredModel] = Field(default_factory=dict, max_length=64)
     batch: tuple[BatchJob, ...] = Field(default=(), max_length=MAX_BATCH_JOBS)  # jobs that have not ended, oldest first
+    update_window: tuple[str, ...] = Field(default=(), max_length=16)  # of the device's group (update_window.py)
 
 
 class SignedAssignment(Wire):
@@ -98,6 +100,7 @@ class ModelReport(Wire):
     state: InstallState
     serving: bool = False
     reason: str | None = None  # of each thing not done, or what is being waited for
+    opens_at: float | None = None  # seconds since 1970 by the device's clock: when the window it waits for opens
     agreement: str | None = None  # in words, how it answered live requests in the shadow of the version before
     rollout: str | None = None
     attempt: int = 0

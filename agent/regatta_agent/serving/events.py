@@ -54,6 +54,7 @@ class Ready(Wire):
     load_us: float = Field(ge=0)  # from the process's first line to the end of the first inference
     self_test: SelfTest
     tcp: str | None = None  # the address bound, when one was asked for
+    grpc: str | None = None  # and that of gRPC, when it is the worker's own
 
 
 class WindowClosed(ServingWindow):
