@@ -318,6 +318,7 @@ class Controller:
             issued_at=wanted.at,
             models=wanted.models,
             batch=wanted.batch,
+            results=wanted.results,
         )
         return encode(self._signer.sign(assignment))
 

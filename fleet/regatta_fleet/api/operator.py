@@ -26,6 +26,7 @@ from regatta_fleet.database.engine import Database
 from regatta_fleet.enrolling import Enroller
 from regatta_fleet.errors import NotFound, Unknown
 from regatta_fleet.registry import Registry
+from regatta_fleet.results import ResultsStore
 from regatta_fleet.schemas import (
     BundleDraft,
     DeviceDetail,
@@ -66,6 +67,7 @@ class OperatorParts:
     database: Database
     registry: Registry
     enroller: Enroller
+    results: ResultsStore
     controller: Controller
     healthy: Callable[[], bool]
     new_id: Callable[[], str]
@@ -95,7 +97,7 @@ def operator_app(parts: OperatorParts) -> FastAPI:
     _add_models(guarded, parts)
     _add_rollouts(guarded, parts)
     _add_policies(guarded, parts)
-    add_batch(guarded, parts.database, parts.controller, parts.clock)
+    add_batch(guarded, parts.database, parts.controller, parts.results, parts.clock)
     app.include_router(guarded)
     _add_page(app, parts)
     return app

@@ -9,11 +9,11 @@ from sqlalchemy import Connection, Row, delete, insert, select, update
 
 from regatta_fleet.core.cohorts import Member
 from regatta_fleet.core.policies import Rule, applying, resolve
-from regatta_fleet.database.batch import list_wanted
+from regatta_fleet.database.batch import list_results_wanted, list_wanted
 from regatta_fleet.database.models import get_version
 from regatta_fleet.database.policies import list_rules
 from regatta_fleet.database.tables import assignments, device_models, devices
-from regatta_protocol.batch import BatchJob
+from regatta_protocol.batch import BatchJob, ResultsWanted
 from regatta_protocol.codec import decode, encode
 from regatta_protocol.ids import DeviceId, ModelName, ModelRef
 from regatta_protocol.measurement import BoardFacts
@@ -71,6 +71,7 @@ class Desired:
     at: float
     models: dict[ModelName, DesiredModel]
     batch: tuple[BatchJob, ...] = ()
+    results: tuple[ResultsWanted, ...] = ()
 
 
 def enroll_device(tx: Connection, device: DeviceId, *, group: str, board: BoardFacts, now: float) -> None:
@@ -248,7 +249,8 @@ def get_desired(tx: Connection, device: DeviceId) -> Desired | None:
         )
         for each in wanted
     }
-    return Desired(device, row.desired_generation, row.desired_at, models, list_wanted(tx, device))
+    results = list_results_wanted(tx, device)
+    return Desired(device, row.desired_generation, row.desired_at, models, list_wanted(tx, device), results)
 
 
 def _policy(tx: Connection, ref: ModelRef, rules: Sequence[Rule]) -> Policy | None:
