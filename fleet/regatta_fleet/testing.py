@@ -398,7 +398,8 @@ class FakeFleet:
         add("POST", "/rollouts/{rollout}/abort", abort)
         add("POST", "/rollouts/{rollout}/promote", promote)
         add("GET", "/events", events)
-        app.include_router(page.router(self.status, lambda device: self.devices.get(device), self.token))
+        newest = lambda count: tuple(reversed(self.batches.values()))[:count]  # noqa: E731
+        app.include_router(page.router(self.status, lambda device: self.devices.get(device), newest, self.token))
         return app
 
 
