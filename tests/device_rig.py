@@ -119,16 +119,17 @@ class Fleet:
 
     def assign(
         self, version: int | None, rollout: str | None = "r1", trial_s: float = 5.0, policy: Policy | None = None,
-        batch: tuple[BatchJob, ...] = (), results: tuple[ResultsWanted, ...] = (), **more: int,
+        batch: tuple[BatchJob, ...] = (), results: tuple[ResultsWanted, ...] = (), window: tuple[str, ...] = (),
+        ignore_window: bool = False, **more: int,
     ) -> None:  # fmt: skip
         """Sign and publish a desired state of the next generation."""
         self.generation += 1
-        wanted = {"rollout": rollout, "trial_s": trial_s, "policy": policy}
+        wanted = {"rollout": rollout, "trial_s": trial_s, "policy": policy, "ignore_window": ignore_window}
         models = {} if version is None else {MODEL: DesiredModel.model_validate({"version": version, **wanted})}
         models |= {ModelName(name): DesiredModel(version=other, rollout=rollout) for name, other in more.items()}
         assignment = Assignment(
             fleet="fleet", device=self.device, generation=self.generation, issued_at=1_789_000_000.0, models=models,
-            batch=batch, results=results,
+            batch=batch, results=results, update_window=window,
         )  # fmt: skip
         self.publish(self.sign(assignment))
 

@@ -15,6 +15,7 @@ from random import Random
 from types import FrameType
 
 from regatta_agent.actions import Actions
+from regatta_agent.alarm import Alarm, armed
 from regatta_agent.batch_runner import BatchRunner, BatchSettings
 from regatta_agent.children import Launcher, ProcessLauncher
 from regatta_agent.clock import Clock, SystemClock
@@ -43,6 +44,7 @@ from regatta_protocol.codec import decode
 from regatta_protocol.errors import Misuse, Rejected
 from regatta_protocol.measurement import BoardFacts
 from regatta_protocol.traffic import Ledger
+from regatta_protocol.update_window import parse_window
 from regatta_provisioning.identity import Identity, load_identity
 from regatta_provisioning.notify import Notifier
 
@@ -78,23 +80,25 @@ def run_agent(config: AgentConfig) -> None:
     clock = SystemClock()
     traffic = TrafficBook(config.state_dir, config.run_dir, clock.wall())
     try:
-        outbox.open()
-        loop = assemble(
-            config,
-            identity,
-            inbox=inbox,
-            launcher=launcher,
-            outbox=outbox,
-            make_bus=partial(_mqtt_bus, ledger=traffic.ledger, keepalive_s=config.keepalive_s),
-            board=_board(config),
-            clock=clock,
-            rng=Random(),  # noqa: S311 - jitter, not secrets
-            boot=uuid.uuid4().hex[:_BOOT_DIGITS],
-            notifier=Notifier.from_environment(),
-            traffic=traffic,
-        )
-        with _stopping_on_signals(loop):
-            loop.run()
+        with armed() as alarm:
+            outbox.open()
+            loop = assemble(
+                config,
+                identity,
+                inbox=inbox,
+                launcher=launcher,
+                outbox=outbox,
+                make_bus=partial(_mqtt_bus, ledger=traffic.ledger, keepalive_s=config.keepalive_s),
+                board=_board(config),
+                clock=clock,
+                rng=Random(),  # noqa: S311 - jitter, not secrets
+                boot=uuid.uuid4().hex[:_BOOT_DIGITS],
+                notifier=Notifier.from_environment(),
+                alarm=alarm,
+                traffic=traffic,
+            )
+            with _stopping_on_signals(loop):
+                loop.run()
     finally:
         launcher.close()
         outbox.close()
@@ -114,6 +118,7 @@ def assemble(
     rng: Random,
     boot: str,
     notifier: Notifier,
+    alarm: Alarm | None = None,
     traffic: TrafficBook | None = None,
 ) -> Loop:
     """Return a loop over the given adapters; the scenario tests give it fakes."""
@@ -187,6 +192,7 @@ def assemble(
                 boot,
             ),
             notifier=notifier,
+            alarm=alarm or Alarm(),
             traffic=book,
             status=StatusFile(config.run_dir, boot, clock.wall()),
             versions=versions_here(board),
@@ -202,6 +208,8 @@ def limits_of(config: AgentConfig) -> Limits:
         backoff_cap_s=config.backoff_cap_s,
         disk_reserve_bytes=config.disk_reserve_bytes,
         keep_previous=config.keep_previous,
+        update_window=tuple(map(parse_window, config.update_window)),
+        metered=config.link == "metered",
     )
 
 

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from regatta_agent.bytecode import start_lean
 from regatta_agent.unloaded import leave_out
 
 __all__ = ["LEFT_OUT", "OPTIONS", "DaemonOptions", "daemon_options", "run_daemon"]
@@ -46,6 +47,7 @@ def run_daemon(options: DaemonOptions) -> None:
     Raises:
         Misuse: when the settings are wrong, the device is not enrolled, or another agent runs on its state.
     """
+    start_lean()  # before anything is imported that would only be imported again
     os.environ["PYDANTIC_DISABLE_PLUGINS"] = "__all__"  # the wire's validators are not a stranger's to change
     os.environ.pop("MALLOC_ARENA_MAX", None)  # the unit sets it for this process: workers infer with many threads
     leave_out(LEFT_OUT)

@@ -8,7 +8,7 @@ Invariants:
 - Every turn is bounded: at most a full inbox is taken in, files are read and deleted in pieces, and planning must run
   out of recorded steps.
 - What the board lacks for a while (space, descriptors, memory) costs a turn's plan or a step, told once, and no more.
-- The watchdog is fed here and nowhere else.
+- The watchdog is fed and the alarm put off here and nowhere else.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from dataclasses import dataclass, replace
 from random import Random
 
 from regatta_agent.actions import Actions
+from regatta_agent.alarm import Alarm
 from regatta_agent.batch_runner import BatchRunner
 from regatta_agent.clock import Clock, FlooredClock
 from regatta_agent.core import batches, outcomes, rerace
@@ -37,6 +38,7 @@ from regatta_agent.core.facts import (
 )
 from regatta_agent.core.installs import AgentRecord, Degradation
 from regatta_agent.core.planner import plan, wake_at
+from regatta_agent.core.windows import unreadable
 from regatta_agent.courier import Courier
 from regatta_agent.desired import DesiredState
 from regatta_agent.events import ChildEnded, ChildLine, Event
@@ -98,6 +100,7 @@ class Parts:
     batch: BatchRunner
     results: ResultsSender
     notifier: Notifier
+    alarm: Alarm
     traffic: TrafficBook
     status: StatusFile
     versions: Mapping[str, str]  # of runtimes, drivers and kernel
@@ -112,7 +115,8 @@ class Loop:
         self.record = AgentRecord()
         self.online = False
         self._offline: str | None = None  # why, as the bus last said
-        self._offline_since_s: float | None = parts.clock.monotonic()
+        self._began_s = parts.clock.monotonic()
+        self._offline_since_s: float | None = self._began_s
         self.stopping: str | None = None  # why; a signal handler sets it, and the loop ends within a turn
         self._keeper = Keeper(parts.record_file, parts.store, parts.clock, parts.limits.space_wait_s)
         self._trouble: str | None = None  # what kept this turn from planning or acting
@@ -160,6 +164,7 @@ class Loop:
         self._tell_trouble()
         self._parts.status.say(self.online, self._parts.desired.refused, self._offline, self._offline_since_s)
         self._parts.notifier.alive(f"generation {self.record.generation}, {'online' if self.online else 'offline'}")
+        self._parts.alarm.put_off()
 
     def stop(self) -> None:
         """End cleanly: presence down, workers drained, everything kept."""
@@ -201,7 +206,9 @@ class Loop:
             now_s=self.wall(),
             online=self.online,
             clock_unset=self._time.is_unset(self.record.time_floor),
+            running_s=now_s - self._began_s,
             free_bytes=parts.store.free_bytes(),
+            run_free_bytes=parts.workers.free_bytes(),
             stored={ref: stored for ref, stored in self._stored.items() if stored is not None},
             jobs=parts.actions.kinds(),
             workers=parts.workers.facts(now_s),
@@ -211,6 +218,10 @@ class Loop:
             shadows=parts.workers.shadows(),
             collected=parts.actions.collected,
         )
+
+    def _space_bytes(self) -> int:
+        """Return what is free in both folders that a job writes to: with more than that, a full one is tried again."""
+        return self._parts.store.free_bytes() + self._parts.workers.free_bytes()
 
     def _take_in(self, event: Event) -> None:
         """Let one event change the record, in memory. `_settle` persists it before anything is done about it."""
@@ -286,8 +297,10 @@ class Loop:
     def _mourn(self, death: WorkerDeath) -> None:
         self._stored.pop(death.ref, None)
         parts = self._parts
-        if death.starved:
-            self.record = outcomes.starved(self.record, death.ref, death.why, self.wall(), parts.rng, parts.limits)
+        if death.lack is not None:
+            self.record = outcomes.starved(
+                self.record, death.ref, death.lack, self.wall(), parts.rng, parts.limits, self._space_bytes()
+            )
             return
         install = self.record.find(death.ref)
         first = install is not None and install.deaths <= 1  # not each time: it reads every file
@@ -310,6 +323,8 @@ class Loop:
         self.record = outcomes.take_up(self.record, verified.signed, verified.assignment)
         if self.record.generation != before:
             logger.info("event=assigned generation=%d", self.record.generation)
+            for reason in unreadable(verified.assignment):
+                logger.warning("event=update_window_unreadable action=not_waited_for reason=%s", reason)
 
     def _conclude(self, ref: ModelRef, outcome: Outcome) -> None:
         """Write what came of a job into the record."""
@@ -333,9 +348,8 @@ class Loop:
             if install is not None and install.racing_again:
                 self.record = rerace.rerace_failed(self.record, ref, outcome.error)
                 return
-            free_bytes = parts.store.free_bytes()
             self.record = outcomes.failed(
-                self.record, ref, outcome.error, self.wall(), parts.rng, parts.limits, free_bytes
+                self.record, ref, outcome.error, self.wall(), parts.rng, parts.limits, self._space_bytes()
             )
 
     def _learn_root(self, root_version: int | None) -> None:

@@ -32,6 +32,7 @@ from regatta_fleet.schemas import (
     FleetEvent,
     FleetStatus,
     GroupPolicy,
+    GroupWindows,
     ModelSummary,
     Problem,
     ResultsRequest,
@@ -40,6 +41,7 @@ from regatta_fleet.schemas import (
     TokenRequest,
     TokenResponse,
     VersionDetail,
+    WindowsRequest,
 )
 from regatta_protocol.durable import rename_durably
 from regatta_protocol.errors import BadDigest, Rejected, Retryable, StorageFull, TooLarge, Untrusted
@@ -199,14 +201,25 @@ class FleetClient(AbstractContextManager["FleetClient"]):
 
     def set_policy(self, group: str, model: ModelName | None, policy: Policy) -> GroupPolicy:
         """Set the fields of `policy` that are set, for the group and the model, in place of what was set for both."""
-        path = _policy_path(group, model)
-        data = policy.model_dump_json(exclude_unset=True).encode()
-        answer = self._call("PUT", path, body=lambda: data, content_type="application/json", repeatable=True)
-        return _parse(TypeAdapter(GroupPolicy), answer, path)
+        return self._put(_policy_path(group, model), policy, GroupPolicy)
 
     def clear_policy(self, group: str, model: ModelName | None) -> None:
         """Take away what is set for the group and the model."""
         self._call("DELETE", _policy_path(group, model))
+
+    # Update windows of groups
+
+    def windows(self) -> tuple[GroupWindows, ...]:
+        """Return the update windows that are set for groups of devices."""
+        return self._get_all("/api/v1/windows", GroupWindows)
+
+    def set_windows(self, group: str, windows: tuple[str, ...]) -> GroupWindows:
+        """Set the group's update windows in place of those before."""
+        return self._put(_windows_path(group), WindowsRequest(windows=windows), GroupWindows)
+
+    def clear_windows(self, group: str) -> None:
+        """Take the group's update windows away."""
+        self._call("DELETE", _windows_path(group))
 
     # Batch jobs
 
@@ -271,6 +284,11 @@ class FleetClient(AbstractContextManager["FleetClient"]):
     def _post(self, path: str, body: BaseModel | None, kind: type[T]) -> T:
         data = None if body is None else body.model_dump_json(exclude_none=True).encode()
         answer = self._call("POST", path, body=lambda: data, content_type="application/json")
+        return _parse(TypeAdapter(kind), answer, path)
+
+    def _put(self, path: str, body: BaseModel, kind: type[T]) -> T:
+        data = body.model_dump_json(exclude_unset=True).encode()
+        answer = self._call("PUT", path, body=lambda: data, content_type="application/json", repeatable=True)
         return _parse(TypeAdapter(kind), answer, path)
 
     def _call(
@@ -426,6 +444,10 @@ def _cause(err: BaseException) -> str:
 
 def _policy_path(group: str, model: ModelName | None) -> str:
     return f"/api/v1/policies/{_segment(group)}" + (f"?model={_segment(model)}" if model is not None else "")
+
+
+def _windows_path(group: str) -> str:
+    return f"/api/v1/windows/{_segment(group)}"
 
 
 def _segment(text: str) -> str:

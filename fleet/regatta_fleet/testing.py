@@ -31,6 +31,7 @@ from regatta_fleet.schemas import (
     FleetEvent,
     FleetStatus,
     GroupPolicy,
+    GroupWindows,
     ModelSummary,
     Problem,
     ResultsOnDevice,
@@ -43,6 +44,7 @@ from regatta_fleet.schemas import (
     VersionDetail,
     WaveDetail,
     WaveState,
+    WindowsRequest,
 )
 from regatta_protocol.batch import BatchState, ResultsState
 from regatta_protocol.ids import DeviceId, digest_of_bytes
@@ -71,6 +73,7 @@ class FakeFleet:
     events: list[FleetEvent] = field(default_factory=list)
     tokens: list[TokenRequest] = field(default_factory=list)
     policies: dict[tuple[str, str | None], GroupPolicy] = field(default_factory=dict)
+    windows: dict[str, GroupWindows] = field(default_factory=dict)
     batches: dict[str, BatchDetail] = field(default_factory=dict)
     outputs: dict[tuple[str, str], bytes] = field(default_factory=dict)  # what devices would send, by batch and device
     late: set[str] = field(default_factory=set)  # devices that are asked, and send nothing yet
@@ -195,6 +198,7 @@ class FakeFleet:
             waves=tuple(wave for wave in waves if wave.devices),
             gate=request.gate,
             created_at=time.time(),
+            ignore_window=request.ignore_window,
         )
         self.rollouts[rollout.id] = rollout
         self.say("rollout", f"{rollout.id} of {request.model}:{request.version} began")
@@ -368,6 +372,18 @@ class FakeFleet:
                 raise _Problem(404, f"no policy is set for {group}", "`regatta policy show` lists what is")
             return Response(status_code=204)
 
+        def windows() -> tuple[GroupWindows, ...]:
+            return tuple(self.windows[group] for group in sorted(self.windows))
+
+        def set_windows(group: str, request: WindowsRequest) -> GroupWindows:
+            self.windows[group] = GroupWindows(group=group, windows=request.windows)
+            return self.windows[group]
+
+        def clear_windows(group: str) -> Response:
+            if self.windows.pop(group, None) is None:
+                raise _Problem(404, f"{group}: no update window is set", "`regatta window show` lists what is")
+            return Response(status_code=204)
+
         def batches() -> tuple[BatchDetail, ...]:
             return tuple(reversed(self.batches.values()))
 
@@ -381,6 +397,9 @@ class FakeFleet:
         add("GET", "/policies", policies, response_model_exclude_unset=True)
         add("PUT", "/policies/{group}", set_policy, response_model_exclude_unset=True)
         add("DELETE", "/policies/{group}", clear_policy)
+        add("GET", "/windows", windows)
+        add("PUT", "/windows/{group}", set_windows)
+        add("DELETE", "/windows/{group}", clear_windows)
         add("GET", "/status", self.status)
         add("POST", "/tokens", create_token)
         add("GET", "/devices", devices)

@@ -20,7 +20,7 @@ from regatta_protocol.batch import (
 )
 from regatta_protocol.enums import OpenStrEnum
 from regatta_protocol.ids import DeviceIdField, DigestField, ModelNameField
-from regatta_protocol.measurement import Accuracy, BoardFacts, Latency, Power, PriorRace, RaceReport
+from regatta_protocol.measurement import Accuracy, BoardFacts, Latency, Power, PriorRace, RaceReport, ServingWindow
 from regatta_protocol.policy import Policy
 from regatta_protocol.wire import Wire
 
@@ -58,6 +58,7 @@ class DesiredModel(Wire):
     rollout: str | None = None  # echoed in reports, so that a wave counts only its own
     trial_s: float = Field(default=5.0, ge=0, le=86_400)  # how long a new version must serve before it is committed
     policy: Policy | None = None  # instead of the bundle's, where the fleet has set one for the device's group
+    ignore_window: bool = False  # it is urgent, or a way back: no update window is waited for
 
 
 class Assignment(Wire):
@@ -71,6 +72,7 @@ class Assignment(Wire):
     models: dict[ModelNameField, DesiredModel] = Field(default_factory=dict, max_length=64)
     batch: tuple[BatchJob, ...] = Field(default=(), max_length=MAX_BATCH_JOBS)  # jobs that have not ended, oldest first
     results: tuple[ResultsWanted, ...] = Field(default=(), max_length=MAX_RESULTS_WANTED)  # outputs to be sent
+    update_window: tuple[str, ...] = Field(default=(), max_length=16)  # of the device's group (update_window.py)
 
 
 class SignedAssignment(Wire):
@@ -106,6 +108,7 @@ class ModelReport(Wire):
     state: InstallState
     serving: bool = False
     reason: str | None = None  # of each thing not done, or what is being waited for
+    opens_at: float | None = None  # seconds since 1970 by the device's clock: when the window it waits for opens
     agreement: str | None = None  # in words, how it answered live requests in the shadow of the version before
     rollout: str | None = None
     attempt: int = 0
@@ -139,26 +142,6 @@ class RaceItem(Wire):
     kind: Literal["race"] = "race"
     at: float  # seconds since 1970, by the device's clock
     report: RaceReport
-
-
-class ServingWindow(Wire):
-    """Telemetry: what one placement served between two moments.
-
-    `latency_counts` is a sketch with relative error of at most 1 % (DDSketch's mapping): bucket index -> count of
-    requests, bucket i holding latencies in (g^(i-1), g^i] microseconds with g = 1.01 / 0.99. Windows merge by adding.
-    """
-
-    kind: Literal["serving"] = "serving"
-    model: ModelNameField
-    version: int
-    placement: str
-    start: float
-    stop: float
-    requests: int = Field(ge=0)
-    errors: int = Field(ge=0)
-    latency_counts: dict[int, int] = Field(default_factory=dict, max_length=4096)
-    feedback: Accuracy | None = None  # from labelled feedback, when there was any
-    power: Power | None = None
 
 
 class OtherItem(Wire):

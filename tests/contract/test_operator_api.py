@@ -176,6 +176,21 @@ def test_policies_are_set_replaced_and_cleared(client: FleetClient, tmp_path: Pa
             refused()
 
 
+def test_update_windows_are_set_replaced_and_cleared(client: FleetClient) -> None:
+    """Setting again replaces; each is cleared once; what is no window is refused with how to write one."""
+    client.set_windows("shops", ("02:00-05:00",))
+    found = client.set_windows("shops", ("mon-sat 22:00-05:00 Europe/Berlin", "sun 00:00-24:00 UTC"))
+    client.set_windows("all", ("02:00-05:00",))
+
+    assert found.windows == ("mon-sat 22:00-05:00 Europe/Berlin", "sun 00:00-24:00 UTC")
+    assert [one.group for one in client.windows()] == ["all", "shops"]
+    client.clear_windows("shops")
+    assert [one.group for one in client.windows()] == ["all"]
+    client.clear_windows("all")
+    with pytest.raises(Rejected, match="no update window is set"):
+        client.clear_windows("shops")
+
+
 def test_a_batch_needs_a_known_model_and_a_device(client: FleetClient, tmp_path: Path) -> None:
     """Each is refused with what is missing; nothing is listed of it."""
     client.create_version(

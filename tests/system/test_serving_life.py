@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
+import os
 import signal
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,7 @@ from regatta_agent.client import Client
 from regatta_protocol import sketch
 from regatta_protocol.errors import Misuse, Rejected, Retryable
 from regatta_runtimes.golden import write_golden
-from serving_process import ServingProcess, tiny_spec
+from serving_process import ServingProcess, post, raw_exchange, status_of, tiny_spec
 from tiny_models import write_tiny_model
 
 pytestmark = pytest.mark.system
@@ -171,3 +173,56 @@ def test_sigterm_drains_and_tells_the_last_window(folder: Path) -> None:
     assert getattr(window, "requests", None) == 1
     with pytest.raises(Retryable, match="regatta-agent"):
         Client(process.spec.socket_path, retry_s=0.1).infer("tiny", IMAGE)
+
+
+def test_a_registered_region_outlives_swaps_and_deaths(tmp_path: Path, shared_object: Path) -> None:
+    """Told once, every worker of the model knows it: the next, the first one again, and one after a crash."""
+    link = tmp_path / "tiny.sock"
+    workers = [ServingProcess(tiny_spec(tmp_path, version, shared_memory=True), tmp_path) for version in (1, 2)]
+    scores: list[bytes] = []
+    try:
+        for worker in workers:
+            worker.ready()
+        body = f'{{"key":"/{shared_object.name}","byte_size":512}}'.encode()
+        for leads_to in (1, 2, 1):
+            link.unlink(missing_ok=True)
+            link.symlink_to(f"{leads_to}.sock")
+            if leads_to == 1 and not scores:
+                register = post("/v2/systemsharedmemory/region/r/register", body)
+                assert status_of(raw_exchange(link, register)) == 200
+            scores.append(_infer_in_region(link, shared_object))
+        workers[0].kill()
+        workers.append(ServingProcess(tiny_spec(tmp_path, 1, shared_memory=True), tmp_path))
+        workers[2].ready()
+        scores.append(_infer_in_region(link, shared_object))
+    finally:
+        for worker in workers:
+            worker.kill()
+
+    assert len(set(scores)) == 1
+
+
+@pytest.fixture
+def shared_object() -> Iterator[Path]:
+    """A POSIX shared-memory object of 512 bytes that holds the image."""
+    path = Path(f"/dev/shm/regatta-life-{os.getpid()}")
+    path.write_bytes(IMAGE.tobytes() + bytes(256))
+    yield path
+    path.unlink()
+
+
+def _infer_in_region(target: Path, shared_object: Path) -> bytes:
+    """Return the scores of the image in region r, which go there too; by a fresh connection that registers nothing."""
+    with shared_object.open("r+b") as stream:
+        stream.seek(256)
+        stream.write(bytes(40))
+    region = {"shared_memory_region": "r", "shared_memory_byte_size": 256}
+    image = {"name": "image", "shape": [1, 8, 8, 1], "datatype": "FP32", "parameters": region}
+    wish = {"name": "scores", "parameters": {**region, "shared_memory_offset": 256}}
+    answer = raw_exchange(
+        target, post("/v2/models/tiny/infer", json.dumps({"inputs": [image], "outputs": [wish]}).encode())
+    )
+    assert status_of(answer) == 200, answer
+    scores = shared_object.read_bytes()[256:296]
+    assert scores != bytes(40)
+    return scores

@@ -25,7 +25,7 @@ from regatta_agent.batch_runner import BatchSaid, BatchSpec
 from regatta_agent.core.batches import refusal
 from regatta_protocol.batch import MAX_CLASSES, MAX_LABEL_LENGTH, BatchJob, BatchSummary
 from regatta_protocol.codec import decode, encode
-from regatta_protocol.durable import read_bounded, write_durably
+from regatta_protocol.durable import read_bounded, shortage_of, write_durably
 from regatta_protocol.errors import RegattaError, Rejected, StorageFull
 from regatta_protocol.parent import die_with_parent
 from regatta_protocol.wire import Wire
@@ -57,7 +57,8 @@ def main() -> int:
         return err.exit_code
     except OSError as err:
         sys.stderr.write(f"{err}\n")
-        return StorageFull.exit_code
+        full = isinstance(shortage_of(err, "the results"), StorageFull)
+        return StorageFull.exit_code if full else RegattaError.exit_code
     _say(BatchSaid(records=summary.records, total=summary.records, summary=summary))
     return 0
 

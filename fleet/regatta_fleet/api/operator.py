@@ -20,6 +20,7 @@ from regatta_fleet import batching, governing, rolling
 from regatta_fleet.api.batch import add_batch
 from regatta_fleet.api.limits import BodyLimit
 from regatta_fleet.api.problems import ANSWERS, answer_with_problems
+from regatta_fleet.api.windows import add_windows
 from regatta_fleet.blobs import BlobStore
 from regatta_fleet.controller import Controller
 from regatta_fleet.database.engine import Database
@@ -98,6 +99,7 @@ def operator_app(parts: OperatorParts) -> FastAPI:
     _add_models(guarded, parts)
     _add_rollouts(guarded, parts)
     _add_policies(guarded, parts)
+    add_windows(guarded, parts.database, parts.controller, parts.clock)
     add_batch(guarded, parts.database, parts.controller, parts.results, parts.clock)
     app.include_router(guarded)
     _add_page(app, parts)

@@ -16,6 +16,7 @@ from regatta_fleet.schemas import (
     DeviceSummary,
     FleetEvent,
     GroupPolicy,
+    GroupWindows,
     ModelSummary,
     RolloutDetail,
     RolloutState,
@@ -51,6 +52,7 @@ __all__ = [
     "rollouts",
     "variants",
     "waves",
+    "windows",
 ]
 
 _SHORT = 12  # characters of a digest
@@ -415,6 +417,16 @@ def policies(found: Iterable[GroupPolicy]) -> Table:
         (Column("GROUP"), Column("MODEL"), Column("DEVICES", right=True), Column("POLICY", wide=True)),
         rows,
         empty="nothing is set, so each bundle's own policy holds: `regatta policy set GROUP --objective …` sets one",
+    )
+
+
+def windows(found: Iterable[GroupWindows]) -> Table:
+    """Return the update windows that are set for groups of devices."""
+    rows = tuple((one.group, figures.count(one.devices), ", ".join(one.windows)) for one in found)
+    return Table(
+        (Column("GROUP"), Column("DEVICES", right=True), Column("WINDOWS", wide=True)),
+        rows,
+        empty="none is set, so devices wait for none: `regatta window set GROUP 02:00-05:00` sets one",
     )
 
 

@@ -74,7 +74,8 @@ def _quantize(step: Quantize, model: ModelTree, samples: Samples) -> StepResult:
     made, ranged = [], False
     for scheme, output in step.outputs.items():
         facts = SCHEMES[scheme]
-        if scheme == "int8-float-stem" and "int8" in step.outputs and not stem_layers(model):
+        differs = {"int8-unfolded": source.folded, "int8-float-stem": stem_layers(model)}.get(scheme, (scheme,))
+        if "int8" in step.outputs and not differs:
             continue  # the same file as int8
         try:
             if facts.calibrated and not ranged:
@@ -86,6 +87,7 @@ def _quantize(step: Quantize, model: ModelTree, samples: Samples) -> StepResult:
             continue
         write_durably(Path(output), quantized.content, mode=0o644)
         notes = [facts.words + (f" ({len(samples)} samples)" if facts.calibrated else "")]
+        notes += [one.words for one in quantized.folded]
         floats = sum(layer.precision == "float32" for layer in quantized.layers)
         if floats:
             notes.append(f"{floats} of {len(quantized.layers)} layers left in float32")

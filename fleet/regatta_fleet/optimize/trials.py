@@ -46,7 +46,7 @@ VariantName = Literal[Untrained, TrainedName]
 
 VARIANT_SETS: dict[str, tuple[VariantName, ...]] = {
     "quick": ("int8", "int8-pruned"),
-    "standard": ("int8", "int8-float-stem", "int8-pruned", "int8-weights", "float16"),
+    "standard": ("int8", "int8-unfolded", "int8-float-stem", "int8-pruned", "int8-weights", "float16"),
     "all": get_args(Untrained),
     "trained": get_args(VariantName),
 }
