@@ -210,8 +210,8 @@ def _ratio(p50_us: float | None, other_us: float | None) -> float | None:
 def _made(name: str, model: Path, tuning: Samples, scratch: Path) -> dict[str, Path]:
     source = Source(read_model(model))
     source.calibrate(tuning.x)
-    stem = bool(stem_layers(source.model))
-    wanted = [scheme for scheme in SCHEMES if stem or scheme != "int8-float-stem"]
+    differs = {"int8-unfolded": source.folded, "int8-float-stem": stem_layers(source.model)}
+    wanted = [scheme for scheme in SCHEMES if differs.get(scheme, (scheme,))]
     contents: dict[str, bytes] = {scheme: source.quantize_by(scheme).content for scheme in wanted}
     contents["mixed"] = search_precision(source, tuning, BUDGET).quantized.content
     contents["quantizer's default"] = _by_default(read_model(model), tuning)

@@ -91,6 +91,8 @@ def _quantize(step: Quantize, model: ModelTree, samples: Samples) -> StepResult:
         floats = sum(layer.precision == "float32" for layer in quantized.layers)
         if floats:
             notes.append(f"{floats} of {len(quantized.layers)} layers left in float32")
+        if facts.calibrated and source.means:
+            notes.append("average pool over the whole written as MEAN")
         if source.dead_channels:
             notes.append(f"{source.dead_channels} channels of zero weights given a range")
         made.append(Made(scheme=scheme, notes=tuple(notes), layers=tuple(map(_layer_report, quantized.layers))))

@@ -2,7 +2,8 @@
 
 Only in the optimizer's child process: calibration runs the model. The model comes normalized (`model_file.normalize`),
 for the quantizer reads operators only where TensorFlow 2.4 and later put them, and needs a signature; every channel
-gets a range (`layers.with_ranges`); what comes out must hold quantized weights, and is made compact.
+gets a range (`layers.with_ranges`), and pools over all become means (`pools`); what comes out must hold quantized
+weights, and is made compact.
 
 Calibration keeps the minimum and maximum over the samples; the quantizer's default, a moving average of them, loses 6
 to 9 dB of output SNR (./run bench-optimize prints both).
@@ -26,6 +27,7 @@ from regatta_fleet.optimize.compact import compact
 from regatta_fleet.optimize.fold import Folded, fold
 from regatta_fleet.optimize.model_file import ModelTree, model_bytes, parse_model, text_of
 from regatta_fleet.optimize.quantize.layers import Layer, check_changed, stem_layers, with_ranges
+from regatta_fleet.optimize.quantize.pools import with_means
 from regatta_fleet.optimize.quantize.recipes import Recipe, scheme_recipe
 from regatta_fleet.optimize.quantize.schemes import Scheme
 from regatta_protocol.errors import Rejected
@@ -51,7 +53,8 @@ class Source:
     """
 
     def __init__(self, model: ModelTree) -> None:
-        self.model, self.dead_channels = with_ranges(model)
+        ranged, self.dead_channels = with_ranges(model)
+        self.model, self.means = with_means(ranged)
         folded, self.folded = fold(self.model)
         self._content, self._folded_content = model_bytes(self.model), model_bytes(folded)
         self._ranges: dict[str, Any] | None = None
