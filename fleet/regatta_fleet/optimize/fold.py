@@ -8,8 +8,9 @@ channels. Where only the width is folded, a RESHAPE does, which costs nothing. F
 nothing.
 
 Folded is what an estimate of the work says gains by it (`_Way.cost`), in the way in which it gains most. That comes to
-strides above 1, one or two channels and widths of whole blocks: over three channels the padded work grows. Pure over
-the tree.
+strides above 1, one or two channels and widths of whole blocks: over three channels the padded work grows. Behind a PAD
+(as PyTorch's convolutions are) nothing is folded: XNNPACK makes one operator of the two, which would fall apart. Pure
+over the tree.
 """
 
 from __future__ import annotations
@@ -137,9 +138,18 @@ def _best(model: ModelTree, place: int, worth: float) -> _Way | None:
         return None
     options, weights = operator.builtinOptions, constant(model, graph.tensors[operator.inputs[1]])
     size, out = (graph.tensors[index].shape for index in (operator.inputs[0], operator.outputs[0]))
+    behind = [operator_name(model, other) for other in graph.operators if operator.inputs[0] in other.outputs]
     dilated = options is None or options.dilationHFactor != 1 or options.dilationWFactor != 1
     uses = sum(int(operator.inputs[1]) in [int(index) for index in other.inputs] for other in graph.operators)
-    if dilated or weights is None or weights.dtype != np.float32 or uses != 1 or weights.shape[3] != size[3]:
+    if (
+        dilated
+        or "PAD" in behind
+        or "PADV2" in behind
+        or weights is None
+        or weights.dtype != np.float32
+        or uses != 1
+        or weights.shape[3] != size[3]
+    ):
         return None
     before = _cost(math.prod(weights.shape[1:3]), weights.shape[3], len(weights))
     best = min(_ways(size[1:3], out[1:3], weights.shape, options), key=lambda way: way.cost, default=None)
