@@ -87,12 +87,10 @@ def _quantize(step: Quantize, model: ModelTree, samples: Samples) -> StepResult:
             continue
         write_durably(Path(output), quantized.content, mode=0o644)
         notes = [facts.words + (f" ({len(samples)} samples)" if facts.calibrated else "")]
-        notes += [one.words for one in quantized.folded]
+        notes += quantized.rewritten
         floats = sum(layer.precision == "float32" for layer in quantized.layers)
         if floats:
             notes.append(f"{floats} of {len(quantized.layers)} layers left in float32")
-        if facts.calibrated and source.means:
-            notes.append("average pool over the whole written as MEAN")
         if source.dead_channels:
             notes.append(f"{source.dead_channels} channels of zero weights given a range")
         made.append(Made(scheme=scheme, notes=tuple(notes), layers=tuple(map(_layer_report, quantized.layers))))

@@ -24,7 +24,7 @@ from ai_edge_quantizer import calibrator, quantizer, recipe_manager
 from ai_edge_quantizer.utils import qsv_utils
 
 from regatta_fleet.optimize.compact import compact
-from regatta_fleet.optimize.fold import Folded, fold
+from regatta_fleet.optimize.fold import fold
 from regatta_fleet.optimize.model_file import ModelTree, model_bytes, parse_model, text_of
 from regatta_fleet.optimize.quantize.layers import Layer, check_changed, stem_layers, with_ranges
 from regatta_fleet.optimize.quantize.pools import with_means
@@ -43,7 +43,7 @@ class Quantized:
 
     content: bytes
     layers: tuple[Layer, ...]
-    folded: tuple[Folded, ...] = ()
+    rewritten: tuple[str, ...] = ()  # what of the graph was written otherwise first, in words
 
 
 class Source:
@@ -99,7 +99,8 @@ class Source:
             raise Rejected("no convolution is over a single channel: it would be int8 itself")
         if scheme != "int8":
             return self.quantize(scheme_recipe(scheme, stem))
-        return replace(self._quantize(self._folded_content, scheme_recipe(scheme)), folded=self.folded)
+        made = self._quantize(self._folded_content, scheme_recipe(scheme))
+        return replace(made, rewritten=(*(one.words for one in self.folded), *made.rewritten))
 
     def quantize(self, recipe: Recipe) -> Quantized:
         """Return the model by the recipe, nothing folded.
@@ -120,7 +121,8 @@ class Source:
             )
         made = parse_model(bytes(result.quantized_model or b""), "the quantized model")
         found = check_changed(self.model, made)
-        return Quantized(model_bytes(compact(made)), found)
+        pools = ("average pool over the whole written as MEAN",) if self.means else ()
+        return Quantized(model_bytes(compact(made)), found, pools)
 
 
 @contextlib.contextmanager

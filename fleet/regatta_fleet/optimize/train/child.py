@@ -129,6 +129,7 @@ def _train_quantized(step: TrainQuantized, model: ModelTree, samples: Samples) -
     notes = (
         words[step.precision],
         f"{options.epochs} epochs on {len(samples)} samples, loss {trained.losses[0]:.4f} to {trained.losses[-1]:.4f}",
+        *quantized.rewritten,
     )
     layers = tuple(
         LayerReport(
