@@ -77,6 +77,7 @@ class SendingSettings:
 class _Standing:
     """How one output stands."""
 
+    wanted: ResultsWanted
     state: ResultsState = ResultsState.WANTED
     reason: str | None = None
     attempt: int = 0  # in a row that brought nothing further
@@ -100,29 +101,27 @@ class ResultsSender:
         self._count = 0
         self._child: Child | None = None
         self._name = ""
-        self._job = ""
+        self._sending: ResultsWanted | None = None  # the child's, or the last child's
         self._doomed = False  # it was killed, and its end has not been heard of yet
 
     def follow(self, wanted: Sequence[ResultsWanted], now_s: float, *, online: bool, racing: str | None) -> None:
         """Let the child be that of the first output that is due, or let there be none; `now_s` is monotonic."""
-        known = self._standings
-        self._standings = {one.job.id: known.get(one.job.id, _Standing()) for one in wanted}
+        self._standings = {one.job.id: self._known(one) for one in wanted}
         if self._child is not None:
-            if not self._doomed and (racing is not None or self._job not in self._standings):
+            if not self._doomed and (racing is not None or self._mine() is None):
                 self._child.kill()
                 self._doomed = True
             return
         refusal = self._settings.refusal()
-        for one in wanted:
-            standing = self._standings[one.job.id]
+        for standing in list(self._standings.values()):
             if standing.state is ResultsState.REFUSED:
                 continue
             if refusal is not None:
-                self._stand(one.job.id, _Standing(ResultsState.REFUSED, refusal))
+                self._stand(replace(standing, state=ResultsState.REFUSED, reason=refusal))
             elif racing is not None:
-                self._stand(one.job.id, replace(standing, reason=f"waiting: {racing} is being raced"))
+                self._stand(replace(standing, reason=f"waiting: {racing} is being raced"))
             elif online and now_s >= standing.next_s:
-                self._start(one, standing, now_s)
+                self._start(standing, now_s)
                 return
 
     def handle(self, event: Event, now_s: float) -> None:
@@ -144,70 +143,76 @@ class ResultsSender:
             self._child.kill()
             self._child = None
 
-    def _stand(self, job: str, standing: _Standing) -> None:
-        if job in self._standings:  # else it is no longer asked for
-            self._standings[job] = standing
+    def _known(self, wanted: ResultsWanted) -> _Standing:
+        standing = self._standings.get(wanted.job.id)
+        return standing if standing is not None and standing.wanted == wanted else _Standing(wanted)
 
-    def _start(self, wanted: ResultsWanted, standing: _Standing, now_s: float) -> None:
-        folder = self._settings.folder
+    def _mine(self) -> _Standing | None:
+        """Return how the output stands that the child is for; None: it is asked for no more, or by another order."""
+        return next((one for one in self._standings.values() if one.wanted == self._sending), None)
+
+    def _stand(self, standing: _Standing) -> None:
+        self._standings[standing.wanted.job.id] = standing
+
+    def _start(self, standing: _Standing, now_s: float) -> None:
+        folder, wanted = self._settings.folder, standing.wanted
         if folder is None:
             raise Misuse(f"the results of {wanted.job.id} are sent without leave: this is a bug of the agent")
         spec = SendingSpec(wanted=wanted, folder=folder, identity=self._settings.identity, parent=os.getpid())
         self._count += 1
-        self._name, self._job = f"sending-{self._boot[:8]}-{self._count}", wanted.job.id
+        self._name, self._sending = f"sending-{self._boot[:8]}-{self._count}", wanted
         self._doomed = False
         argv = [sys.executable, "-m", "regatta_agent.batch.sending"]
-        attempt = standing.attempt + 1
+        standing = replace(standing, state=ResultsState.SENDING, reason=None, attempt=standing.attempt + 1)
         try:
             self._child = self._launcher.launch(self._name, argv, encode(spec))
         except OSError as err:
-            self._failed(replace(standing, attempt=attempt), f"its process cannot be started: {err}", now_s)
+            self._failed(standing, f"its process cannot be started: {err}", now_s)
             return
-        logger.info("event=results_begun job=%s attempt=%d", self._job, attempt)
-        self._stand(self._job, replace(standing, state=ResultsState.SENDING, reason=None, attempt=attempt))
+        logger.info("event=results_begun job=%s attempt=%d", wanted.job.id, standing.attempt)
+        self._stand(standing)
 
     def _hear(self, event: ChildLine) -> None:
         try:
             said = decode(SendingSaid, event.line)
         except Rejected as err:
-            logger.warning("event=sending_said_nonsense job=%s error=%s", self._job, err)
+            logger.warning("event=sending_said_nonsense child=%s error=%s", self._name, err)
             return
         self._ledger.add(Cause.RESULTS, Amount(said.wire_sent, said.wire_received))
-        standing = self._standings.get(self._job)
+        standing = self._mine()
         if standing is not None and said.sent_bytes > standing.sent_bytes:
-            self._stand(self._job, replace(standing, attempt=1, sent_bytes=said.sent_bytes))
+            self._stand(replace(standing, attempt=1, sent_bytes=said.sent_bytes))
 
     def _ended(self, event: ChildEnded, now_s: float) -> None:
         self._child = None
-        standing = self._standings.get(self._job)
+        standing = self._mine()
         if standing is None:
             return
         if self._doomed:
-            attempt = max(0, standing.attempt - 1)
-            self._stand(self._job, replace(standing, state=ResultsState.WANTED, attempt=attempt))
+            self._stand(replace(standing, state=ResultsState.WANTED, attempt=max(0, standing.attempt - 1)))
         elif event.status == 0:
             # The fleet has it, and its next assignment asks for it no more. Should that fail, it is offered once more.
-            wait_s = self._limits.backoff_cap_s
-            self._stand(self._job, _Standing(reason="sent: the fleet has it", next_s=now_s + wait_s))
-            logger.info("event=results_sent job=%s bytes=%d", self._job, standing.sent_bytes)
+            next_s = now_s + self._limits.backoff_cap_s
+            self._stand(_Standing(standing.wanted, reason="sent: the fleet has it", next_s=next_s))
+            logger.info("event=results_sent job=%s bytes=%d", standing.wanted.job.id, standing.sent_bytes)
         elif event.status in _FINAL:
             last = event.errors.strip().splitlines()[-1:]
-            self._refuse(last[0][:300] if last else event.describe())
+            self._refuse(standing, last[0][:300] if last else event.describe())
         else:
             self._failed(standing, event.describe(), now_s)
 
-    def _refuse(self, why: str) -> None:
-        logger.warning("event=results_refused job=%s reason=%s", self._job, why)
-        self._stand(self._job, _Standing(ResultsState.REFUSED, why))
+    def _refuse(self, standing: _Standing, why: str) -> None:
+        logger.warning("event=results_refused job=%s reason=%s", standing.wanted.job.id, why)
+        self._stand(replace(standing, state=ResultsState.REFUSED, reason=why))
 
     def _failed(self, standing: _Standing, why: str, now_s: float) -> None:
         """Wait with full jitter for the next try, as for the jobs of a version (core/outcomes.py), or give up."""
         limits = self._limits
         if standing.attempt >= limits.max_attempts:
-            self._refuse(f"{why}; given up after {standing.attempt} attempts")
+            self._refuse(standing, f"{why}; given up after {standing.attempt} attempts")
             return
         cap_s = min(limits.backoff_cap_s, limits.backoff_base_s * 2.0 ** min(standing.attempt, 30))
         wait_s = self._rng.uniform(0.0, cap_s)
         reason = f"attempt {standing.attempt} of {limits.max_attempts}: {why}; next in {wait_s:.0f} s"
-        self._stand(self._job, replace(standing, state=ResultsState.WANTED, reason=reason, next_s=now_s + wait_s))
-        logger.warning("event=results_not_sent job=%s reason=%s", self._job, reason)
+        logger.warning("event=results_not_sent job=%s reason=%s", standing.wanted.job.id, reason)
+        self._stand(replace(standing, state=ResultsState.WANTED, reason=reason, next_s=now_s + wait_s))

@@ -91,6 +91,7 @@ class ResultsWanted(Wire):
 
     job: BatchJob
     max_bytes: int = Field(ge=1)  # a longer output is refused
+    asked: int = Field(default=0, ge=0)  # the generation that asked first: a later one is another order
 
 
 class ResultsState(OpenStrEnum):

@@ -108,7 +108,11 @@ def _collected(
         if all(one.path is not None or one.refused for one in got) or time.monotonic() > deadline_s:
             return got
         time.sleep(_LOOK_S)
-        detail = client.batch(detail.id)
+        try:
+            detail = client.batch(detail.id)
+        except Retryable:  # a server that is away or busy meanwhile is waited for
+            if time.monotonic() > deadline_s:
+                raise
 
 
 def _fetched(client: FleetClient, detail: BatchDetail, one: BatchOnDevice, folder: Path) -> _Got | None:

@@ -123,7 +123,11 @@ def list_results_wanted(tx: Connection, device: DeviceId) -> tuple[ResultsWanted
     """Return the outputs that the device's assignment asks for, oldest job first."""
     query = select(batch_jobs).where(batch_jobs.c.device == device, batch_jobs.c.results_state.in_(_PULLING))
     rows = (_row(found) for found in tx.execute(query.order_by(batch_jobs.c.created_at, batch_jobs.c.id)))
-    return tuple(ResultsWanted(job=row.job, max_bytes=row.results.max_bytes) for row in rows if row.results is not None)
+    return tuple(
+        ResultsWanted(job=row.job, max_bytes=row.results.max_bytes, asked=row.results.generation)
+        for row in rows
+        if row.results is not None
+    )
 
 
 def list_ids(tx: Connection) -> frozenset[str]:

@@ -148,6 +148,25 @@ def test_failures_are_tried_again_later_and_not_for_ever() -> None:
     assert told.state is _S.REFUSED and "no answer; given up after 3 attempts" in (told.reason or "")
 
 
+def test_another_order_is_begun_anew() -> None:
+    """Refused before, it is tried again; on its way, it is left: also without an assignment between the two orders."""
+    rig = Rig()
+    rig.launcher.sending = lambda child, _spec: child.end(65, "it was removed")
+    rig.turn(wanted(1))
+    rig.turn(wanted(1))
+    assert rig.told()["b-1"].state is _S.REFUSED
+    rig.launcher.sending = lambda _child, spec: rig.begun.append(spec.wanted.job.id)
+    again = tuple(one.model_copy(update={"asked": 7}) for one in wanted(1))
+    rig.turn(again)
+    assert rig.begun == ["b-1"]
+
+    first = rig.child()
+    rig.turn(wanted(1))
+    assert first.ended
+    rig.turn(wanted(1))
+    assert rig.begun == ["b-1", "b-1"]
+
+
 def test_what_cannot_succeed_fails_the_first_time() -> None:
     """With the last line that the child wrote."""
     rig = Rig()
