@@ -32,6 +32,7 @@ from regatta_agent.racing import RaceSettings
 from regatta_agent.record import RecordFile
 from regatta_agent.renewing import Renewing
 from regatta_agent.reporter import Reporter, presence_will
+from regatta_agent.results_sender import ResultsSender, SendingSettings
 from regatta_agent.status import StateLock, StatusFile
 from regatta_agent.store import Store
 from regatta_agent.traffic import TrafficBook
@@ -148,6 +149,7 @@ def assemble(
         run_dir=config.run_dir,
         boot=boot,
     )
+    book = traffic or TrafficBook(config.state_dir, config.run_dir, clock.wall())
     return Loop(
         Parts(
             inbox=inbox,
@@ -176,9 +178,22 @@ def assemble(
                 BatchSettings(config.batch_folder, config.batch_inputs, config.run_dir, config.disk_reserve_bytes),
                 boot,
             ),
+            results=ResultsSender(
+                launcher,
+                SendingSettings(
+                    config.batch_folder,
+                    config.batch_results,
+                    config.link == "metered",
+                    identity.certificate_path.parent,
+                ),
+                limits_of(config),
+                book.ledger,
+                rng,
+                boot,
+            ),
             notifier=notifier,
             alarm=alarm or Alarm(),
-            traffic=traffic or TrafficBook(config.state_dir, config.run_dir, clock.wall()),
+            traffic=book,
             status=StatusFile(config.run_dir, boot, clock.wall()),
             versions=versions_here(board),
         )

@@ -26,7 +26,7 @@ __all__ = ["compile_ahead", "main"]
 _LIMIT_S = 80.0  # `regatta-agent install` waits for 90
 _OWN_NAME = re.compile(r"[0-9a-f]{8}(\.new)?")
 _OURS = ("regatta_protocol", "regatta_runtimes", "regatta_provisioning", "regatta_agent")
-_DAEMON = "import regatta_agent.cli, regatta_agent.bootstrap, regatta_agent.config, regatta_protocol.mqtt"
+_DAEMON = "import regatta_agent.bootstrap, regatta_agent.config, regatta_protocol.mqtt, encodings.idna"
 _WORKER = "import regatta_agent.serving.worker, numpy.fft, numpy.ma, numpy.random"
 _RUNTIME = "from regatta_runtimes.session import load_backend; load_backend({!r}).version()"
 

@@ -56,6 +56,7 @@ class AgentConfig(BaseModel):
     keep_previous: int = Field(default=1, ge=0, le=16)  # versions kept beside the running one
     batch_folder: Path | None = None  # below it the fleet's batch jobs write results; unset: it may start none
     batch_inputs: tuple[Path, ...] = Field(default=(), max_length=16)  # the only folders that such jobs may read
+    batch_results: Literal["never", "unmetered", "always"] = "unmetered"  # when the fleet may pull such results
     serving: ServingSettings = ServingSettings()  # TCP, shared memory, queues and batches (docs/serving.md)
     power: PowerSettings = PowerSettings()  # which sensor, and the user's own (docs/power.md)
 

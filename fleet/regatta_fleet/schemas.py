@@ -10,9 +10,9 @@ from typing import Literal
 
 from pydantic import Field
 
-from regatta_protocol.batch import BatchState, BatchSummary
+from regatta_protocol.batch import BatchState, BatchSummary, ResultsState
 from regatta_protocol.enums import StrEnum
-from regatta_protocol.ids import DeviceIdField, ModelNameField
+from regatta_protocol.ids import DeviceIdField, DigestField, ModelNameField
 from regatta_protocol.manifest import FileRef, ImageInput, LineageStep, Manifest, Variant
 from regatta_protocol.measurement import Accuracy, BoardFacts, Latency, Power, RaceReport
 from regatta_protocol.messages import InstallState
@@ -22,6 +22,7 @@ from regatta_protocol.update_window import MAX_WINDOWS, UpdateWindowField
 from regatta_protocol.wire import Wire
 
 __all__ = [
+    "MAX_RESULTS_BYTES",
     "BatchDetail",
     "BatchOnDevice",
     "BatchRequest",
@@ -36,6 +37,8 @@ __all__ = [
     "GroupWindows",
     "ModelSummary",
     "Problem",
+    "ResultsOnDevice",
+    "ResultsRequest",
     "RolloutDetail",
     "RolloutRequest",
     "RolloutState",
@@ -47,6 +50,8 @@ __all__ = [
     "WaveState",
     "WindowsRequest",
 ]
+
+MAX_RESULTS_BYTES = 1024 * 1024 * 1024  # of one output
 
 
 class Problem(Wire):
@@ -249,6 +254,23 @@ class BatchRequest(Wire):
     limit: int | None = Field(default=None, ge=1, lt=2**53)
 
 
+class ResultsRequest(Wire):
+    """Have the outputs of a batch sent to the fleet (`regatta batch results`)."""
+
+    on: tuple[DeviceIdField, ...] = Field(default=(), max_length=1000)  # none named: every device of the batch
+    max_bytes: int = Field(default=64 * 1024 * 1024, ge=1, le=MAX_RESULTS_BYTES)  # a longer output is refused
+
+
+class ResultsOnDevice(Wire):
+    """How the pulling of one device's output stands."""
+
+    state: ResultsState
+    reason: str | None = None
+    size_bytes: int | None = None
+    received_bytes: int = 0
+    digest: DigestField | None = None
+
+
 class BatchOnDevice(Wire):
     """How a batch stands on one device, as last reported."""
 
@@ -259,6 +281,7 @@ class BatchOnDevice(Wire):
     records: int = 0
     total: int | None = None
     summary: BatchSummary | None = None
+    results: ResultsOnDevice | None = None  # None: nobody asked for its output
     updated_at: float
 
 

@@ -10,7 +10,14 @@ from typing import Annotated, Literal
 
 from pydantic import Discriminator, Field, Tag
 
-from regatta_protocol.batch import MAX_BATCH_JOBS, BatchJob, BatchReport
+from regatta_protocol.batch import (
+    MAX_BATCH_JOBS,
+    MAX_RESULTS_WANTED,
+    BatchJob,
+    BatchReport,
+    ResultsReport,
+    ResultsWanted,
+)
 from regatta_protocol.enums import OpenStrEnum
 from regatta_protocol.ids import DeviceIdField, DigestField, ModelNameField
 from regatta_protocol.measurement import Accuracy, BoardFacts, Latency, Power, PriorRace, RaceReport, ServingWindow
@@ -64,6 +71,7 @@ class Assignment(Wire):
     issued_at: float  # seconds since 1970, by the server's clock
     models: dict[ModelNameField, DesiredModel] = Field(default_factory=dict, max_length=64)
     batch: tuple[BatchJob, ...] = Field(default=(), max_length=MAX_BATCH_JOBS)  # jobs that have not ended, oldest first
+    results: tuple[ResultsWanted, ...] = Field(default=(), max_length=MAX_RESULTS_WANTED)  # outputs to be sent
     update_window: tuple[str, ...] = Field(default=(), max_length=16)  # of the device's group (update_window.py)
 
 
@@ -125,6 +133,7 @@ class Reported(Wire):
     bytes_received: int = Field(default=0, ge=0)  # MQTT payload bytes since enrolment
     models: tuple[ModelReport, ...] = Field(default=(), max_length=256)
     batch: tuple[BatchReport, ...] | None = Field(default=None, max_length=64)  # None: an agent that knows no jobs
+    results: tuple[ResultsReport, ...] | None = Field(default=None, max_length=64)  # None: an agent that sends none
 
 
 class RaceItem(Wire):

@@ -29,7 +29,7 @@ from regatta_agent.client import Client
 from regatta_agent.core.states import IN_PROGRESS
 from regatta_agent.record import RecordFile
 from regatta_fleet.cli.connection import open_client
-from regatta_fleet.schemas import BatchOnDevice, RolloutDetail, RolloutState, WaveState
+from regatta_fleet.schemas import BatchOnDevice, ResultsRequest, RolloutDetail, RolloutState, WaveState
 from regatta_protocol.batch import BatchState
 from regatta_protocol.errors import RegattaError, Retryable
 from regatta_protocol.ids import ModelName, ModelRef
@@ -45,6 +45,7 @@ _AGENT_CONFIG = "race_threads = [1]\nrace_budget_s = 2\ntelemetry_period_s = 0.5
 _DEADLINE_S = 45.0
 _STARVED_S = 10.0  # at most, until a fault is felt
 _RECORDS = 40_000  # of a batch job: long enough to be met at it
+_PULLED = 12_000  # of another: 3.5 MB of results
 _LOADED_SIDE = 48  # 3.7 MB: long enough on the wire to be met there
 _WORDS_OF_WANT = ("MemoryError", "no resources left", "no thread could be started", "Too many open files")
 
@@ -321,6 +322,43 @@ def test_an_agent_killed_in_a_batch_job_goes_on_with_it(fleet: Fleet) -> None:
     assert keys == [f"{source}[{place}]" for place in range(_RECORDS)]
     assert (device.summary.records, device.summary.refused) == (_RECORDS, 0)
     assert sum(device.summary.classes.values()) + device.summary.other_classes == _RECORDS
+
+
+def test_results_are_pulled_although_agent_and_server_are_killed(fleet: Fleet) -> None:
+    """A job's output of some megabytes: on its way both die, and what arrives is what lies on the device."""
+    name, output = DEVICES[1], fleet.folder / "out" / "pulled.jsonl"
+    source = fleet.folder / "in" / "y.npy"
+    np.save(source, np.random.default_rng(1).random((_PULLED, 8, 8, 1), dtype=np.float32))
+    place = ("--input", str(source), "--output", output.name)
+    number = str(fleet.regatta("batch", "start", MODEL, "--on", name, *place)["id"])
+
+    def stands() -> BatchOnDevice | None:
+        try:
+            with open_client(fleet.home, None) as client:
+                return client.batch(number).devices[0]
+        except Retryable:
+            return None
+
+    def on_its_way() -> bool:
+        pulled = None if (found := stands()) is None else found.results
+        return pulled is not None and 0 < pulled.received_bytes < (pulled.size_bytes or 0)
+
+    wait_until(lambda: (one := stands()) and one.state is BatchState.DONE, _DEADLINE_S, "the job is done")
+    assert output.stat().st_size > 3_000_000
+    with open_client(fleet.home, None) as client:
+        client.ask_results(number, ResultsRequest())
+    wait_until(on_its_way, _DEADLINE_S, "the output is on its way", period_s=0.005)
+    fleet.kill(name)
+    fleet.kill("server")
+    fleet.start("server")
+    fleet.start(name)
+
+    told = fleet.regatta("batch", "results", number, "--output", str(fleet.folder / "pulled"))
+    (device,) = told["devices"]
+    assert Path(device["path"]).read_bytes() == output.read_bytes()
+    told_at = fleet.folder / name / "run" / "traffic.json"
+    spent = wait_until(lambda: json.loads(told_at.read_bytes())["causes"].get("results"), _DEADLINE_S, "it is counted")
+    assert spent[0] > 100_000 and spent[1] > 0
 
 
 def test_a_broker_killed_in_a_rollout_is_started_again(fleet: Fleet) -> None:

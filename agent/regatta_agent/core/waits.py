@@ -44,7 +44,11 @@ WAITS = (
         "the clock is set, or an hour after the agent's start",
     ),
     Wait((_S.PLACED,), "in the shadow of … for … s", "that time has passed"),
-    Wait((_S.PLACED, _S.COMMITTED), "its worker cannot be started: …", "within a minute it is tried again"),
+    Wait(
+        (_S.PLACED, _S.COMMITTED),
+        "its worker cannot be started: …",
+        "within a minute it is tried again; for want of space when 1 MB more is free, or in an hour",
+    ),
     Wait((_S.ON_TRIAL,), "on trial for … s", "that time has passed"),
     Wait((_S.COMMITTED,), "its worker ended (…); it starts again in … s", "within a minute"),
     Wait((_S.COMMITTED,), "waits: window opens …, to race anew: …", "an update window is open; it serves meanwhile"),

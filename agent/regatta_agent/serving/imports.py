@@ -29,6 +29,8 @@ KEPT_OUT = {
     # numpy 1 imports these all, numpy 2 those that are used
     "numpy.core._add_newdocs": "docstrings",
     "numpy.core._add_newdocs_scalars": "docstrings",
+    "numpy._core._add_newdocs": "docstrings, in numpy 2",
+    "numpy._core._add_newdocs_scalars": "docstrings, in numpy 2",
     "numpy.ctypeslib": "arrays of foreign libraries",
     "numpy.fft": "spectra, of sounds only",
     "numpy.ma": "masked arrays",

@@ -458,17 +458,25 @@ _BATCH_STYLES: dict[BatchState, Style] = {
 
 
 def batch_devices(detail: BatchDetail) -> Table:
-    """Return how a batch stands on each device, with its reason."""
+    """Return how a batch stands on each device, and the pulling of its output, with the reason."""
     rows = tuple(
         (
             str(one.device),
             Cell(str(one.state), _BATCH_STYLES.get(one.state, "")),
             figures.count(one.records) + ("" if one.total is None else f" of {figures.count(one.total)}"),
-            one.reason or "",
+            figures.NOTHING if one.results is None else str(one.results.state),
+            one.reason or (one.results.reason if one.results is not None else None) or "",
         )
         for one in detail.devices
     )
-    return Table((Column("DEVICE"), Column("STATE"), Column("RECORDS", right=True), Column("REASON", wide=True)), rows)
+    columns = (
+        Column("DEVICE"),
+        Column("STATE"),
+        Column("RECORDS", right=True),
+        Column("RESULTS", leave_out=1),
+        Column("REASON", wide=True),
+    )
+    return Table(columns, rows)
 
 
 def batch_summary(device: str, summary: BatchSummary) -> Table:

@@ -35,7 +35,7 @@ def window() -> None:
     ),
 )
 @_GROUP
-@click.argument("windows", metavar="WINDOW", nargs=-1, required=True)
+@click.argument("windows", metavar="WINDOW...", nargs=-1, required=True)
 @json_option
 @connected
 def set_windows(client: FleetClient, group: str, windows: tuple[str, ...], as_json: bool) -> None:

@@ -9,12 +9,12 @@ from sqlalchemy import Connection, Row, delete, insert, select, update
 
 from regatta_fleet.core.cohorts import Member
 from regatta_fleet.core.policies import Rule, applying, resolve
-from regatta_fleet.database.batch import list_wanted
+from regatta_fleet.database.batch import list_results_wanted, list_wanted
 from regatta_fleet.database.models import get_version
 from regatta_fleet.database.policies import list_rules
 from regatta_fleet.database.tables import assignments, device_models, devices
 from regatta_fleet.database.update_windows import windows_for
-from regatta_protocol.batch import BatchJob
+from regatta_protocol.batch import BatchJob, ResultsWanted
 from regatta_protocol.codec import decode, encode
 from regatta_protocol.ids import DeviceId, ModelName, ModelRef
 from regatta_protocol.measurement import BoardFacts
@@ -74,6 +74,7 @@ class Desired:
     at: float
     models: dict[ModelName, DesiredModel]
     batch: tuple[BatchJob, ...] = ()
+    results: tuple[ResultsWanted, ...] = ()
     update_window: tuple[str, ...] = ()
 
 
@@ -260,8 +261,15 @@ def get_desired(tx: Connection, device: DeviceId) -> Desired | None:
         )
         for each in wanted
     }
-    windows = windows_for(tx, row.group_name)
-    return Desired(device, row.desired_generation, row.desired_at, models, list_wanted(tx, device), windows)
+    return Desired(
+        device,
+        row.desired_generation,
+        row.desired_at,
+        models,
+        batch=list_wanted(tx, device),
+        results=list_results_wanted(tx, device),
+        update_window=windows_for(tx, row.group_name),
+    )
 
 
 def _policy(tx: Connection, ref: ModelRef, rules: Sequence[Rule]) -> Policy | None:

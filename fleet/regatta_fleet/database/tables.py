@@ -253,6 +253,8 @@ batch_jobs = Table(
     Column("withdrawn", Boolean, nullable=False),
     Column("state", String(64), nullable=False),  # BatchState
     Column("report", Text, nullable=False),  # BatchReport
+    Column("results_state", String(64)),  # ResultsState; null: nobody asked for its output
+    Column("results", Text),  # Pulled, of database/batch.py
     Column("updated_at", Float, nullable=False),
     Index(None, "device", "state"),
 )

@@ -42,7 +42,7 @@ class Case:
     waits_in: InstallState | None = None  # None: where it begins
     error: RegattaError | None = None  # that its job ends with
     deaths: int = 0  # of its worker
-    starved: bool = False
+    starved: StorageFull | Exhausted | None = None  # what its worker lacks
     window: tuple[str, ...] = ()
     facts: Mapping[str, Any] = field(default_factory=dict)
     metered: bool = False
@@ -95,8 +95,8 @@ CASES = [
         _S.PLACED, "in the shadow of … for … s", shadow_s=60.0,
         facts={"workers": {ModelRef(NAME, 1): SERVING, REF: READY}},
     ),
-    Case(_S.PLACED, "its worker cannot be started: …", starved=True),
-    Case(_S.COMMITTED, "its worker cannot be started: …", starved=True),
+    Case(_S.PLACED, "its worker cannot be started: …", starved=Exhausted("no process can be started")),
+    Case(_S.COMMITTED, "its worker cannot be started: …", starved=StorageFull("no space left for its socket")),
     Case(_S.ON_TRIAL, "on trial for … s", facts={"workers": {REF: READY}}),
     Case(_S.COMMITTED, "its worker ended (…); it starts again in … s", deaths=7),
     Case(
@@ -125,8 +125,8 @@ def test_a_wait_says_why(case: Case) -> None:
         record = outcomes.failed(record, REF, case.error, IDLE.now_s, rng, LIMITS, IDLE.free_bytes)
     for _ in range(case.deaths):
         record = outcomes.worker_died(record, REF, "signal 11", 1.0, IDLE.now_s, rng, LIMITS)
-    if case.starved:
-        record = outcomes.starved(record, REF, Exhausted("no process can be started"), IDLE.now_s, rng, LIMITS)
+    if case.starved is not None:
+        record = outcomes.starved(record, REF, case.starved, IDLE.now_s, rng, LIMITS, IDLE.free_bytes)
     stored = {ModelRef(NAME, 1): StoredVersion(digest(1), 0, 0)}
     if case.begins is _S.DOWNLOADING:
         stored[REF] = StoredVersion(digest(2), 1, 500)

@@ -130,7 +130,7 @@ def test_a_status_that_raises_for_missing_devices_is_served_too(fleet: FakeFleet
         raise Rejected(f"there is no device {name}")
 
     app = FastAPI()
-    app.include_router(page.router(fleet.status, raising, "token"))
+    app.include_router(page.router(fleet.status, raising, lambda count: (), "token"))
     client = TestClient(app)
 
     assert client.get("/", params={"token": "token"}).status_code == 200
