@@ -39,12 +39,11 @@ def _message(model: str = "slow", **parameters: int) -> Any:
     """Return a request of four zeros, or for the tiny model of 64."""
     shape = [1, 4] if model == "slow" else [1, 8, 8, 1]
     tensor = {"name": "in" if model == "slow" else "image", "datatype": "FP32", "shape": shape}
-    return service_pb2.ModelInferRequest(
-        model_name=model,
-        inputs=[tensor],
-        raw_input_contents=[np.zeros(shape, np.float32).tobytes()],
-        parameters={name: {"int64_param": value} for name, value in parameters.items()},
-    )
+    contents = [np.zeros(shape, np.float32).tobytes()]
+    message = service_pb2.ModelInferRequest(model_name=model, inputs=[tensor], raw_input_contents=contents)
+    for name, value in parameters.items():
+        message.parameters[name].int64_param = value
+    return message
 
 
 def _gated(folder: Path, **limits: Any) -> ServingProcess:

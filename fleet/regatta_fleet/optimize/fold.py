@@ -8,8 +8,9 @@ channels. Where only the width is folded, a RESHAPE does, which costs nothing. F
 nothing.
 
 Folded is what an estimate of the work says gains by it (`_Way.cost`), in the way in which it gains most. That comes to
-strides above 1, one or two channels and widths of whole blocks: over three channels the padded work grows. Pure over
-the tree.
+strides above 1, one or two channels and widths of whole blocks: over three channels the padded work grows. Behind a PAD
+(as PyTorch's convolutions are) nothing is folded: XNNPACK makes one operator of the two, which would fall apart. Pure
+over the tree.
 """
 
 from __future__ import annotations
@@ -38,9 +39,9 @@ from regatta_fleet.optimize.model_file import (
 __all__ = ["Folded", "fold"]
 
 # The cost of an output pixel, in passes over four input channels and 16 filters, as XNNPACK's int8 kernels make them
-# ("16c4"; some have c8). Fitted to LiteRT on x86 with AVX512-VNNI (gray pictures of 28 to 96 pixels, KWS): going on to
-# another tap costs half a pass, SPACE_TO_DEPTH four; PAD of rows eight on small pictures. PAD of columns takes 5 µs for
-# 58 × 12, the whole convolution 3; SPACE_TO_DEPTH of anything but 1, 2 or 4 bytes at a time is ten times as slow.
+# ("16c4"; some have c8). Fitted to LiteRT on x86 with AVX512-VNNI (./run bench optimize folding): going on to another
+# tap costs half a pass, SPACE_TO_DEPTH four, PAD of rows eight on small pictures. PAD of columns takes KWS 5 µs, the
+# whole convolution 3; SPACE_TO_DEPTH of anything but 1, 2 or 4 bytes at a time is ten times as slow.
 _CHANNELS, _FILTERS = 4, 16
 _NEXT_TAP = 0.5
 _FRONT = {"PAD": 8.0, "SPACE_TO_DEPTH": 4.0, "RESHAPE": 0.0}
@@ -136,10 +137,13 @@ def _best(model: ModelTree, place: int, worth: float) -> _Way | None:
     if operator_name(model, operator) != "CONV_2D":
         return None
     options, weights = operator.builtinOptions, constant(model, graph.tensors[operator.inputs[1]])
+    if options is None or weights is None or weights.dtype != np.float32:
+        return None
     size, out = (graph.tensors[index].shape for index in (operator.inputs[0], operator.outputs[0]))
-    dilated = options is None or options.dilationHFactor != 1 or options.dilationWFactor != 1
-    uses = sum(int(operator.inputs[1]) in [int(index) for index in other.inputs] for other in graph.operators)
-    if dilated or weights is None or weights.dtype != np.float32 or uses != 1 or weights.shape[3] != size[3]:
+    behind = {operator_name(model, other) for other in graph.operators if operator.inputs[0] in other.outputs}
+    shared = sum(operator.inputs[1] in other.inputs for other in graph.operators) > 1
+    dilated = options.dilationHFactor != 1 or options.dilationWFactor != 1
+    if shared or dilated or behind & {"PAD", "PADV2"} or weights.shape[3] != size[3]:
         return None
     before = _cost(math.prod(weights.shape[1:3]), weights.shape[3], len(weights))
     best = min(_ways(size[1:3], out[1:3], weights.shape, options), key=lambda way: way.cost, default=None)

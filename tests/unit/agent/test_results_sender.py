@@ -149,8 +149,7 @@ def test_failures_are_tried_again_later_and_not_for_ever() -> None:
 
 
 def test_another_order_is_begun_anew() -> None:
-    """A refused output that is asked for again is tried again, and one on its way is left: the device may never have seen
-    an assignment between the two that asks for none."""
+    """Refused before, it is tried again; on its way, it is left: also without an assignment between the two orders."""
     rig = Rig()
     rig.launcher.sending = lambda child, _spec: child.end(65, "it was removed")
     rig.turn(wanted(1))

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 pytest.importorskip("google.protobuf", reason="the extra grpc is not installed")
 
 from regatta_agent.serving.grpc.open_inference_pb2 import ModelInferRequest
-from regatta_agent.serving.grpc.translating import HEADER_LENGTH, message_of_answer, request_of_message
+from regatta_agent.serving.grpc.translating import HEADER_LENGTH, message_of_answer, model_path, request_of_message
 from regatta_agent.serving.http import Request, Response
 from regatta_agent.serving.inference import InferRequest, NamedTensor, WantedOutput, parse_infer, render_infer
 from regatta_agent.serving.tensors import Array, encode_binary
@@ -70,18 +70,18 @@ def test_all_of_a_message_is_in_the_request() -> None:
     message = _message(
         id="r-7",
         model_version="3",
-        parameters={
-            "priority": {"uint64_param": 2},
-            "timeout": {"int64_param": 500},
-            "processed": {"bool_param": True},
-            "trace": {"string_param": "x"},
-            "share": {"double_param": 0.5},
-            "nothing": {},
-            "binary_data_output": {"bool_param": False},
-        },
-        outputs=[{"name": "y", "parameters": {"classification": {"int64_param": 3}, "binary_data": {}}}],
+        outputs=[{"name": "y"}],
         raw_input_contents=[np.array([1, 2], np.float32).tobytes()],
     )
+    message.parameters["priority"].uint64_param = 2
+    message.parameters["timeout"].int64_param = 500
+    message.parameters["processed"].bool_param = True
+    message.parameters["trace"].string_param = "x"
+    message.parameters["share"].double_param = 0.5
+    message.parameters["nothing"].SetInParent()
+    message.parameters["binary_data_output"].bool_param = False
+    message.outputs[0].parameters["classification"].int64_param = 3
+    message.outputs[0].parameters["binary_data"].bool_param = False
 
     request = request_of_message(message, local=False)
 
@@ -89,12 +89,11 @@ def test_all_of_a_message_is_in_the_request() -> None:
     assert (request.path, request.local) == ("/v2/models/m/versions/3/infer", False)
     assert (parsed.id, parsed.priority, parsed.timeout_us, parsed.processed) == ("r-7", 2, 500, True)
     assert parsed.outputs == (WantedOutput("y", True, 3),)
-    assert request_of_message(_message(model_name="a/b", raw_input_contents=[b""]), local=True).path.endswith(
-        "/v2/models/a%2Fb/infer"
-    )
+    assert model_path("a/b", "") == "/v2/models/a%2Fb"
+    assert len(model_path("a" * 9999, "1" * 9999)) < 600, "which is remembered"
 
 
-def _input(datatype: str, shape: int = 1, **contents: list[int]) -> dict[str, Any]:
+def _input(datatype: str, shape: int = 1, **contents: list[Any]) -> dict[str, Any]:
     return {"inputs": [{"name": "x", "datatype": datatype, "shape": [shape], "contents": contents or None}]}
 
 
@@ -108,6 +107,10 @@ def _input(datatype: str, shape: int = 1, **contents: list[int]) -> dict[str, An
         (_input("INT8", int_contents=[128]), "-128, 127"),
         (_input("FP16"), "in raw_input_contents"),
         (_input("FP32", shape=-1), "not valid"),
+        (_input("BYTES", shape=70_000, bytes_contents=[b""] * 70_000), "70000 elements came"),
+        ({"inputs": [{"name": "x", "shape": [1] * 17}]}, "shape of 17 sizes"),
+        ({"inputs": [{"name": "x"}] * 257}, "257 inputs came"),
+        ({"outputs": [{"name": "x"}] * 257}, "257 outputs came"),
     ],
 )
 def test_what_http_has_no_words_for_is_refused(more: dict[str, Any], says: str) -> None:

@@ -80,18 +80,16 @@ class Intake:
         finally:
             self._streams -= 1
 
-    @contextlib.contextmanager
-    def held(self, size_bytes: int) -> Iterator[None]:
-        """Hold so many bytes until there is an answer.
+    def hold(self, size_bytes: int) -> None:
+        """Count so many bytes until `let_go`.
 
         Raises:
             Refused: when too many are held.
         """
-        server = self._server
-        if not server.has_room(size_bytes):
+        if not self._server.has_room(size_bytes):
             raise Refused(grpc.StatusCode.UNAVAILABLE, "too many bytes are being received at once: try again", 1)
-        server.held_bytes += size_bytes
-        try:
-            yield
-        finally:
-            server.held_bytes -= size_bytes
+        self._server.held_bytes += size_bytes
+
+    def let_go(self, size_bytes: int) -> None:
+        """Count them no more."""
+        self._server.held_bytes -= size_bytes

@@ -37,6 +37,7 @@ _HANDSHAKE_MS = 10_000
 _PING_MS, _PONG_MS = 60_000, 20_000  # a connection that is silent for so long is asked, and has so long to answer
 _LEAST_PING_MS = 10_000  # a client that pings more often is cut off by grpcio
 _HANDOVER_S = 0.6  # the next worker looks twice a second whether it is the one to listen
+_GATHERING_S = 0.02  # a busy caller asks anew within a millisecond
 _IDENTITY_ONLY = 1  # of GRPC_COMPRESS_NONE's bit alone
 _MOST_MESSAGE_BYTES = (1 << 31) - 1  # grpcio's numbers are of 32 bits
 _MAX_PEM_BYTES = 1 << 20
@@ -154,10 +155,19 @@ class _Listening:
         return port
 
     async def stop(self, grace_s: float, after_s: float = 0.0) -> None:
-        """See GrpcServers.stop; new calls are taken for `after_s` more."""
+        """See GrpcServers.stop; new calls are taken for `after_s` more.
+
+        grpcio cancels a call that comes after it was told to stop and before its caller has heard of that. One who
+        waits for an answer sends none. So answers are held back for a moment, in which busy callers ask once more,
+        until grpcio has sent the word; it comes before the answers.
+        """
         await asyncio.sleep(after_s)
+        self._service.hold_back()
+        await asyncio.sleep(_GATHERING_S)
+        stopping = asyncio.ensure_future(self.server.stop(grace_s))
+        await asyncio.sleep(0)
         self._service.leave()
-        await self.server.stop(grace_s)
+        await stopping
 
 
 def _guarded(spec: ServeSpec, address: str) -> Endpoint:

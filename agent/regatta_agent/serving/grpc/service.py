@@ -68,6 +68,8 @@ class InferenceService:
         self._on_invalid = on_invalid
         self._idle_streams: set[asyncio.Task[object]] = set()
         self._leaving = False
+        self._may_end = asyncio.Event()  # calls may; cleared while they are held back
+        self._may_end.set()
 
     def handlers(self) -> grpc.GenericRpcHandler:
         """Return the methods for a server of grpc.aio."""
@@ -81,22 +83,30 @@ class InferenceService:
         methods["ModelStreamInfer"] = grpc.stream_stream_rpc_method_handler(self._stream)
         return grpc.method_handlers_generic_handler(_SERVICE, methods)
 
+    def hold_back(self) -> None:
+        """Let no call end from now on."""
+        self._may_end.clear()
+
     def leave(self) -> None:
-        """End the streams that wait for a request, and each other one with the answer to what it was asked."""
+        """Let calls end, and streams: those that wait for a request now, each other one with the answer to its last."""
+        self._may_end.set()
         self._leaving = True
         for task in self._idle_streams:
             task.cancel()
 
     def _guarded(self, call: Callable[[Context], Awaitable[bytes]]) -> Callable[[object, Context], Awaitable[bytes]]:
-        async def answer(_requests: object, context: Context) -> bytes:
+        async def respond(_requests: object, context: Context) -> bytes:
             try:
                 self._check_token(context)
-                return await call(context)
+                answer = await call(context)
+                await self._may_end.wait()
+                return answer
             except Refused as err:
                 ending = err.ending
+            await self._may_end.wait()
             return await ending.of(context)
 
-        return answer
+        return respond
 
     def _check_token(self, context: Context) -> None:
         token = self._endpoint.token
@@ -190,10 +200,9 @@ class InferenceService:
             raise Refused(grpc.StatusCode.INVALID_ARGUMENT, str(err)) from err
 
     async def _answered(self, request: Request, context: Context, *, typed: bool) -> ModelInferResponse:
-        with self._intake.held(len(request.body)):
-            remaining_s = context.time_remaining()  # until the caller's deadline
-            timeout_us = None if remaining_s is None else int(remaining_s * 1e6)
-            response = await self._ask(request._replace(timeout_us=timeout_us))
+        remaining_s = context.time_remaining()  # until the caller's deadline
+        timeout_us = None if remaining_s is None else int(remaining_s * 1e6)
+        response = await self._ask(request._replace(timeout_us=timeout_us))
         if response.status != 200:
             raise refused_by(response)
         translate = partial(message_of_answer, response, typed=typed)
@@ -201,10 +210,17 @@ class InferenceService:
         return await self._elsewhere(translate) if is_long else translate()
 
     async def _ask(self, request: Request) -> Response:
-        """Return what the handler answers, now or later; a caller that left meanwhile is answered in vain."""
+        """Return what the handler answers, now or later; a caller that left meanwhile is answered in vain.
+
+        Raises:
+            Refused: when too many bytes wait for answers already.
+        """
         answered: asyncio.Future[Response] = asyncio.get_running_loop().create_future()
+        size_bytes = len(request.body)
+        self._intake.hold(size_bytes)
 
         def respond(response: Response) -> None:
+            self._intake.let_go(size_bytes)
             if not answered.done():
                 answered.set_result(response)
 

@@ -2,7 +2,8 @@
 
 A message becomes a request in the protocol's binary form (inference.py), with each tensor's bytes after the JSON that
 describes it. So it goes the way of every other request: one reader, one set of checks with one text for each error, one
-queue, one set of figures, and the same shadow. What is checked here is only what HTTP has no words for.
+queue, one set of figures, and the same shadow. What is checked here is only what HTTP has no words for, and how many
+entries there are of each kind: a message has them in two bytes each, and Python in a hundred.
 
 An answer speaks as its request did: raw contents to raw ones (and to a request whose inputs all are in shared memory),
 typed contents to typed ones, but for FP16, which has no type in the protocol.
@@ -25,39 +26,54 @@ from regatta_agent.serving.grpc.open_inference_pb2 import (
     ModelInferResponse,
 )
 from regatta_agent.serving.http import Request, Response
-from regatta_agent.serving.tensors import decode_binary, decode_json, encode_binary
+from regatta_agent.serving.inference import MAX_TENSORS
+from regatta_agent.serving.tensors import (
+    DATATYPES,
+    MAX_DIMENSIONS,
+    Array,
+    decode_binary,
+    element_count,
+    encode_binary,
+)
 from regatta_protocol.errors import Rejected
 
 __all__ = ["is_typed", "message_of_answer", "model_path", "request_of_message"]
 
 HEADER_LENGTH = b"inference-header-content-length"
 _REGION = "shared_memory_region"
+_LONGEST_NAME = 256  # characters; what follows is not asked for, as no model has such a name
+_MOST_PARAMETERS = 64
+_MOST_STRINGS = 65_536  # one by one: an empty one is two bytes of a message, and was measured at 250 of memory here
 _FIELDS = {
-    "BOOL": "bool_contents",
-    "INT8": "int_contents",
-    "INT16": "int_contents",
-    "INT32": "int_contents",
-    "INT64": "int64_contents",
-    "UINT8": "uint_contents",
-    "UINT16": "uint_contents",
-    "UINT32": "uint_contents",
-    "UINT64": "uint64_contents",
-    "FP32": "fp32_contents",
-    "FP64": "fp64_contents",
-    "BYTES": "bytes_contents",
+    "BOOL": ("bool_contents", np.dtype("?")),
+    "INT8": ("int_contents", np.dtype("i4")),
+    "INT16": ("int_contents", np.dtype("i4")),
+    "INT32": ("int_contents", np.dtype("i4")),
+    "INT64": ("int64_contents", np.dtype("i8")),
+    "UINT8": ("uint_contents", np.dtype("u4")),
+    "UINT16": ("uint_contents", np.dtype("u4")),
+    "UINT32": ("uint_contents", np.dtype("u4")),
+    "UINT64": ("uint64_contents", np.dtype("u8")),
+    "FP32": ("fp32_contents", np.dtype("f4")),
+    "FP64": ("fp64_contents", np.dtype("f8")),
+    "BYTES": ("bytes_contents", np.dtype(object)),
 }
 
 
-@lru_cache(maxsize=64)  # a client asks for the same again and again
 def model_path(name: str, version: str, action: str = "") -> str:
     """Return the path of what is asked of a model; an empty version is the one that serves."""
+    return _path(name[:_LONGEST_NAME], version[:_LONGEST_NAME], action)
+
+
+@lru_cache(maxsize=64)  # a client asks for the same again and again
+def _path(name: str, version: str, action: str) -> str:
     versions = f"/versions/{quote(version, safe='')}" if version else ""
     return f"/v2/models/{quote(name, safe='')}{versions}{action}"
 
 
 def is_typed(message: ModelInferRequest) -> bool:
     """Return whether the message gives elements one by one, which take long to read when there are many."""
-    return any(tensor.HasField("contents") for tensor in message.inputs)
+    return any(tensor.HasField("contents") for tensor in message.inputs[:MAX_TENSORS])
 
 
 def request_of_message(message: ModelInferRequest, *, local: bool) -> Request:
@@ -70,6 +86,7 @@ def request_of_message(message: ModelInferRequest, *, local: bool) -> Request:
     Raises:
         Rejected: when raw and typed contents are mixed, or do not belong to the inputs.
     """
+    _check_counts(message)
     parts = _raw_parts(message) if message.raw_input_contents else _typed_parts(message)
     document: dict[str, Any] = {
         "inputs": [
@@ -95,6 +112,28 @@ def request_of_message(message: ModelInferRequest, *, local: bool) -> Request:
     return Request(b"POST", path, {HEADER_LENGTH: b"%d" % len(header)}, body, local)
 
 
+def _check_counts(message: ModelInferRequest) -> None:
+    """Refuse a message of more entries than HTTP takes, before each costs memory."""
+    counts = [
+        ("inputs", len(message.inputs), MAX_TENSORS),
+        ("outputs", len(message.outputs), MAX_TENSORS),
+        ("parameters", len(message.parameters), _MOST_PARAMETERS),
+    ]
+    for what, count, most in counts:
+        if count > most:
+            raise Rejected(f"{count} {what} came: up to {most} are taken")
+    parameters = [(one.name, one.parameters) for one in message.inputs]
+    parameters += [(one.name, one.parameters) for one in message.outputs]
+    for name, given in parameters:
+        if len(given) > _MOST_PARAMETERS:
+            raise Rejected(f"{name[:120]!r} has {len(given)} parameters: up to {_MOST_PARAMETERS} are taken")
+    for tensor in message.inputs:
+        if len(tensor.shape) > MAX_DIMENSIONS:
+            raise Rejected(
+                f"{tensor.name[:120]!r} has a shape of {len(tensor.shape)} sizes: up to {MAX_DIMENSIONS} are taken"
+            )
+
+
 def _raw_parts(message: ModelInferRequest) -> list[bytes | None]:
     """Return the bytes of each input, None for one in shared memory."""
     if is_typed(message):
@@ -115,19 +154,28 @@ def _typed_parts(message: ModelInferRequest) -> list[bytes | None]:
 
 def _packed(tensor: ModelInferRequest.InferInputTensor) -> bytes:
     """Return the bytes of typed contents, or why there are none."""
-    field = _FIELDS.get(tensor.datatype)
+    field, dtype = _FIELDS.get(tensor.datatype, ("", DATATYPES["BYTES"]))
     given = [descriptor.name for descriptor, _ in tensor.contents.ListFields()]
-    if field is None or any(name != field for name in given):
-        where = f"in contents.{field}" if field is not None else "in raw_input_contents"
+    name = f"input {tensor.name[:120]!r}"
+    if not field or any(other != field for other in given):
+        where = f"in contents.{field}" if field else "in raw_input_contents"
         came = ", ".join(given) if given else "no contents"
-        raise Rejected(f"input {tensor.name[:120]!r}: {tensor.datatype[:40]} comes {where}, and {came} came")
-    elements = list(getattr(tensor.contents, field))
-    if field == "bytes_contents":
-        return encode_binary(np.array(elements, dtype=object))
+        raise Rejected(f"{name}: {tensor.datatype[:40]} comes {where}, and {came} came")
+    elements, shape = getattr(tensor.contents, field), list(tensor.shape)
     try:
-        return encode_binary(decode_json(tensor.datatype, list(tensor.shape), elements))
+        count = element_count(shape)
     except Rejected as err:
-        raise Rejected(f"input {tensor.name[:120]!r}: {err}") from err
+        raise Rejected(f"{name}: {err}") from err
+    if len(elements) != count:
+        raise Rejected(f"{name}: shape {shape} needs {count} elements and {len(elements)} came")
+    if field == "bytes_contents" and count > _MOST_STRINGS:
+        raise Rejected(f"{name}: {count} elements came: send more than {_MOST_STRINGS} of BYTES in raw_input_contents")
+    array: Array = np.fromiter(elements, dtype, count)
+    typed: Array = array.astype(DATATYPES[tensor.datatype], copy=False)
+    if dtype.kind in "iu" and not np.array_equal(typed, array):
+        limits = np.iinfo(typed.dtype)
+        raise Rejected(f"{name}: {tensor.datatype} must lie in [{limits.min}, {limits.max}]")
+    return encode_binary(typed)
 
 
 def _values(parameters: Mapping[str, InferParameter]) -> dict[str, Any]:
@@ -178,4 +226,4 @@ def _set(parameter: InferParameter, value: object) -> None:
 
 
 def _fill(contents: InferTensorContents, datatype: str, shape: list[int], part: bytes) -> None:
-    getattr(contents, _FIELDS[datatype]).extend(decode_binary(datatype, shape, part).ravel().tolist())
+    getattr(contents, _FIELDS[datatype][0]).extend(decode_binary(datatype, shape, part).ravel().tolist())

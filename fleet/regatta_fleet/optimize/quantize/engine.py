@@ -2,7 +2,8 @@
 
 Only in the optimizer's child process: calibration runs the model. The model comes normalized (`model_file.normalize`),
 for the quantizer reads operators only where TensorFlow 2.4 and later put them, and needs a signature; every channel
-gets a range (`layers.with_ranges`); what comes out must hold quantized weights, and is made compact.
+gets a range (`layers.with_ranges`), and pools over all become means (`pools`); what comes out must hold quantized
+weights, and is made compact.
 
 Calibration keeps the minimum and maximum over the samples; the quantizer's default, a moving average of them, loses 6
 to 9 dB of output SNR (./run bench-optimize prints both).
@@ -23,9 +24,10 @@ from ai_edge_quantizer import calibrator, quantizer, recipe_manager
 from ai_edge_quantizer.utils import qsv_utils
 
 from regatta_fleet.optimize.compact import compact
-from regatta_fleet.optimize.fold import Folded, fold
+from regatta_fleet.optimize.fold import fold
 from regatta_fleet.optimize.model_file import ModelTree, model_bytes, parse_model, text_of
 from regatta_fleet.optimize.quantize.layers import Layer, check_changed, stem_layers, with_ranges
+from regatta_fleet.optimize.quantize.pools import with_means
 from regatta_fleet.optimize.quantize.recipes import Recipe, scheme_recipe
 from regatta_fleet.optimize.quantize.schemes import Scheme
 from regatta_protocol.errors import Rejected
@@ -41,7 +43,7 @@ class Quantized:
 
     content: bytes
     layers: tuple[Layer, ...]
-    folded: tuple[Folded, ...] = ()
+    rewritten: tuple[str, ...] = ()  # what of the graph was written otherwise first, in words
 
 
 class Source:
@@ -51,7 +53,8 @@ class Source:
     """
 
     def __init__(self, model: ModelTree) -> None:
-        self.model, self.dead_channels = with_ranges(model)
+        ranged, self.dead_channels = with_ranges(model)
+        self.model, self.means = with_means(ranged)
         folded, self.folded = fold(self.model)
         self._content, self._folded_content = model_bytes(self.model), model_bytes(folded)
         self._ranges: dict[str, Any] | None = None
@@ -96,7 +99,8 @@ class Source:
             raise Rejected("no convolution is over a single channel: it would be int8 itself")
         if scheme != "int8":
             return self.quantize(scheme_recipe(scheme, stem))
-        return replace(self._quantize(self._folded_content, scheme_recipe(scheme)), folded=self.folded)
+        made = self._quantize(self._folded_content, scheme_recipe(scheme))
+        return replace(made, rewritten=(*(one.words for one in self.folded), *made.rewritten))
 
     def quantize(self, recipe: Recipe) -> Quantized:
         """Return the model by the recipe, nothing folded.
@@ -117,7 +121,8 @@ class Source:
             )
         made = parse_model(bytes(result.quantized_model or b""), "the quantized model")
         found = check_changed(self.model, made)
-        return Quantized(model_bytes(compact(made)), found)
+        pools = ("average pool over the whole written as MEAN",) if self.means else ()
+        return Quantized(model_bytes(compact(made)), found, pools)
 
 
 @contextlib.contextmanager

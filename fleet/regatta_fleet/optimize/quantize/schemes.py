@@ -20,8 +20,9 @@ class SchemeFacts:
 
 
 # Measured (./run bench-optimize): int8 is the fast one, yet a convolution over a single channel is faster in float with
-# XNNPACK (whose int8 kernels take several input channels at a time); weight-only computes in float at float's speed
-# when its weights are int8 or float16; int4 weights and dynamic int8 are mostly slower than float on an x86 CPU.
+# XNNPACK (whose int8 kernels take several input channels at a time), unless its stride can be folded into channels;
+# weight-only computes in float at float's speed when its weights are int8 or float16; int4 weights and dynamic int8 are
+# mostly slower than float on an x86 CPU.
 SCHEMES: dict[Scheme, SchemeFacts] = {
     "int8": SchemeFacts("weights and activations int8, min-max ranges", calibrated=True),
     "int8-unfolded": SchemeFacts(
