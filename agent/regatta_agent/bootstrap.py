@@ -33,6 +33,7 @@ from regatta_agent.racing import RaceSettings
 from regatta_agent.record import RecordFile
 from regatta_agent.renewing import Renewing
 from regatta_agent.reporter import Reporter, presence_will
+from regatta_agent.results_sender import ResultsSender, SendingSettings
 from regatta_agent.status import StateLock, StatusFile
 from regatta_agent.store import Store
 from regatta_agent.traffic import TrafficBook
@@ -44,6 +45,7 @@ from regatta_protocol.codec import decode
 from regatta_protocol.errors import Misuse, Rejected
 from regatta_protocol.measurement import BoardFacts
 from regatta_protocol.traffic import Ledger
+from regatta_protocol.update_window import parse_window
 from regatta_provisioning.identity import Identity, load_identity
 from regatta_provisioning.notify import Notifier
 
@@ -148,6 +150,7 @@ def assemble(
         run_dir=config.run_dir,
         boot=boot,
     )
+    book = traffic or TrafficBook(config.state_dir, config.run_dir, clock.wall())
     return Loop(
         Parts(
             inbox=inbox,
@@ -176,9 +179,22 @@ def assemble(
                 BatchSettings(config.batch_folder, config.batch_inputs, config.run_dir, config.disk_reserve_bytes),
                 boot,
             ),
+            results=ResultsSender(
+                launcher,
+                SendingSettings(
+                    config.batch_folder,
+                    config.batch_results,
+                    config.link == "metered",
+                    identity.certificate_path.parent,
+                ),
+                limits_of(config),
+                book.ledger,
+                rng,
+                boot,
+            ),
             notifier=notifier,
             alarm=alarm or Alarm(),
-            traffic=traffic or TrafficBook(config.state_dir, config.run_dir, clock.wall()),
+            traffic=book,
             status=StatusFile(config.run_dir, boot, clock.wall()),
             versions=versions_here(board),
         )
@@ -193,6 +209,8 @@ def limits_of(config: AgentConfig) -> Limits:
         backoff_cap_s=config.backoff_cap_s,
         disk_reserve_bytes=config.disk_reserve_bytes,
         keep_previous=config.keep_previous,
+        update_window=tuple(map(parse_window, config.update_window)),
+        metered=config.link == "metered",
     )
 
 

@@ -318,6 +318,8 @@ class Controller:
             issued_at=wanted.at,
             models=wanted.models,
             batch=wanted.batch,
+            results=wanted.results,
+            update_window=wanted.update_window,
         )
         return encode(self._signer.sign(assignment))
 

@@ -16,6 +16,7 @@ import pytest
 from enrolled import enrolled
 from mosquitto import Wire, connected, require_mosquitto, running_wire
 from polling import wait_until
+from regatta_agent.compiler import compile_ahead
 from regatta_protocol import topics
 from regatta_protocol.bus import Message
 from regatta_protocol.codec import decode
@@ -81,6 +82,21 @@ def test_at_rest_it_holds_nothing_that_it_does_not_use(wire: Wire, tmp_path: Pat
 
     assert "paho.mqtt.client" in imported and "pydantic" in imported
     assert [name for name in _NOT_AT_REST if name in imported] == []
+
+
+def test_started_as_its_unit_says_it_runs_lean(wire: Wire, tmp_path: Path) -> None:
+    """With what `regatta-agent install` compiles it is the same process, and works; docs/footprint.md has the gain."""
+    compile_ahead(tmp_path / "bytecode", limit_s=150.0)
+    agent = _start(enrolled(wire, tmp_path, DEVICE), REGATTA_BYTECODE=str(tmp_path / "bytecode"))
+    shown = tmp_path / "run" / "agent.json"
+    try:
+        wait_until(lambda: shown.exists() and json.loads(shown.read_text())["online"], 30, "agent.json says online")
+        argv = Path(f"/proc/{agent.pid}/cmdline").read_text().split("\0")
+    finally:
+        agent.terminate()
+        assert agent.wait(20) == 0, (tmp_path / "agent.log").read_text()
+
+    assert "-OO" in argv
 
 
 def test_it_is_there_reports_and_leaves_as_it_should(wire: Wire, tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from datetime import datetime, timedelta, timezone
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,7 @@ from regatta_agent.client import Client
 from regatta_agent.core.states import IN_PROGRESS
 from regatta_agent.record import RecordFile
 from regatta_fleet.cli.connection import open_client
-from regatta_fleet.schemas import BatchOnDevice, RolloutDetail, RolloutState, WaveState
+from regatta_fleet.schemas import BatchOnDevice, ResultsRequest, RolloutDetail, RolloutState, WaveState
 from regatta_protocol.batch import BatchState
 from regatta_protocol.errors import RegattaError, Retryable
 from regatta_protocol.ids import ModelName, ModelRef
@@ -44,6 +45,7 @@ _AGENT_CONFIG = "race_threads = [1]\nrace_budget_s = 2\ntelemetry_period_s = 0.5
 _DEADLINE_S = 45.0
 _STARVED_S = 10.0  # at most, until a fault is felt
 _RECORDS = 40_000  # of a batch job: long enough to be met at it
+_PULLED = 12_000  # of another: 3.5 MB of results
 _LOADED_SIDE = 48  # 3.7 MB: long enough on the wire to be met there
 _WORDS_OF_WANT = ("MemoryError", "no resources left", "no thread could be started", "Too many open files")
 
@@ -64,7 +66,7 @@ class Fleet:
         """Start the server, or the agent of that name."""
         argv = ["regatta_fleet", "up", "--home", str(self.home)]
         if name in DEVICES:
-            argv = ["regatta_agent", "run", "--config", str(self.folder / "agent.toml"), *self._folders(name)]
+            argv = ["regatta_agent", "run", "--config", str(self.folder / "agent.toml"), *self.folders(name)]
         with (self.folder / f"{name}.log").open("ab") as log:
             self._running[name] = subprocess.Popen(
                 [sys.executable, "-m", *argv], stdin=subprocess.DEVNULL, stdout=log, stderr=log
@@ -125,7 +127,7 @@ class Fleet:
     def enroll(self, name: str) -> None:
         """Enrol the device and start its agent."""
         token = self.regatta("device", "token", "--device", name)["token"]
-        self.run("regatta_agent", "enroll", token, *self._folders(name)[:2])
+        self.run("regatta_agent", "enroll", token, *self.folders(name)[:2])
         self.start(name)
 
     def push(self, side: int = 8) -> int:
@@ -134,7 +136,7 @@ class Fleet:
         self._versions = self.regatta("model", "push", str(path), "--name", MODEL)["version"]
         return self._versions
 
-    def roll_out(self, version: int, waves: str = "100%", *devices: str) -> str:
+    def roll_out(self, version: int, waves: str = "100%", *devices: str, options: tuple[str, ...] = ()) -> str:
         """Start a rollout and return its id.
 
         Speed decides nothing: the machine is busy with the test itself, and the first version, whose p99 is a few
@@ -142,8 +144,13 @@ class Fleet:
         """
         to = [word for device in devices for word in ("--to", device)]
         gate = ("--gate", "p99-ratio=1000000000", "--trial", "0.5s")
-        started = self.regatta("rollout", "start", f"{MODEL}:{version}", "--waves", waves, *to, *gate)
+        started = self.regatta("rollout", "start", f"{MODEL}:{version}", "--waves", waves, *to, *gate, *options)
         return str(started["id"])
+
+    def set_window(self, window: str) -> None:
+        """Let all devices take new versions into service in this window alone."""
+        with open_client(self.home, None) as client:
+            client.set_windows("default", (window,))
 
     def rollout(self, number: str) -> RolloutDetail | None:
         """Return the rollout as the server shows it, or None while there is no server."""
@@ -209,7 +216,7 @@ class Fleet:
 
         wait_until(follower, _DEADLINE_S, f"{name} starts {words!r} again")
 
-    def _folders(self, name: str) -> tuple[str, str, str, str]:
+    def folders(self, name: str) -> tuple[str, str, str, str]:
         place = self.folder / name
         return ("--state-dir", str(place / "state"), "--run-dir", str(place / "run"))
 
@@ -317,6 +324,43 @@ def test_an_agent_killed_in_a_batch_job_goes_on_with_it(fleet: Fleet) -> None:
     assert sum(device.summary.classes.values()) + device.summary.other_classes == _RECORDS
 
 
+def test_results_are_pulled_although_agent_and_server_are_killed(fleet: Fleet) -> None:
+    """A job's output of some megabytes: on its way both die, and what arrives is what lies on the device."""
+    name, output = DEVICES[1], fleet.folder / "out" / "pulled.jsonl"
+    source = fleet.folder / "in" / "y.npy"
+    np.save(source, np.random.default_rng(1).random((_PULLED, 8, 8, 1), dtype=np.float32))
+    place = ("--input", str(source), "--output", output.name)
+    number = str(fleet.regatta("batch", "start", MODEL, "--on", name, *place)["id"])
+
+    def stands() -> BatchOnDevice | None:
+        try:
+            with open_client(fleet.home, None) as client:
+                return client.batch(number).devices[0]
+        except Retryable:
+            return None
+
+    def on_its_way() -> bool:
+        pulled = None if (found := stands()) is None else found.results
+        return pulled is not None and 0 < pulled.received_bytes < (pulled.size_bytes or 0)
+
+    wait_until(lambda: (one := stands()) and one.state is BatchState.DONE, _DEADLINE_S, "the job is done")
+    assert output.stat().st_size > 3_000_000
+    with open_client(fleet.home, None) as client:
+        client.ask_results(number, ResultsRequest())
+    wait_until(on_its_way, _DEADLINE_S, "the output is on its way", period_s=0.005)
+    fleet.kill(name)
+    fleet.kill("server")
+    fleet.start("server")
+    fleet.start(name)
+
+    told = fleet.regatta("batch", "results", number, "--output", str(fleet.folder / "pulled"))
+    (device,) = told["devices"]
+    assert Path(device["path"]).read_bytes() == output.read_bytes()
+    told_at = fleet.folder / name / "run" / "traffic.json"
+    spent = wait_until(lambda: json.loads(told_at.read_bytes())["causes"].get("results"), _DEADLINE_S, "it is counted")
+    assert spent[0] > 100_000 and spent[1] > 0
+
+
 def test_a_broker_killed_in_a_rollout_is_started_again(fleet: Fleet) -> None:
     """The server starts it again, the agents come back, and the rollout completes."""
     version = fleet.push(side=_LOADED_SIDE)
@@ -347,3 +391,35 @@ def test_a_server_killed_in_a_rollout_goes_on_with_it(fleet: Fleet) -> None:
     fleet.await_completed(rollout)
     for name in DEVICES:
         fleet.await_served(name, version)
+
+
+def test_a_device_waits_for_its_update_window_and_goes_on_when_it_opens(fleet: Fleet) -> None:
+    """Downloaded, and told on both sides until when; the gate waits with it; then by a setting, and by the override."""
+    name, opens = DEVICES[0], datetime.now(timezone.utc) + timedelta(hours=6)
+    closed = f"{opens:%H:%M}-{opens + timedelta(hours=1):%H:%M} UTC"
+    version = fleet.push()
+    fleet.set_window(closed)
+    served = RecordFile(fleet.folder / name / "state").load().serving(MODEL)
+    assert served is not None
+    rollout = fleet.roll_out(version, "100%", name)
+
+    def waiting() -> bool:
+        detail = fleet.rollout(rollout)
+        return detail is not None and detail.waves[0].waiting == 1
+
+    wait_until(waiting, _DEADLINE_S, "the server hears that the device waits")
+    words = f"waits: window opens {opens:%H:%M} UTC"
+    assert fleet.state(name, version) is InstallState.VERIFIED
+    assert words in fleet.run("regatta_agent", "status", *fleet.folders(name))
+    assert f"{name} ({words})" in fleet.run("regatta_fleet", "rollout", "show", rollout, "--home", str(fleet.home))
+    fleet.await_served(name, served.version)
+
+    fleet.set_window("00:00-24:00")
+    fleet.await_completed(rollout)
+    fleet.await_served(name, version)
+
+    fleet.set_window(closed)
+    urgent = fleet.push()
+    fleet.await_completed(fleet.roll_out(urgent, "100%", name, options=("--ignore-window",)))
+    fleet.await_served(name, urgent)
+    fleet.set_window("00:00-24:00")  # for whoever comes after

@@ -1,9 +1,9 @@
 """Whether a placement has become slower than its race said, by more than the policy allows. Pure.
 
 Inferences are looked at in windows of so many, of a quarter of a second when so many take longer, or of so many seconds
-when they come rarely; a window's figure is its median, so that single slow ones count for nothing, and only several slow
-windows in a row count. That the placement is
-slow does not say why: a comparison with the next best one, now, tells it from the load of the machine.
+when they come rarely; a window's figure is its median, so that single slow ones count for nothing, and only several
+slow windows in a row count. That the placement is slow does not say why: a comparison with the next best one, now,
+tells it from the load of the machine.
 """
 
 from __future__ import annotations

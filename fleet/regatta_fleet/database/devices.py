@@ -9,11 +9,12 @@ from sqlalchemy import Connection, Row, delete, insert, select, update
 
 from regatta_fleet.core.cohorts import Member
 from regatta_fleet.core.policies import Rule, applying, resolve
-from regatta_fleet.database.batch import list_wanted
+from regatta_fleet.database.batch import list_results_wanted, list_wanted
 from regatta_fleet.database.models import get_version
 from regatta_fleet.database.policies import list_rules
 from regatta_fleet.database.tables import assignments, device_models, devices
-from regatta_protocol.batch import BatchJob
+from regatta_fleet.database.update_windows import windows_for
+from regatta_protocol.batch import BatchJob, ResultsWanted
 from regatta_protocol.codec import decode, encode
 from regatta_protocol.ids import DeviceId, ModelName, ModelRef
 from regatta_protocol.measurement import BoardFacts
@@ -73,6 +74,8 @@ class Desired:
     at: float
     models: dict[ModelName, DesiredModel]
     batch: tuple[BatchJob, ...] = ()
+    results: tuple[ResultsWanted, ...] = ()
+    update_window: tuple[str, ...] = ()
 
 
 def enroll_device(tx: Connection, device: DeviceId, *, group: str, board: BoardFacts, now: float) -> None:
@@ -203,6 +206,7 @@ def assign(tx: Connection, device: DeviceId, name: ModelName, desired: DesiredMo
                 version=desired.version,
                 rollout=desired.rollout,
                 trial_s=desired.trial_s,
+                ignore_window=desired.ignore_window,
             )
         )
     bump_generation(tx, device, now)
@@ -252,11 +256,20 @@ def get_desired(tx: Connection, device: DeviceId) -> Desired | None:
             version=each.version,
             rollout=each.rollout,
             trial_s=each.trial_s,
+            ignore_window=each.ignore_window,
             policy=_policy(tx, ModelRef(each.name, each.version), applying(rules, row.group_name, each.name)),
         )
         for each in wanted
     }
-    return Desired(device, row.desired_generation, row.desired_at, models, list_wanted(tx, device))
+    return Desired(
+        device,
+        row.desired_generation,
+        row.desired_at,
+        models,
+        batch=list_wanted(tx, device),
+        results=list_results_wanted(tx, device),
+        update_window=windows_for(tx, row.group_name),
+    )
 
 
 def _policy(tx: Connection, ref: ModelRef, rules: Sequence[Rule]) -> Policy | None:
