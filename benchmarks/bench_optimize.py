@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import io
+import itertools
 import platform
 import tempfile
 import time
@@ -28,6 +29,7 @@ from PIL import Image
 
 from regatta_fleet.optimize.answers import real_answers
 from regatta_fleet.optimize.compare import Comparison, compare
+from regatta_fleet.optimize.model_builder import ModelBuilder
 from regatta_fleet.optimize.model_file import ModelTree, model_bytes, read_model, text_of
 from regatta_fleet.optimize.quantize.engine import Source
 from regatta_fleet.optimize.quantize.layers import stem_layers
@@ -199,6 +201,32 @@ def training(data: Path, scratch: Path, rounds: int) -> tuple[list[Row], list[Go
     return rows, goals
 
 
+def folding(data: Path, scratch: Path, rounds: int) -> tuple[list[Row], list[Goal]]:
+    """Return the goal that folding makes no convolution slower; prints each. They stand alone, with a stride of 2."""
+    ratios = []
+    for size, kernel, filters, channels in itertools.product((20, 33, 96), (3, 5, 7), (8, 64), (1, 2)):
+        random = np.random.RandomState(0)
+        builder, out = ModelBuilder("one convolution"), -(-size // 2)
+        width = size + size % 2
+        weights = random.standard_normal((filters, kernel, kernel, channels)).astype(np.float32)
+        place = builder.input("x", (1, size, width, channels))
+        bias = np.zeros(filters, np.float32)
+        place = builder.conv("y", place, weights, bias, (1, out, width // 2, filters), stride=2)
+        source = Source(builder.finish([place]))
+        source.calibrate(random.standard_normal((8, size, width, channels)).astype(np.float32))
+        files = {}
+        for scheme in ("int8", "int8-unfolded"):
+            files[scheme] = scratch / f"{scheme}.tflite"
+            files[scheme].write_bytes(source.quantize_by(scheme).content)
+        times = _least_p50_us(files, rounds)
+        ratios.append(times["int8"] / times["int8-unfolded"])
+        print(
+            f"{size} x {width} x {channels}, {filters} filters {kernel} x {kernel}: {times['int8-unfolded']:.1f} us, "
+            f"folded by {source.folded[0].way} {times['int8']:.1f} us, {ratios[-1]:.2f}"
+        )
+    return [], [Goal("a folded convolution takes at most 1.0 of the time, the worst", max(ratios), 1.0, unit="x")]
+
+
 def _points(row: Row) -> float:
     return 100 * (row.comparison.drop or 0.0)
 
@@ -210,8 +238,8 @@ def _ratio(p50_us: float | None, other_us: float | None) -> float | None:
 def _made(name: str, model: Path, tuning: Samples, scratch: Path) -> dict[str, Path]:
     source = Source(read_model(model))
     source.calibrate(tuning.x)
-    stem = bool(stem_layers(source.model))
-    wanted = [scheme for scheme in SCHEMES if stem or scheme != "int8-float-stem"]
+    differs = {"int8-unfolded": source.folded, "int8-float-stem": stem_layers(source.model)}
+    wanted = [scheme for scheme in SCHEMES if differs.get(scheme, (scheme,))]
     contents: dict[str, bytes] = {scheme: source.quantize_by(scheme).content for scheme in wanted}
     contents["mixed"] = search_precision(source, tuning, BUDGET).quantized.content
     contents["quantizer's default"] = _by_default(read_model(model), tuning)
@@ -285,7 +313,7 @@ def _print(rows: Sequence[Row], goals: Sequence[Goal]) -> None:
         print(f"{'reached' if goal.reached else 'MISSED ':8} {goal.text}: {measured}")
 
 
-SECTIONS: dict[str, Section] = {"quantization": quantization, "training": training}
+SECTIONS: dict[str, Section] = {"quantization": quantization, "training": training, "folding": folding}
 
 
 def main() -> None:

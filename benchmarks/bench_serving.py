@@ -4,8 +4,9 @@ Latency: one client of each way, in rounds that are interleaved; the floor is se
 Throughput: 4 and 16 client processes of each way. Then the first answer after a start of the worker, and its memory.
 
 Each way sends the input's bytes as well as it can: Regatta binary tensors over its unix socket, with validation and
-metrics on, MLServer gRPC with raw contents, BentoML and LitServe base64 in JSON (they take no bare bytes). Peers are
-installed into build/peers on first use; one that does not install or start is left out, with the reason.
+metrics on, and the same tensors over gRPC where the extra is installed, MLServer gRPC with raw contents, BentoML and
+LitServe base64 in JSON (they take no bare bytes). Peers are installed into build/peers on first use; one that does not
+install or start is left out, with the reason.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -164,11 +166,12 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=5.0, help="of each measurement of throughput")
     parser.add_argument("--clients", type=int, nargs="*", default=CLIENTS, help="of the measurements of throughput")
     options = parser.parse_args()
+    ours = ["regatta"] if find_spec("grpc") is None else ["regatta", "regatta-grpc"]
     models = options.models or default_models()
     if not models:
         parser.error("there are no models beside this checkout: name some")
     for model in models:
-        print(json.dumps(measure(model, options, ["floor", "regatta", *filter(None, options.peers.split(","))])))
+        print(json.dumps(measure(model, options, ["floor", *ours, *filter(None, options.peers.split(","))])))
 
 
 if __name__ == "__main__":

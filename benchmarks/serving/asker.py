@@ -58,6 +58,23 @@ def _in_base64(address: str, _model: str, sample: np.ndarray) -> Ask:
     return _posting(address, "/predict", encode, "application/json")
 
 
+def _regatta_grpc(address: str, _model: str, sample: np.ndarray) -> Ask:
+    """Ask Regatta over gRPC with raw contents."""
+    import grpc
+    from tritonclient.grpc import service_pb2, service_pb2_grpc
+
+    stub = service_pb2_grpc.GRPCInferenceServiceStub(grpc.insecure_channel(address))
+    names = {"int8": "INT8", "uint8": "UINT8", "float32": "FP32"}
+    model = stub.ModelMetadata(service_pb2.ModelMetadataRequest(name="m"), timeout=60)
+    tensor = service_pb2.ModelInferRequest.InferInputTensor(
+        name=model.inputs[0].name, datatype=names[sample.dtype.name], shape=sample.shape
+    )
+    return lambda: stub.ModelInfer(
+        service_pb2.ModelInferRequest(model_name="m", inputs=[tensor], raw_input_contents=[sample.tobytes()]),
+        timeout=60,
+    )
+
+
 def _mlserver(address: str, _model: str, sample: np.ndarray) -> Ask:
     """Ask over gRPC with raw contents, the fastest of its ways."""
     import grpc
@@ -72,7 +89,14 @@ def _mlserver(address: str, _model: str, sample: np.ndarray) -> Ask:
     return lambda: stub.ModelInfer(request, timeout=60)
 
 
-WAYS = {"floor": _floor, "regatta": _regatta, "litserve": _in_base64, "bentoml": _in_base64, "mlserver": _mlserver}
+WAYS = {
+    "floor": _floor,
+    "regatta": _regatta,
+    "regatta-grpc": _regatta_grpc,
+    "litserve": _in_base64,
+    "bentoml": _in_base64,
+    "mlserver": _mlserver,
+}
 
 
 def _times(ask: Ask, count: int) -> list[float]:

@@ -72,6 +72,10 @@ def served(way: str, model: Path, folder: Path, guarded: bool) -> Iterator[str]:
         with regatta(model, folder, guarded=guarded) as (address, _):
             yield address
         return
+    if way == "regatta-grpc":
+        with regatta(model, folder, guarded=guarded, grpc=True) as (address, _):
+            yield f"unix:{Path(address).with_suffix('.grpc')}"
+        return
     python, port = python_of(way), _free_port()
     command, where = _command(way, python, model, folder, port)
     log = folder / f"{way}.log"
@@ -135,16 +139,20 @@ def _await(way: str, server: subprocess.Popen[bytes], where: str, port: int, log
 
 
 @contextlib.contextmanager
-def regatta(model: Path, folder: Path, version: int = 1, guarded: bool = False) -> Iterator[tuple[str, int]]:
-    """Run a serving worker, and give the path of its socket and its process id."""
+def regatta(
+    model: Path, folder: Path, version: int = 1, guarded: bool = False, grpc: bool = False
+) -> Iterator[tuple[str, int]]:
+    """Run a serving worker, with gRPC too if `grpc`, and give the path of its socket and its process id."""
     from regatta_agent.serving.spec import ServeSpec
 
+    socket_path = folder / f"m-{version}.sock"
     spec = ServeSpec(
         model="m",
         version=version,
         candidate_id="litert/model/xnnpack/t1",
         variant_path=model.resolve(),
-        socket_path=folder / f"m-{version}.sock",
+        socket_path=socket_path,
+        grpc_path=socket_path.with_suffix(".grpc") if grpc else None,
         guarded=guarded,
     )
     path = folder / f"m-{version}.json"

@@ -17,11 +17,34 @@ from regatta_agent.client import Client
 from regatta_protocol import sketch
 from regatta_protocol.errors import Misuse, Rejected, Retryable
 from regatta_runtimes.golden import write_golden
-from serving_process import ServingProcess, post, raw_exchange, status_of, tiny_spec
+from serving_process import ServingProcess, post, raw_exchange, serving, status_of, tiny_spec
 from tiny_models import write_tiny_model
 
 pytestmark = pytest.mark.system
 
+NOT_IN_A_WORKER = {  # what a worker must not hold that serves an image model on its unix socket, and why it need not
+    "_ssl": "TLS is for TCP",
+    "_hashlib": "digests are checked before a worker starts",
+    "_bz2": "our zip files are not packed with it",
+    "_lzma": "our zip files are not packed with it",
+    "_pickle": "nobody's pickles are read",
+    "numpy.fft._pocketfft": "spectra are for sounds",
+    "numpy.ma.core": "no array is masked",
+    "numpy.polynomial.polynomial": "no polynomials",
+    "numpy.random.mtrand": "golden samples are there",
+    "numpy.core._add_newdocs": "docstrings",
+    "numpy.testing": "no test code runs on a board",
+    "unittest": "no test code runs on a board",
+    "wave": "sounds only",
+    "http.client": "it serves, and asks nobody",
+    "email": "package metadata brings it",
+    "multiprocessing": "threads, and runners by subprocess",
+    "regatta_protocol.messages": "what the agent and the fleet say to each other",
+    "regatta_runtimes.job": "what a race is asked",
+    "regatta_runtimes.fpga.loader": "few boards have an FPGA",
+    "regatta_agent.client": "only while a next version is in its shadow",
+    "click": "commands only",
+}
 IMAGE = np.random.default_rng(5).random((1, 8, 8, 1), dtype=np.float32)
 
 
@@ -52,6 +75,22 @@ def test_golden_samples_are_checked_before_anybody_is_served(folder: Path) -> No
     assert (ready.self_test.samples, ready.self_test.passed) == (8, True)
     assert (ready.self_test.snr_db or 0) > 60
     assert (failed.family, "self-test" in failed.reason) == ("rejected", True)
+
+
+def test_a_worker_holds_nothing_that_it_does_not_use(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Loaded, tested on golden samples and asked, it has imported none of what is named above."""
+    write_golden({"float32": write_tiny_model(folder / "tiny.tflite")}, folder / "some.npz", count=2)
+    monkeypatch.setenv("PYTHONPROFILEIMPORTTIME", "1")
+    monkeypatch.setenv("PYDANTIC_DISABLE_PLUGINS", "__all__")  # as the agent says
+    with serving(tiny_spec(folder, version=8, golden_path=folder / "some.npz"), folder) as worker:
+        with Client(worker.spec.socket_path) as client:
+            client.infer("tiny", IMAGE)
+        worker.drain()
+    lines = [line for line in worker.stderr.decode().splitlines() if line.startswith("import time:")]
+    imported = {line.rsplit("|", 1)[1].strip() for line in lines}
+
+    assert {"numpy", "asyncio", "zipfile"} <= imported
+    assert [name for name in NOT_IN_A_WORKER if name in imported] == []
 
 
 @pytest.mark.parametrize(

@@ -170,6 +170,9 @@ class Inferences:
         began_ns = time.perf_counter_ns()
         shared = self._shared if request.local else None
         infer = parse_infer(request.body, request.headers.get(_HEADER_LENGTH), shared)
+        waits_us = request.timeout_us
+        if waits_us is not None and (infer.timeout_us is None or waits_us < infer.timeout_us):
+            infer = infer._replace(timeout_us=waits_us)
         read_ns = time.perf_counter_ns() - began_ns
         deadline_ns = None if infer.timeout_us is None else received_ns + infer.timeout_us * 1000
         brief = len(request.body) <= _BRIEF_BYTES and not (infer.stacked or infer.processed)

@@ -13,6 +13,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import median
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -26,11 +27,13 @@ from regatta_protocol.errors import Rejected
 from regatta_protocol.manifest import TensorSpec
 from regatta_runtimes.candidate import parse_candidate_id
 from regatta_runtimes.errors import CreateFailed
-from regatta_runtimes.fpga.loader import Hold
 from regatta_runtimes.reference import compare
 from regatta_runtimes.runtime import is_own
 from regatta_runtimes.samples import GoldenSet, random_inputs, read_golden
 from regatta_runtimes.session import Session, dequantize, open_session, quantize
+
+if TYPE_CHECKING:
+    from regatta_runtimes.fpga.loader import Hold
 
 __all__ = ["Seat", "Signature", "is_guarded", "open_seat"]
 

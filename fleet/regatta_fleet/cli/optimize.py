@@ -54,8 +54,9 @@ _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
     default="standard",
     show_default=True,
     metavar="SET|NAMES",
-    help="quick, standard, all, trained, or names with commas between: int8, int8-float-stem, int8-weights, "
-    "int4-weights, float16, int8-dynamic, int8-pruned, mixed, int8-distilled, int8-trained, int4-trained, sparse.",
+    help="quick, standard, all, trained, or names with commas between: int8, int8-unfolded, int8-float-stem, "
+    "int8-weights, int4-weights, float16, int8-dynamic, int8-pruned, mixed, int8-distilled, int8-trained, "
+    "int4-trained, sparse.",
 )
 @policy_options
 @click.option(
@@ -101,10 +102,11 @@ def optimize(
     on samples that did not tune it. Variants over the accuracy budget are left out, with the reason in the report.
 
     The quick set is int8 and int8-pruned (filters taken out, refitted); standard adds int8-weights and float16, which
-    are smaller than float and as accurate, and int8-float-stem, which is faster than int8 where a convolution is over
-    a single channel; all adds int4-weights, int8-dynamic and mixed (a precision for each layer, the fewest bytes
-    within the budget), which are smaller yet and often slower. The trained set adds int8-distilled (filters pruned, the
-    rest trained on the original's answers), int8-trained, int4-trained and sparse: extra [train], and minutes.
+    are smaller than float and as accurate, int8-float-stem, where a convolution is over a single channel, and
+    int8-unfolded, where int8 had a stride folded into channels; all adds int4-weights, int8-dynamic and mixed (a
+    precision for each layer, the fewest bytes within the budget), which are smaller yet and often slower. The trained
+    set adds int8-distilled (filters pruned, the rest trained on the original's answers), int8-trained, int4-trained and
+    sparse: extra [train], and minutes.
 
     With --recipe its steps are followed. Finished steps are kept by the digest of all that they depend on: after an
     interruption the same command goes on where it was.

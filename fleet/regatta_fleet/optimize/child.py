@@ -74,7 +74,8 @@ def _quantize(step: Quantize, model: ModelTree, samples: Samples) -> StepResult:
     made, ranged = [], False
     for scheme, output in step.outputs.items():
         facts = SCHEMES[scheme]
-        if scheme == "int8-float-stem" and "int8" in step.outputs and not stem_layers(model):
+        differs = {"int8-unfolded": source.folded, "int8-float-stem": stem_layers(model)}.get(scheme, (scheme,))
+        if "int8" in step.outputs and not differs:
             continue  # the same file as int8
         try:
             if facts.calibrated and not ranged:
@@ -86,6 +87,7 @@ def _quantize(step: Quantize, model: ModelTree, samples: Samples) -> StepResult:
             continue
         write_durably(Path(output), quantized.content, mode=0o644)
         notes = [facts.words + (f" ({len(samples)} samples)" if facts.calibrated else "")]
+        notes += quantized.rewritten
         floats = sum(layer.precision == "float32" for layer in quantized.layers)
         if floats:
             notes.append(f"{floats} of {len(quantized.layers)} layers left in float32")
@@ -123,25 +125,16 @@ def _layer_report(layer: Layer) -> LayerReport:
 
 
 def _prune(step: Prune, model: ModelTree, samples: npt.NDArray[np.float32]) -> StepResult:
-    from regatta_fleet.optimize.activations import record
-    from regatta_fleet.optimize.compare import compare, refusal
-    from regatta_fleet.optimize.prune.filters import prune_filters
-    from regatta_fleet.optimize.prune.refit import refit
+    from regatta_fleet.optimize.prune.contest import Contest
 
-    held_back = read_samples(Path(step.held_back))
-    output = int(model.subgraphs[0].outputs[0])
-    wanted = record(model_bytes(model), held_back.x, [output])[output]
+    contest = Contest(model, samples, read_samples(Path(step.held_back)), step.max_drop)
     attempts = []
     for share in step.shares:
-        pruned = prune_filters(model, share, "reconstruction", samples)
-        layers = refit(model, pruned, samples)
+        pruned, notes = contest.winner(share)
         content = model_bytes(pruned.model)
-        found = record(content, held_back.x, [output])[output]
-        reason = refusal(compare(found, wanted, held_back.y), step.max_drop)
-        notes = (f"{pruned.removed} filters of {len(pruned.slimmed)} groups pruned", f"{layers} layers refitted")
         cost = _cost(pruned.model)
-        attempts.append(Attempt(share=share, notes=notes, size_bytes=len(content), cost=cost, reason=reason))
-        if reason is None:
+        attempts.append(Attempt(share=share, notes=notes, size_bytes=len(content), cost=cost, reason=pruned.reason))
+        if pruned.reason is None:
             write_durably(Path(step.output), content, mode=0o644)
             break
     return StepResult(attempts=tuple(attempts))

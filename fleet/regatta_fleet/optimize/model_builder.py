@@ -37,6 +37,13 @@ class ModelBuilder:
         self._graph.outputs = []
         self._model.subgraphs = [self._graph]
 
+    @classmethod
+    def of(cls, model: ModelTree) -> ModelBuilder:
+        """Return a builder that goes on with the only subgraph of a model, in place."""
+        builder = cls.__new__(cls)
+        builder._model, builder._graph = model, model.subgraphs[0]
+        return builder
+
     def input(self, name: str, shape: Sequence[int]) -> int:
         """Add a float32 input."""
         index = self._tensor(name, shape)

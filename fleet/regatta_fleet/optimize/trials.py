@@ -46,7 +46,7 @@ VariantName = Literal[Untrained, TrainedName]
 
 VARIANT_SETS: dict[str, tuple[VariantName, ...]] = {
     "quick": ("int8", "int8-pruned"),
-    "standard": ("int8", "int8-float-stem", "int8-pruned", "int8-weights", "float16"),
+    "standard": ("int8", "int8-unfolded", "int8-float-stem", "int8-pruned", "int8-weights", "float16"),
     "all": get_args(Untrained),
     "trained": get_args(VariantName),
 }
@@ -241,7 +241,10 @@ def _pruned(work: Work, normal: Path) -> list[Trial]:
         except Rejected as err:
             return [*trials, Trial("int8-pruned", normal, ("filters pruned",), refused=str(err))]
         for attempt in attempts:
-            steps = (f"{100 * attempt.share:g} % of the filters pruned by reconstruction", *attempt.notes)
+            steps = (
+                f"{100 * attempt.share:g} % of the filters, or as much work, pruned by reconstruction",
+                *attempt.notes,
+            )
             trial = Trial("int8-pruned", path, steps, macs=attempt.cost.macs)
             if attempt.reason is None:
                 trials.append(quantize_pruned(work, trial))

@@ -12,12 +12,13 @@ from regatta_fleet.optimize.cost import count_macs
 from regatta_fleet.optimize.model_file import ModelTree, constant, model_bytes, parse_model, read_model, set_constant
 from regatta_fleet.optimize.prune.allocation import allocate, step_of
 from regatta_fleet.optimize.prune.budget import prune_macs
+from regatta_fleet.optimize.prune.contest import Contest
 from regatta_fleet.optimize.prune.coupling import channel_groups
 from regatta_fleet.optimize.prune.filters import prune_filters, without_channels
 from regatta_fleet.optimize.prune.importance import weight_importance
 from regatta_fleet.optimize.prune.reconstruction import Removal
 from regatta_fleet.optimize.prune.refit import refit
-from regatta_fleet.optimize.samples import read_samples
+from regatta_fleet.optimize.samples import Samples, read_samples
 from regatta_fleet.optimize.train import available
 from regatta_fleet.optimize.train.available import require_torch
 from regatta_protocol.errors import Misuse
@@ -85,6 +86,24 @@ def test_a_real_model_keeps_more_than_with_a_share_of_every_group() -> None:
 
     assert count_macs(chosen.model) < 0.75 * count_macs(model) < count_macs(everywhere.model) * 1.05
     assert snr_db([_outputs(chosen.model, check)], [wanted]) > snr_db([_outputs(everywhere.model, check)], [wanted]) + 1
+
+
+@pytest.mark.parametrize(("file", "way"), [("kws_float32", "where the output"), (None, "of every group")])
+def test_the_better_way_is_kept_at_equal_work(file: str | None, way: str) -> None:
+    """KWS's layers differ in what they mean to the output; those of the residual model matter alike."""
+    model = residual() if file is None else read_model(shared_file(f"mlperf_tiny/{file}.tflite"))
+    samples = Samples(normal(60, 4, 4, 1, seed=3, scale=1.0))
+    if file is not None:
+        samples = read_samples(shared_file("mlperf_tiny/kws01_dev.npz")).chosen(np.arange(500) < 180)
+    held = np.arange(len(samples)) % 3 == 2
+    fit, held_back = samples.x[~held], samples.chosen(held)
+
+    best, words = Contest(model, fit, held_back, 0.02).winner(0.125)
+
+    uniform = prune_filters(model, 0.125, "reconstruction", fit)
+    assert f"pruned {way}" in words[0] and "on samples held back" in words[-1]
+    assert best.reason is None
+    assert count_macs(best.model) <= 1.02 * count_macs(uniform.model)
 
 
 def test_the_filter_nearest_to_the_median_goes_though_it_is_not_the_smallest() -> None:

@@ -13,6 +13,7 @@ from regatta_fleet.optimize.model_builder import ModelBuilder
 from regatta_fleet.optimize.model_file import ModelTree, constant, model_bytes, parse_model, read_model, set_constant
 from regatta_fleet.optimize.quantize.engine import Source
 from regatta_fleet.optimize.quantize.schemes import SCHEMES, Scheme
+from regatta_fleet.optimize.samples import read_samples
 from regatta_protocol.errors import Rejected
 from regatta_runtimes.score import snr_db
 from shared_data import shared_file
@@ -20,6 +21,7 @@ from tiny_models import Floats, depthwise_chain, normal, plain_chain, residual
 
 _LEAST_DB: dict[Scheme, float] = {
     "int8": 20.0,
+    "int8-unfolded": 20.0,
     "int8-float-stem": 20.0,
     "int8-weights": 30.0,
     "int4-weights": 10.0,
@@ -191,6 +193,29 @@ def _no_weights() -> ModelTree:
 def test_what_cannot_be_quantized_is_refused(build: Callable[[], ModelTree], samples: Floats, words: str) -> None:
     with pytest.raises(Rejected, match=words):
         _quantized(build(), samples)
+
+
+def test_a_folded_convolution_gives_the_same_bytes_in_int8(tmp_path: Path) -> None:
+    """Ranges, scales and sums of integers are the same; PAD and SPACE_TO_DEPTH move bytes."""
+    model = read_model(shared_file("mlperf_tiny/kws_float32.tflite"))
+    samples = read_samples(shared_file("mlperf_tiny/kws01_dev.npz")).x[:60]
+    source = Source(model)
+    source.calibrate(samples)
+
+    folded, plain, weights = (source.quantize_by(scheme) for scheme in ("int8", "int8-unfolded", "int8-weights"))
+
+    assert [one.way for one in source.folded] == ["PAD and SPACE_TO_DEPTH"]
+    assert "PAD and SPACE_TO_DEPTH: its kernel of 10 × 4 × 1 becomes 5 × 3 × 4" in folded.rewritten[0]
+    assert plain.rewritten == weights.rewritten == ("average pool over the whole written as MEAN",)
+    assert all(layer.precision == "int8" for layer in folded.layers)
+    assert np.array_equal(_answers(folded.content, samples, tmp_path), _answers(plain.content, samples, tmp_path))
+
+
+def test_without_a_stride_to_fold_both_are_one_file() -> None:
+    source = Source(plain_chain())
+    source.calibrate(_samples(plain_chain()))
+
+    assert source.quantize_by("int8") == source.quantize_by("int8-unfolded")
 
 
 def test_a_stem_of_several_channels_is_refused() -> None:

@@ -27,6 +27,7 @@ __all__ = [
     "PrunedModel",
     "Scores",
     "Slimmed",
+    "check_share",
     "prunable_groups",
     "prune_filters",
     "removals",
@@ -77,7 +78,8 @@ def prune_filters(
         Rejected: when the ratio is out of range, or nothing can be pruned; the text says what stands in the way.
         Misuse: when "reconstruction" has no samples.
     """
-    groups = prunable_groups(model, ratio)
+    check_share(ratio)
+    groups = prunable_groups(model)
     counts = [(group, min(group.size - 1, int(group.size * ratio))) for group in groups]
     chosen = [(group, count) for group, count in counts if count > 0]
     if not chosen:
@@ -87,18 +89,22 @@ def prune_filters(
     )
 
 
-def prunable_groups(model: ModelTree, share: float) -> list[Group]:
+def check_share(share: float) -> None:
+    """Refuse a share that is not in (0, 1)."""
+    if not 0 < share < 1:
+        raise Rejected(f"cannot prune a share of {share}: give one above 0 and below 1")
+
+
+def prunable_groups(model: ModelTree) -> list[Group]:
     """Return the groups that can lose channels.
 
     Raises:
-        Rejected: when the share is not in (0, 1), or there is no such group; the text says what stands in the way.
+        Rejected: when there is none; the text says what stands in the way.
     """
-    if not 0 < share < 1:
-        raise Rejected(f"cannot prune a share of {share}: give one above 0 and below 1")
     groups = channel_groups(model)
     free = [group for group in groups if group.fixed is None and group.filters]
     if not free:
-        raise Rejected(f"nothing to prune at a share of {share}: {_obstacles(groups)}")
+        raise Rejected(f"nothing to prune: {_obstacles(groups)}")
     return free
 
 

@@ -2,7 +2,8 @@
 
 Only in the optimizer's child process: calibration runs the model. The model comes normalized (`model_file.normalize`),
 for the quantizer reads operators only where TensorFlow 2.4 and later put them, and needs a signature; every channel
-gets a range (`layers.with_ranges`); what comes out must hold quantized weights, and is made compact.
+gets a range (`layers.with_ranges`), and pools over all become means (`pools`); what comes out must hold quantized
+weights, and is made compact.
 
 Calibration keeps the minimum and maximum over the samples; the quantizer's default, a moving average of them, loses 6
 to 9 dB of output SNR (./run bench-optimize prints both).
@@ -14,7 +15,7 @@ import contextlib
 import io
 import warnings
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -23,8 +24,10 @@ from ai_edge_quantizer import calibrator, quantizer, recipe_manager
 from ai_edge_quantizer.utils import qsv_utils
 
 from regatta_fleet.optimize.compact import compact
+from regatta_fleet.optimize.fold import fold
 from regatta_fleet.optimize.model_file import ModelTree, model_bytes, parse_model, text_of
 from regatta_fleet.optimize.quantize.layers import Layer, check_changed, stem_layers, with_ranges
+from regatta_fleet.optimize.quantize.pools import with_means
 from regatta_fleet.optimize.quantize.recipes import Recipe, scheme_recipe
 from regatta_fleet.optimize.quantize.schemes import Scheme
 from regatta_protocol.errors import Rejected
@@ -40,14 +43,20 @@ class Quantized:
 
     content: bytes
     layers: tuple[Layer, ...]
+    rewritten: tuple[str, ...] = ()  # what of the graph was written otherwise first, in words
 
 
 class Source:
-    """A float model that is quantized in one way or several, with the ranges of its tensors once they are known."""
+    """A float model that is quantized in one way or several, with the ranges of its tensors once they are known.
+
+    `folded` tells the convolutions that static int8 folds first (`fold`): only there it pays.
+    """
 
     def __init__(self, model: ModelTree) -> None:
-        self.model, self.dead_channels = with_ranges(model)
-        self._content = model_bytes(self.model)
+        ranged, self.dead_channels = with_ranges(model)
+        self.model, self.means = with_means(ranged)
+        folded, self.folded = fold(self.model)
+        self._content, self._folded_content = model_bytes(self.model), model_bytes(folded)
         self._ranges: dict[str, Any] | None = None
 
     def calibrate(self, samples: Floats, *, moving_average: bool = False) -> None:
@@ -75,8 +84,9 @@ class Source:
         with _refusing():
             ranges = calibrator.Calibrator(self._content, num_threads=1, qsv_update_func=update)
             ranges.calibrate({key: [{feed: sample.reshape(shape)} for sample in samples]}, manager)
-            self._ranges = ranges.get_model_qsvs()
-        _check_ranges(self._ranges or {})
+            found = ranges.get_model_qsvs()
+        _check_ranges(found)
+        self._ranges = found | {name: found[one.source] for one in self.folded for name in one.added}
 
     def quantize_by(self, scheme: Scheme) -> Quantized:
         """Return the model by a scheme.
@@ -87,25 +97,32 @@ class Source:
         stem = stem_layers(self.model)
         if scheme == "int8-float-stem" and not stem:
             raise Rejected("no convolution is over a single channel: it would be int8 itself")
-        return self.quantize(scheme_recipe(scheme, stem))
+        if scheme != "int8":
+            return self.quantize(scheme_recipe(scheme, stem))
+        made = self._quantize(self._folded_content, scheme_recipe(scheme))
+        return replace(made, rewritten=(*(one.words for one in self.folded), *made.rewritten))
 
     def quantize(self, recipe: Recipe) -> Quantized:
-        """Return the model by the recipe.
+        """Return the model by the recipe, nothing folded.
 
         Raises:
             Rejected: when the quantizer refuses the model or leaves it as it was, or ranges are needed and not known.
         """
+        return self._quantize(self._content, recipe)
+
+    def _quantize(self, content: bytes, recipe: Recipe) -> Quantized:
         manager = recipe_manager.RecipeManager()
         manager.load_quantization_recipe(recipe)
         if manager.need_calibration() and self._ranges is None:
             raise Rejected("no samples to calibrate with: give at least one, better a hundred")
         with _refusing():
-            result = quantizer.Quantizer(self._content, recipe).quantize(
+            result = quantizer.Quantizer(content, recipe).quantize(
                 self._ranges, enable_progress_bar=False, enable_progress_report=False
             )
         made = parse_model(bytes(result.quantized_model or b""), "the quantized model")
         found = check_changed(self.model, made)
-        return Quantized(model_bytes(compact(made)), found)
+        pools = ("average pool over the whole written as MEAN",) if self.means else ()
+        return Quantized(model_bytes(compact(made)), found, pools)
 
 
 @contextlib.contextmanager

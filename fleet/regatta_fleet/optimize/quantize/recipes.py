@@ -31,7 +31,7 @@ def scheme_recipe(scheme: Scheme, stem: Sequence[Layer] = ()) -> Recipe:
     if scheme == "int8-float-stem":
         return mixed_recipe(dict.fromkeys(stem, "float32"))
     manager = recipe_manager.RecipeManager()
-    if scheme == "int8":
+    if scheme in ("int8", "int8-unfolded"):
         manager.add_static_config(_EVERYTHING, _Operation.ALL_SUPPORTED, _ACTIVATION_BITS, 8)
     elif scheme == "int8-dynamic":
         manager.add_dynamic_config(_EVERYTHING, _Operation.ALL_SUPPORTED, 8)

@@ -7,7 +7,7 @@ from typing import Literal, get_args
 
 __all__ = ["SCHEMES", "LayerPrecision", "Scheme", "SchemeFacts"]
 
-Scheme = Literal["int8", "int8-float-stem", "int8-weights", "int4-weights", "float16", "int8-dynamic"]
+Scheme = Literal["int8", "int8-unfolded", "int8-float-stem", "int8-weights", "int4-weights", "float16", "int8-dynamic"]
 LayerPrecision = Literal["int8", "int4", "float32"]
 
 
@@ -20,10 +20,14 @@ class SchemeFacts:
 
 
 # Measured (./run bench-optimize): int8 is the fast one, yet a convolution over a single channel is faster in float with
-# XNNPACK (whose int8 kernels take several input channels at a time); weight-only computes in float at float's speed
-# when its weights are int8 or float16; int4 weights and dynamic int8 are mostly slower than float on an x86 CPU.
+# XNNPACK (whose int8 kernels take several input channels at a time), unless its stride can be folded into channels;
+# weight-only computes in float at float's speed when its weights are int8 or float16; int4 weights and dynamic int8 are
+# mostly slower than float on an x86 CPU.
 SCHEMES: dict[Scheme, SchemeFacts] = {
     "int8": SchemeFacts("weights and activations int8, min-max ranges", calibrated=True),
+    "int8-unfolded": SchemeFacts(
+        "weights and activations int8, min-max ranges; no stride folded into channels", calibrated=True
+    ),
     "int8-float-stem": SchemeFacts(
         "weights and activations int8, min-max ranges; convolutions over a single channel stay in float32",
         calibrated=True,

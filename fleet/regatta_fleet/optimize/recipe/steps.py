@@ -152,7 +152,7 @@ def _prune(step: PruneStep, given: Given) -> Outcome:
         max_drop=given.max_drop,
     )
     attempts = run_step(asked, timeout_s=given.limits.time, memory_bytes=given.limits.memory).attempts
-    return _attempted(attempts, output, "of the filters pruned by reconstruction")
+    return _attempted(attempts, output, "of the filters, or as much work, pruned by reconstruction")
 
 
 def _distill(step: DistillStep, given: Given) -> Outcome:

@@ -17,7 +17,7 @@ from regatta_fleet.optimize.compare import compare, refusal
 from regatta_fleet.optimize.cost import count_macs, count_weights
 from regatta_fleet.optimize.model_file import ModelTree, model_bytes, parse_model, read_model
 from regatta_fleet.optimize.process import serve
-from regatta_fleet.optimize.prune.budget import prune_macs
+from regatta_fleet.optimize.prune.budget import output_prices
 from regatta_fleet.optimize.prune.refit import refit
 from regatta_fleet.optimize.prune.weights import packed_bytes
 from regatta_fleet.optimize.quantize.engine import Source
@@ -66,8 +66,9 @@ def _run(spec: TrainingSpec) -> TrainingResult:
 
 def _distill(step: Distill, model: ModelTree, samples: Samples, held_back: Samples) -> TrainingResult:
     attempts: list[Attempt] = []
+    prices = output_prices(model, "reconstruction", samples.x)
     for share in step.shares:
-        pruned = prune_macs(model, share, "reconstruction", samples.x)
+        pruned = prices.pruned(share)
         refit(model, pruned, samples.x)
         options = _within(pruned.model, samples, FitOptions())
         seeds = (step.seed, step.seed + 1, step.seed + 2)
@@ -128,6 +129,7 @@ def _train_quantized(step: TrainQuantized, model: ModelTree, samples: Samples) -
     notes = (
         words[step.precision],
         f"{options.epochs} epochs on {len(samples)} samples, loss {trained.losses[0]:.4f} to {trained.losses[-1]:.4f}",
+        *quantized.rewritten,
     )
     layers = tuple(
         LayerReport(
