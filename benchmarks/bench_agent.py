@@ -1,10 +1,12 @@
 """What the agent costs at rest: `./run bench agent [--served] [--quick | --warm-up S --window S]`.
 
 A fleet server with its broker, one enrolled device, the agent's control process at rest over mutual TLS, started with
-the environment of its unit: proportional set size (PSS), share of one core, and the time from its start to ready and to
-online, sampled every 10 s as AWS benchmarks its device clients (default: 5 min of warm-up, a window of 10 min; --quick:
-10 s and 20 s). With --served it serves the shipped digits model in int8 too, and the worker is counted apart. Beside
-them, in the same run: a bare Python, and paho-mqtt alone with a TLS context, connected nowhere.
+the environment of its unit and with bytecode that is compiled as `regatta-agent install` does: proportional set size
+(PSS), share of one core, and the time from its start to ready and to online, sampled every 10 s as AWS benchmarks its
+device clients (default: 5 min of warm-up, a window of 10 min; --quick: 10 s and 20 s). With --served it serves the
+shipped digits model in int8 too, and the worker is counted apart. Beside them, in the same run: a bare Python, and
+paho-mqtt alone with a TLS context, connected nowhere. At the end it tells what fresh processes hold as they import what
+the agent and a worker need, step by step, and the least that a worker can be: numpy with LiteRT and an open model.
 
 PSS counts a page that n processes map as 1/n of a page. Of "files", the code of Python and its libraries, more counts
 where no other Python runs: "alone" is what PSS is then (RSS), of which all but "anonymous" are pages of files that the
@@ -30,6 +32,8 @@ from typing import NamedTuple
 
 import psutil
 
+from regatta_agent.bytecode import FOLDER_VARIABLE, flags_for
+from regatta_agent.compiler import compile_ahead
 from regatta_agent.status import read_status
 from regatta_fleet.demo.programs import Programs
 from regatta_fleet.examples.digits import MODEL
@@ -44,7 +48,8 @@ _PEERS = {
         "c.tls_set_context(ssl.create_default_context()); print(flush=True); sys.stdin.read()"
     ),
 }
-_STEPS = {
+_OPEN_MODEL = "an open model"
+_AGENT_STEPS = {
     "its standard library": ("logging", "json", "pathlib", "subprocess", "sqlite3", "queue", "signal", "uuid"),
     "TLS": ("ssl",),
     "paho-mqtt": ("paho.mqtt.client",),
@@ -52,6 +57,29 @@ _STEPS = {
     "messages and settings": ("regatta_protocol.messages", "regatta_protocol.manifest", "regatta_agent.config"),
     "the agent": ("regatta_agent.bootstrap", "regatta_protocol.mqtt"),
 }
+_WORKER_STEPS = {
+    "its standard library": ("logging", "json", "pathlib", "subprocess", "asyncio", "ctypes", "urllib.parse"),
+    "numpy": ("numpy", "numpy.typing"),
+    "pydantic": ("pydantic", "pydantic.main", "pydantic.root_model"),
+    "messages": ("regatta_protocol.messages", "regatta_protocol.manifest", "regatta_agent.serving.spec"),
+    "the worker": ("regatta_agent.serving.worker",),
+    "LiteRT": ("ai_edge_litert.interpreter",),
+    "an open model": (_OPEN_MODEL,),
+}
+_LEAST_STEPS = {
+    "numpy": ("numpy",),
+    "LiteRT": ("ai_edge_litert.interpreter",),
+    "an open model": (_OPEN_MODEL,),
+}
+_BARE = "from contextlib import nullcontext as beginning"
+_AS_AGENT = """
+from functools import partial
+from regatta_agent.daemon import DEFERRED, LEFT_OUT
+from regatta_agent.unloaded import deferred, leave_out
+leave_out(LEFT_OUT)
+beginning = partial(deferred, DEFERRED)
+"""
+_AS_WORKER = "from regatta_agent.serving.imports import keeping_out as beginning"
 _GOALS = {"regatta-agent": "at most 25 MB, 0.3 %"}
 _PUBLISHED = "published: Greengrass nucleus 96 MB, nucleus lite 12-16 MB (AWS's own figures)"
 
@@ -121,27 +149,38 @@ def sample(processes: dict[str, psutil.Process], window_s: float) -> dict[str, t
     }
 
 
-def composition() -> list[tuple[str, float]]:
-    """Return what a fresh process has in anonymous memory, in MB, as it imports what the agent needs, step by step."""
+def composition(prelude: str, steps: dict[str, tuple[str, ...]], flags: tuple[str, ...] = ()) -> str:
+    """Return in words what a fresh process has in anonymous memory, in MB, after each of the steps.
+
+    Args:
+        prelude: code that makes `beginning`, the context to import in.
+        steps: what is told -> the modules that are imported, or _OPEN_MODEL.
+        flags: of the interpreter.
+    """
     code = f"""
 import importlib
 def anonymous():
     lines = open('/proc/self/smaps_rollup').read().splitlines()[1:]
     return next(int(line.split()[1]) for line in lines if line.startswith('Pss_Anon')) / 1024
 found = [('Python', anonymous())]
-from regatta_agent.daemon import LEFT_OUT
-from regatta_agent.unloaded import leave_out
-leave_out(LEFT_OUT)
-for what, names in {_STEPS!r}.items():
-    for name in names:
-        importlib.import_module(name)
-    found.append((what, anonymous()))
+{prelude}
+with beginning():
+    for what, names in {steps!r}.items():
+        for name in names:
+            if name == {_OPEN_MODEL!r}:
+                opened = module.Interpreter(model_path={str(MODEL)!r}, num_threads=1)
+                opened.allocate_tensors()
+            else:
+                module = importlib.import_module(name)
+        found.append((what, anonymous()))
 print(found)
 """
     environment = {**os.environ, **unit_environment(), "PYDANTIC_DISABLE_PLUGINS": "__all__"}
-    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    argv = [sys.executable, *flags, "-c", code]
+    done = subprocess.run(argv, env=environment, capture_output=True, text=True, check=True)
     found: list[tuple[str, float]] = ast.literal_eval(done.stdout)
-    return found
+    parts = (f"{what} {mb - before:+.1f}" for (what, mb), (_, before) in zip(found, [("", 0.0), *found], strict=False))
+    return f"{', '.join(parts)}; in all {found[-1][1]:.1f}"
 
 
 def serve_digits(programs: Programs, folder: Path, home: Path) -> None:
@@ -172,6 +211,7 @@ def main() -> None:
     }
     with tempfile.TemporaryDirectory() as name, Programs(Path(name)) as programs:
         folder = Path(name)
+        lean = flags_for(compile_ahead(folder / "bytecode"))
         home, state, run = folder / "fleet", folder / "state", folder / "run"
         programs.start("server", "regatta_fleet", "up", "--home", str(home))
         wait((home / "server.json").exists, "the server answers")
@@ -181,7 +221,7 @@ def main() -> None:
         folders = ("--state-dir", str(state), "--run-dir", str(run))
         programs.run("regatta_agent", "enroll", token, "--state-dir", str(state))
         before, began = dict(os.environ), time.monotonic()
-        os.environ.update(unit_environment())
+        os.environ.update(unit_environment(), **{FOLDER_VARIABLE: str(folder / "bytecode")})
         programs.start("agent", "regatta_agent", "run", *folders)
         os.environ.clear()
         os.environ.update(before)
@@ -205,6 +245,13 @@ def main() -> None:
         }
         watched |= {name: psutil.Process(peer.pid) for name, peer in peers.items()}
         rows = sample(watched, arguments.window)
+        parts = [
+            f"the agent: {composition(_AS_AGENT, _AGENT_STEPS, lean)}",
+            f"the agent, not lean: {composition(_AS_AGENT, _AGENT_STEPS)}",
+            f"a worker: {composition(_AS_WORKER, _WORKER_STEPS, lean)}",
+            f"a worker, not lean: {composition(_AS_WORKER, _WORKER_STEPS)}",
+            f"numpy and LiteRT alone: {composition(_BARE, _LEAST_STEPS)}",
+        ]
     for peer in peers.values():
         peer.kill()
         peer.wait()
@@ -218,14 +265,8 @@ def main() -> None:
         ours = [memory.pss for name, (memory, _) in rows.items() if name not in _PEERS]
         print(f"{'agent and worker':20} {sum(ours):8.1f} {'':28}  at most 60 MB")
     print(_PUBLISHED)
-    parts = composition()
-    print(
-        "\nanonymous memory of a fresh process as it imports, MB: "
-        + ", ".join(
-            f"{what} {mb - before:+.1f}" for (what, mb), (_, before) in zip(parts, [("", 0.0), *parts], strict=False)
-        )
-        + f"; in all {parts[-1][1]:.1f}, the rest is the agent's work"
-    )
+    print("\nanonymous memory of a fresh process as it imports, MB; the rest of a row above is its work:")
+    print("\n".join(parts))
 
 
 if __name__ == "__main__":

@@ -1,12 +1,12 @@
 """Local serving beside the in-process floor and beside peers from PyPI: `./run bench serving [MODEL.tflite …]`.
 
 Latency: one client of each way, in rounds that are interleaved; the floor is set + invoke + get in a process alone.
-Throughput: 4 and 16 client processes of each way. Then the first answer after a start of the worker, its memory, and a
-swap under load: the model's link moved from worker to worker, again and again, while four clients ask.
+Throughput: 4 and 16 client processes of each way. Then the first answer after a start of the worker, and its memory.
 
 Each way sends the input's bytes as well as it can: Regatta binary tensors over its unix socket, with validation and
-metrics on, MLServer gRPC with raw contents, BentoML and LitServe base64 in JSON (they take no bare bytes). Peers are
-installed into build/peers on first use; one that does not install or start is left out, with the reason.
+metrics on, and the same tensors over gRPC where the extra is installed, MLServer gRPC with raw contents, BentoML and
+LitServe base64 in JSON (they take no bare bytes). Peers are installed into build/peers on first use; one that does not
+install or start is left out, with the reason.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -29,38 +30,14 @@ import numpy as np
 
 sys.path[:0] = [str(Path(__file__).resolve().parent / "serving")]
 
+from models import default_models, sample_of  # noqa: E402
 from ways import Asker, Unavailable, regatta, served  # noqa: E402
 
 from regatta_agent.client import Client  # noqa: E402
 from regatta_agent.serving.tensors import Array  # noqa: E402
-from regatta_runtimes.candidate import parse_candidate_id  # noqa: E402
-from regatta_runtimes.samples import random_inputs  # noqa: E402
-from regatta_runtimes.session import open_session, quantize  # noqa: E402
 
 PEERS = ("litserve", "mlserver", "bentoml")
-DEFAULT = ("kws_ref_model", "pretrainedResnet_quant", "vww_96_int8")
-MOBILENET = "mobilenet_v2_1.0_224_quant"
 CLIENTS = (4, 16)
-
-
-def default_models() -> list[Path]:
-    """Return the models beside the checkout, from 490 bytes of input to 150 KB."""
-    root = Path(__file__).resolve().parents[1]
-    stated = os.environ.get("REGATTA_SHARED")
-    folders = [Path(stated)] if stated else [root.parent / "shared", root.parent.parent / "shared"]
-    data = next((folder / "data" for folder in folders if (folder / "data").is_dir()), None)
-    if data is None:
-        return []
-    return [*(data / "mlperf_tiny" / f"{name}.tflite" for name in DEFAULT), data / "coral" / f"{MOBILENET}.tflite"]
-
-
-def sample_of(model: Path) -> Array:
-    """Return an input of the model, of noise; it must have one."""
-    session = open_session(parse_candidate_id("litert/model/xnnpack/t1"), model)
-    (spec,) = session.inputs
-    (noise,) = random_inputs([[spec]], count=1, seed=0)
-    session.close()
-    return quantize(noise.reshape([max(size, 1) for size in spec.shape]), spec)
 
 
 def pss_mb(pid: int) -> float:
@@ -140,40 +117,6 @@ def start(model: Path, folder: Path, sample: Array) -> tuple[float, float]:
         return time.perf_counter() - began, pss_mb(pid)
 
 
-def swap(model: Path, folder: Path, sample_path: Path, requests: int) -> dict[str, Any]:
-    """Return what four clients lost while their model was swapped again and again, until so many were answered."""
-    link, fresh, swaps, answered, failed, number = folder / "m.sock", folder / "m.new", 0, 0, 0, 0
-    times: list[float] = []
-    with contextlib.ExitStack() as stack:
-        old = stack.enter_context(contextlib.ExitStack())
-        number += 1
-        link.symlink_to(old.enter_context(regatta(model, folder, number))[0])
-        askers = [Asker("regatta", str(link), model, sample_path) for _ in range(4)]
-        for asker in askers:
-            stack.callback(asker.close)
-            asker.ready()
-        while answered < requests:
-            for asker in askers:
-                asker.begin("log 2.0")
-            number += 1
-            new = stack.enter_context(contextlib.ExitStack())
-            fresh.symlink_to(new.enter_context(regatta(model, folder, number))[0])
-            fresh.replace(link)
-            old.close()  # drains: what it was asked is answered
-            old, swaps = new, swaps + 1
-            for asker in askers:
-                lost, *took = asker.done()
-                answered, failed = answered + len(took), failed + int(lost)
-                times += took
-    return {
-        "requests": answered,
-        "failed": failed,
-        "swaps": swaps,
-        "p99_us": round(float(np.percentile(times, 99)), 1),
-        "longest_us": round(max(times), 1),
-    }
-
-
 def measure(model: Path, options: argparse.Namespace, ways: Sequence[str]) -> dict[str, Any]:
     """Return the figures of one model."""
     with tempfile.TemporaryDirectory() as name:
@@ -222,18 +165,13 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=100, help="requests of each way in a round")
     parser.add_argument("--seconds", type=float, default=5.0, help="of each measurement of throughput")
     parser.add_argument("--clients", type=int, nargs="*", default=CLIENTS, help="of the measurements of throughput")
-    parser.add_argument("--swap", type=int, default=100_000, help="requests of the swap under load; 0: none")
     options = parser.parse_args()
+    ours = ["regatta"] if find_spec("grpc") is None else ["regatta", "regatta-grpc"]
     models = options.models or default_models()
     if not models:
         parser.error("there are no models beside this checkout: name some")
     for model in models:
-        print(json.dumps(measure(model, options, ["floor", "regatta", *filter(None, options.peers.split(","))])))
-    if options.swap:
-        with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder) / "sample.npy"
-            np.save(path, sample_of(models[0]))
-            print(json.dumps({"swap": models[0].stem, **swap(models[0], Path(folder), path, options.swap)}))
+        print(json.dumps(measure(model, options, ["floor", *ours, *filter(None, options.peers.split(","))])))
 
 
 if __name__ == "__main__":

@@ -24,7 +24,7 @@ from regatta_agent.loop import Loop
 from regatta_agent.outbox import Outbox
 from regatta_agent.testing import FakeClock, ScriptedLauncher
 from regatta_protocol import topics
-from regatta_protocol.batch import BatchJob
+from regatta_protocol.batch import BatchJob, ResultsWanted
 from regatta_protocol.bus import Bus, Connected, Disconnected, Message, Will
 from regatta_protocol.chunk import Chunk, chunk_count, pack_chunk
 from regatta_protocol.codec import decode, decode_zlib, encode, encode_zlib
@@ -119,16 +119,17 @@ class Fleet:
 
     def assign(
         self, version: int | None, rollout: str | None = "r1", trial_s: float = 5.0, policy: Policy | None = None,
-        batch: tuple[BatchJob, ...] = (), **more: int,
+        batch: tuple[BatchJob, ...] = (), results: tuple[ResultsWanted, ...] = (), window: tuple[str, ...] = (),
+        ignore_window: bool = False, **more: int,
     ) -> None:  # fmt: skip
         """Sign and publish a desired state of the next generation."""
         self.generation += 1
-        wanted = {"rollout": rollout, "trial_s": trial_s, "policy": policy}
+        wanted = {"rollout": rollout, "trial_s": trial_s, "policy": policy, "ignore_window": ignore_window}
         models = {} if version is None else {MODEL: DesiredModel.model_validate({"version": version, **wanted})}
         models |= {ModelName(name): DesiredModel(version=other, rollout=rollout) for name, other in more.items()}
         assignment = Assignment(
             fleet="fleet", device=self.device, generation=self.generation, issued_at=1_789_000_000.0, models=models,
-            batch=batch,
+            batch=batch, results=results, update_window=window,
         )  # fmt: skip
         self.publish(self.sign(assignment))
 

@@ -131,6 +131,7 @@ class SimulatedFleet:
         p99_us: float | None = 900.0,
         reason: str | None = None,
         agreement: str | None = None,
+        opens_at: float | None = None,
         previous: int | None = None,
     ) -> None:
         """Have the device report the version that it shall run (and, if it went back, what it serves instead)."""
@@ -146,6 +147,7 @@ class SimulatedFleet:
                     state=state,
                     serving=state is InstallState.COMMITTED,
                     reason=reason,
+                    opens_at=opens_at,
                     agreement=agreement,
                     rollout=each.rollout,
                     accuracy=None if accuracy is None else Accuracy(correct=round(accuracy * 100), total=100),

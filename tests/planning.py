@@ -20,19 +20,28 @@ def digest(version: int) -> Digest:
     return digest_of_bytes(b"%d" % version)
 
 
-def wanting(record: AgentRecord, version: int | None, rollout: str | None = "r") -> AgentRecord:
-    """Return the record after the fleet asked for `version`."""
-    models = {} if version is None else {NAME: DesiredModel(version=version, rollout=rollout)}
+def wanting(
+    record: AgentRecord,
+    version: int | None,
+    rollout: str | None = "r",
+    *,
+    window: tuple[str, ...] = (),
+    **fields: object,
+) -> AgentRecord:
+    """Return the record after the fleet asked for `version`; `fields` are more of the DesiredModel."""
+    wanted = {"version": version, "rollout": rollout, **fields}
+    models = {} if version is None else {NAME: DesiredModel.model_validate(wanted)}
     assignment = Assignment(
-        fleet="f", device=DeviceId("d"), generation=record.generation + 1, issued_at=0.0, models=models
-    )
+        fleet="f", device=DeviceId("d"), generation=record.generation + 1, issued_at=0.0, models=models,
+        update_window=window,
+    )  # fmt: skip
     return outcomes.take_up(record, SignedAssignment(payload="", key_id="k", signature="s"), assignment)
 
 
-def settled(record: AgentRecord, facts: Facts) -> tuple[AgentRecord, list[object]]:
+def settled(record: AgentRecord, facts: Facts, limits: Limits = LIMITS) -> tuple[AgentRecord, list[object]]:
     """Return the record after all recorded steps, and the other steps of the last plan."""
     for _ in range(50):
-        steps = plan(record, facts, LIMITS)
+        steps = plan(record, facts, limits)
         recorded = [step for step in steps if isinstance(step, Advance | Revise)]
         if not recorded:
             return record, list(steps)

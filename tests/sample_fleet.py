@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import time
 
-from regatta_fleet.schemas import DeviceDetail, RolloutDetail
+from regatta_fleet.schemas import BatchDetail, DeviceDetail, RolloutDetail
 from regatta_fleet.testing import FakeFleet
 from regatta_protocol.messages import InstallState
 
-__all__ = ["DIGEST", "device", "harbor", "race"]
+__all__ = ["DIGEST", "device", "give_batches", "harbor", "race"]
 
 DIGEST = "ab" * 32
 
@@ -215,3 +215,50 @@ def harbor() -> FakeFleet:
     fleet.say("race", "digits:1 placed on litert/int8-pruned/xnnpack/t2 at 21.4 µs", "quay-1")
     fleet.say("gate", "r-2 wave 1 failed: accuracy fell by 35.3 points, 2.0 allowed", "crane-1")
     return fleet
+
+
+def give_batches(fleet: FakeFleet) -> None:
+    """Let the fleet have three batches: one at work with a failure, one that is done and pulled, one cancelled."""
+    now = time.time()
+
+    def on(device: str, state: str, **more: object) -> dict[str, object]:
+        return {"device": device, "state": state, "updated_at": now, **more}
+
+    def summary(**more: object) -> dict[str, object]:
+        return {
+            "records": 5000, "refused": 3, "seconds": 41.0, "per_second": 121.9, "p50_us": 812.0, "p90_us": 990.0,
+            "p99_us": 1400.0, "output_bytes": 1_240_000, "classes": {"seven": 2100, "one": 1500, "four": 900, "two": 2},
+            "other_classes": 498, "mean_score": 0.93, **more,
+        }  # fmt: skip
+
+    def batch(number: int, source: str, devices: list[dict[str, object]]) -> None:
+        fleet.batches[f"b-{number}"] = BatchDetail.model_validate(
+            {
+                "id": f"b-{number}", "model": "digits", "input": source, "output": f"b-{number}.jsonl",
+                "created_at": now - 4000 + number * 1000, "devices": devices,
+            }
+        )  # fmt: skip
+
+    batch(1, "/data/night/*.jpg", [on("buoy-1", "cancelled", records=120, reason="the fleet no longer asks for it")])
+    here = {"state": "here", "size_bytes": 1_240_000, "received_bytes": 1_240_000, "digest": DIGEST}
+    sending = {"state": "sending", "size_bytes": 1_240_000, "received_bytes": 420_000, "digest": DIGEST}
+    metered = {"state": "refused", "reason": 'this device is on a metered link: its operator allows it by "always"'}
+    done = {"records": 5000, "total": 5000, "summary": summary()}
+    batch(
+        2,
+        "/data/photos",
+        [
+            on("quay-1", "done", **done, results=here),
+            on("quay-2", "done", **done, results=sending),
+            on("crane-1", "done", **(done | {"summary": summary(classes={}, refused=0)}), results=metered),
+        ],
+    )
+    batch(
+        3,
+        "/data/day.npy",
+        [
+            on("quay-1", "running", records=3120, total=5000),
+            on("quay-2", "queued", reason="waiting: digits:2 is being raced"),
+            on("gate-1", "failed", reason="this device lets its fleet run no batch jobs: batch_folder is not set"),
+        ],
+    )

@@ -190,9 +190,10 @@ class Actions:
             self._workers.start(step, now_s)
         except (RegattaError, OSError) as err:
             shortage = shortage_of(err, "its worker") if isinstance(err, OSError) else None
-            starved = isinstance(shortage or err, StorageFull | Exhausted)
-            logger.error("event=worker_not_started version=%s error=%s", step.ref, shortage or err)
-            return WorkerDeath(step.ref, step.candidate, str(shortage or err), 0.0, starved=starved)
+            error = shortage or err
+            logger.error("event=worker_not_started version=%s error=%s", step.ref, error)
+            lack = error if isinstance(error, StorageFull | Exhausted) else None
+            return WorkerDeath(step.ref, step.candidate, str(error), 0.0, lack=lack)
         return None
 
     def _collect(self, step: Collect, record: AgentRecord, now_s: float) -> None:

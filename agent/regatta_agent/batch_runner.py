@@ -26,7 +26,7 @@ from regatta_agent.core.batches import (
 from regatta_agent.events import ChildEnded, ChildLine, Event
 from regatta_protocol.batch import BatchJob, BatchSummary
 from regatta_protocol.codec import decode, encode
-from regatta_protocol.errors import Misuse, Rejected, Untrusted
+from regatta_protocol.errors import Misuse, Rejected, StorageFull, Untrusted
 from regatta_protocol.wire import Wire
 
 __all__ = ["BatchRunner", "BatchSaid", "BatchSettings", "BatchSpec"]
@@ -161,5 +161,5 @@ class BatchRunner:
             return Finished(self._summary)
         logger.warning("event=batch_broken job=%s how=%s", self._job, event.describe())
         last = event.errors.strip().splitlines()[-1:]
-        final = event.status in _FINAL
-        return Broken(last[0][:300] if final and last else event.describe(), final=final)
+        final, full = event.status in _FINAL, event.status == StorageFull.exit_code
+        return Broken(last[0][:300] if (final or full) and last else event.describe(), final=final, full=full)

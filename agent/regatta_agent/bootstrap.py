@@ -15,6 +15,7 @@ from random import Random
 from types import FrameType
 
 from regatta_agent.actions import Actions
+from regatta_agent.alarm import Alarm, armed
 from regatta_agent.batch_runner import BatchRunner, BatchSettings
 from regatta_agent.children import Launcher, ProcessLauncher
 from regatta_agent.clock import Clock, SystemClock
@@ -25,12 +26,14 @@ from regatta_agent.desired import DesiredState
 from regatta_agent.events import INBOX_LENGTH, Event
 from regatta_agent.loop import Loop, Parts
 from regatta_agent.outbox import Outbox
+from regatta_agent.partial import kernel_boot
 from regatta_agent.priors import Priors
 from regatta_agent.quarantine_file import QuarantineFile
 from regatta_agent.racing import RaceSettings
 from regatta_agent.record import RecordFile
 from regatta_agent.renewing import Renewing
 from regatta_agent.reporter import Reporter, presence_will
+from regatta_agent.results_sender import ResultsSender, SendingSettings
 from regatta_agent.status import StateLock, StatusFile
 from regatta_agent.store import Store
 from regatta_agent.traffic import TrafficBook
@@ -42,6 +45,7 @@ from regatta_protocol.codec import decode
 from regatta_protocol.errors import Misuse, Rejected
 from regatta_protocol.measurement import BoardFacts
 from regatta_protocol.traffic import Ledger
+from regatta_protocol.update_window import parse_window
 from regatta_provisioning.identity import Identity, load_identity
 from regatta_provisioning.notify import Notifier
 
@@ -77,23 +81,25 @@ def run_agent(config: AgentConfig) -> None:
     clock = SystemClock()
     traffic = TrafficBook(config.state_dir, config.run_dir, clock.wall())
     try:
-        outbox.open()
-        loop = assemble(
-            config,
-            identity,
-            inbox=inbox,
-            launcher=launcher,
-            outbox=outbox,
-            make_bus=partial(_mqtt_bus, ledger=traffic.ledger, keepalive_s=config.keepalive_s),
-            board=_board(config),
-            clock=clock,
-            rng=Random(),  # noqa: S311 - jitter, not secrets
-            boot=uuid.uuid4().hex[:_BOOT_DIGITS],
-            notifier=Notifier.from_environment(),
-            traffic=traffic,
-        )
-        with _stopping_on_signals(loop):
-            loop.run()
+        with armed() as alarm:
+            outbox.open()
+            loop = assemble(
+                config,
+                identity,
+                inbox=inbox,
+                launcher=launcher,
+                outbox=outbox,
+                make_bus=partial(_mqtt_bus, ledger=traffic.ledger, keepalive_s=config.keepalive_s),
+                board=_board(config),
+                clock=clock,
+                rng=Random(),  # noqa: S311 - jitter, not secrets
+                boot=uuid.uuid4().hex[:_BOOT_DIGITS],
+                notifier=Notifier.from_environment(),
+                alarm=alarm,
+                traffic=traffic,
+            )
+            with _stopping_on_signals(loop):
+                loop.run()
     finally:
         launcher.close()
         outbox.close()
@@ -113,12 +119,13 @@ def assemble(
     rng: Random,
     boot: str,
     notifier: Notifier,
+    alarm: Alarm | None = None,
     traffic: TrafficBook | None = None,
 ) -> Loop:
     """Return a loop over the given adapters; the scenario tests give it fakes."""
     device = identity.device
     bus = make_bus(inbox, identity, presence_will(device, boot, __version__))
-    store = Store(config.state_dir)
+    store = Store(config.state_dir, kernel_boot(config.sysroot))
     window_s = min(config.telemetry_period_s, _LONGEST_WINDOW_S)
     quarantine = QuarantineFile(config.state_dir)
     workers = WorkerPool(config.run_dir, store, launcher, window_s, config.power, config.sysroot, config.serving)
@@ -143,6 +150,7 @@ def assemble(
         run_dir=config.run_dir,
         boot=boot,
     )
+    book = traffic or TrafficBook(config.state_dir, config.run_dir, clock.wall())
     return Loop(
         Parts(
             inbox=inbox,
@@ -171,8 +179,22 @@ def assemble(
                 BatchSettings(config.batch_folder, config.batch_inputs, config.run_dir, config.disk_reserve_bytes),
                 boot,
             ),
+            results=ResultsSender(
+                launcher,
+                SendingSettings(
+                    config.batch_folder,
+                    config.batch_results,
+                    config.link == "metered",
+                    identity.certificate_path.parent,
+                ),
+                limits_of(config),
+                book.ledger,
+                rng,
+                boot,
+            ),
             notifier=notifier,
-            traffic=traffic or TrafficBook(config.state_dir, config.run_dir, clock.wall()),
+            alarm=alarm or Alarm(),
+            traffic=book,
             status=StatusFile(config.run_dir, boot, clock.wall()),
             versions=versions_here(board),
         )
@@ -187,6 +209,8 @@ def limits_of(config: AgentConfig) -> Limits:
         backoff_cap_s=config.backoff_cap_s,
         disk_reserve_bytes=config.disk_reserve_bytes,
         keep_previous=config.keep_previous,
+        update_window=tuple(map(parse_window, config.update_window)),
+        metered=config.link == "metered",
     )
 
 

@@ -16,11 +16,15 @@ import selectors
 import signal
 import subprocess
 import threading
+import time
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import IO, Protocol
 
 from regatta_agent.events import ChildEnded, ChildLine, Event
+from regatta_protocol.errors import Exhausted
+from regatta_protocol.threads import BoundedThread
 
 __all__ = ["MAX_LINE_BYTES", "Child", "Launcher", "ProcessLauncher"]
 
@@ -30,6 +34,7 @@ MAX_LINE_BYTES = 1024 * 1024  # a verified assignment of 64 models is about 10 K
 _MAX_ERRORS_BYTES = 4096
 _READ_BYTES = 65_536
 _OOM_SCORE_ADJ = "500"  # of at most 1000, which would be before whatever else the board runs
+_NO_MEMORY_S = 1.0  # before the end of a child is told again, when there was no memory to tell it
 
 
 class Child(Protocol):
@@ -89,9 +94,9 @@ class ProcessLauncher:
         self._running = {key: other for key, other in self._running.items() if other.running()}
         try:
             child.begin(stdin)
-        except RuntimeError as err:  # as Python says that a thread could not be started
+        except Exhausted as err:
             child.abandon()
-            raise OSError(errno.EAGAIN, f"no thread could be started for {name} ({err})") from err
+            raise OSError(errno.EAGAIN, str(err)) from err
         self._running[name] = child
         return child
 
@@ -121,7 +126,7 @@ class _Process:
         self._popen = popen
         self._inbox = inbox
         self._closed = closed
-        self._thread = threading.Thread(target=self._read, name=f"read-{name}"[:15], daemon=True)
+        self._thread = BoundedThread(self._read, name)
 
     @property
     def pid(self) -> int:
@@ -131,8 +136,7 @@ class _Process:
         if stdin is not None:
             # A child reads its whole input before it writes more than a pipe holds, so this cannot block for ever: a
             # child that does not read is killed at its deadline, which breaks the pipe.
-            writer = threading.Thread(target=self._write, args=(stdin,), name=f"feed-{self._name}"[:15], daemon=True)
-            writer.start()
+            BoundedThread(partial(self._write, stdin), self._name).start()
         self._thread.start()
 
     def abandon(self) -> None:
@@ -157,7 +161,7 @@ class _Process:
         return self._thread.is_alive()
 
     def join(self) -> None:
-        self._thread.join(timeout=5.0)
+        self._thread.join(5.0)
 
     @property
     def _stdin(self) -> IO[bytes]:
@@ -173,9 +177,20 @@ class _Process:
         try:
             errors = self._read_to_end()
         except Exception as err:  # a child that is not listened to any more must still come to its end
-            logger.exception("event=child_unheard child=%s", self._name)
-            errors = f"it could not be listened to: {err!r}".encode()
             self.kill()
+            errors = b"it could not be listened to"
+            with contextlib.suppress(MemoryError):
+                errors = f"it could not be listened to: {err!r}".encode()
+                logger.exception("event=child_unheard child=%s", self._name)
+        while True:
+            try:
+                self._tell_end(errors)
+                return
+            except MemoryError:  # whoever waits for this end would wait for ever
+                time.sleep(_NO_MEMORY_S)
+
+    def _tell_end(self, errors: bytes) -> None:
+        """Put the end of the child, the last that is heard of it."""
         status = self._popen.wait()
         for pipe in (self._popen.stdout, self._popen.stderr):
             if pipe is not None:

@@ -9,13 +9,14 @@ import os
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Annotated, Any, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from regatta_agent.serving.settings import ServingSettings
 from regatta_protocol.durable import read_bounded
 from regatta_protocol.errors import Misuse
+from regatta_protocol.update_window import MAX_WINDOWS, UpdateWindowField
 from regatta_runtimes.power.settings import PowerSettings
 
 __all__ = ["DEFAULT_CONFIG_PATH", "AgentConfig", "load_config"]
@@ -24,6 +25,9 @@ DEFAULT_CONFIG_PATH = Path("/etc/regatta/agent.toml")
 _MAX_CONFIG_BYTES = 65_536
 # Heartbeats are acknowledged and so keep the connection; with a keepalive above their period no PINGREQ is sent at all.
 _METERED = {"telemetry_period_s": 1800.0, "heartbeat_period_s": 1800.0, "keepalive_s": 2400}
+_Windows = Annotated[
+    tuple[UpdateWindowField, ...], BeforeValidator(lambda given: (given,) if isinstance(given, str) else given)
+]
 
 
 class AgentConfig(BaseModel):
@@ -39,6 +43,7 @@ class AgentConfig(BaseModel):
     telemetry_period_s: float = Field(default=5.0, gt=0, le=86_400)  # between batches
     heartbeat_period_s: float = Field(default=1800.0, gt=0, le=86_400)  # the device says that it is there after so long
     keepalive_s: int = Field(default=60, ge=5, le=43_000)  # the broker gives a device up after 1.5 times as long
+    update_window: _Windows = Field(default=(), max_length=MAX_WINDOWS)  # before the fleet's (docs/update-window.md)
     max_attempts: int = Field(default=8, ge=1, le=100)  # per version
     backoff_base_s: float = Field(default=2.0, gt=0, le=3600)
     backoff_cap_s: float = Field(default=300.0, gt=0, le=3600)
@@ -51,6 +56,7 @@ class AgentConfig(BaseModel):
     keep_previous: int = Field(default=1, ge=0, le=16)  # versions kept beside the running one
     batch_folder: Path | None = None  # below it the fleet's batch jobs write results; unset: it may start none
     batch_inputs: tuple[Path, ...] = Field(default=(), max_length=16)  # the only folders that such jobs may read
+    batch_results: Literal["never", "unmetered", "always"] = "unmetered"  # when the fleet may pull such results
     serving: ServingSettings = ServingSettings()  # TCP, shared memory, queues and batches (docs/serving.md)
     power: PowerSettings = PowerSettings()  # which sensor, and the user's own (docs/power.md)
 

@@ -1,6 +1,6 @@
 """The daemon's own way in: settings and logging, then the loop; the modules that it never uses are kept out before.
 
-`leave_out` and what it is called with decide what lies in memory for months: docs/footprint.md has the figures.
+What `leave_out` and `deferred` are told decides what lies in memory for months: docs/footprint.md has the figures.
 """
 
 from __future__ import annotations
@@ -12,13 +12,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from regatta_agent.unloaded import leave_out
+from regatta_agent.bytecode import start_lean
+from regatta_agent.unloaded import deferred, leave_out
 
-__all__ = ["LEFT_OUT", "OPTIONS", "DaemonOptions", "daemon_options", "run_daemon"]
+__all__ = ["DEFERRED", "LEFT_OUT", "OPTIONS", "DaemonOptions", "daemon_options", "run_daemon"]
 
 LEFT_OUT = {  # what libraries import, and this process never calls
     "urllib.request": "paho asks it for a proxy, and only where PySocks is installed; brings http and email, 1 MB",
     "importlib.metadata": "pydantic looks for plug-ins with it, which are off here; brings email, zipfile, csv, 1.5 MB",
+}
+DEFERRED = {  # what the standard library and pydantic import in case they need it
+    "locale": "subprocess asks it for the encoding of text, and is given bytes, 0.2 MB",
+    "secrets": "pydantic compares secrets with it; brings hmac",
 }
 OPTIONS = {"--config": "config_path", "--state-dir": "state_dir", "--run-dir": "run_dir"}
 
@@ -46,11 +51,13 @@ def run_daemon(options: DaemonOptions) -> None:
     Raises:
         Misuse: when the settings are wrong, the device is not enrolled, or another agent runs on its state.
     """
+    start_lean()  # before anything is imported that would only be imported again
     os.environ["PYDANTIC_DISABLE_PLUGINS"] = "__all__"  # the wire's validators are not a stranger's to change
     os.environ.pop("MALLOC_ARENA_MAX", None)  # the unit sets it for this process: workers infer with many threads
     leave_out(LEFT_OUT)
-    from regatta_agent.bootstrap import run_agent
-    from regatta_agent.config import load_config
+    with deferred(DEFERRED):
+        from regatta_agent.bootstrap import run_agent
+        from regatta_agent.config import load_config
 
     config = load_config(options.config_path, {"state_dir": options.state_dir, "run_dir": options.run_dir})
     if not logging.getLogger().handlers:

@@ -1,7 +1,8 @@
 """The desired state on its way in: the newest message waits for a verifier; what is not signed is refused.
 
 One verification at a time, the newest message wins. A message that is nonsense, a replay or untrusted changes nothing
-but a line in the log and the reason that `regatta-agent status` shows.
+but a line in the log and the reason that `regatta-agent status` shows. One that cannot be verified for now is tried
+again until it can, or until a newer one has come.
 """
 
 from __future__ import annotations
@@ -24,9 +25,8 @@ __all__ = ["DesiredState"]
 
 logger = logging.getLogger(__name__)
 
-_MAX_TRIES = 6
-_BACKOFF_BASE_S = 1.0
-_BACKOFF_CAP_S = 60.0
+_BACKOFF_BASE_S, _BACKOFF_CAP_S = 1.0, 300.0
+_TOLD_AFTER = 6  # tries, about a minute: then `status` shows why it is not taken up
 
 
 class DesiredState:
@@ -99,14 +99,17 @@ class DesiredState:
         return outcome if isinstance(outcome, AssignmentVerified) else None
 
     def _failed(self, signed: SignedAssignment, error: RegattaError, now_s: float) -> None:
-        self._tries += 1
-        if isinstance(error, Retryable) and self._tries < _MAX_TRIES:
-            cap_s = min(_BACKOFF_CAP_S, _BACKOFF_BASE_S * 2.0**self._tries)
-            self._not_before_s = now_s + self._rng.uniform(0.0, cap_s)
-            self._waiting = self._waiting or signed  # a newer one that came meanwhile goes first
-            logger.warning("event=assignment_unverified try=%d error=%s", self._tries, error)
+        if not isinstance(error, Retryable):
+            self._refuse(error)
             return
-        self._refuse(error)
+        # A board without memory for a verifier has it later, and the broker says a retained message only once.
+        self._tries += 1
+        cap_s = min(_BACKOFF_CAP_S, _BACKOFF_BASE_S * 2.0 ** min(self._tries, 30))
+        self._not_before_s = now_s + self._rng.uniform(0.0, cap_s)
+        self._waiting = self._waiting or signed  # a newer one that came meanwhile goes first
+        logger.warning("event=assignment_unverified try=%d error=%s", self._tries, error)
+        if self._tries >= _TOLD_AFTER:
+            self.refused = f"not verified yet: {error}"
 
     def _refuse(self, error: RegattaError) -> None:
         self.refused = str(error)

@@ -5,13 +5,18 @@ Threads only put these; the loop alone acts on them.
 
 from __future__ import annotations
 
+import signal
 from dataclasses import dataclass
+from typing import Literal
 
 from regatta_protocol import bus
 
 __all__ = ["INBOX_LENGTH", "ChildEnded", "ChildLine", "Event"]
 
 INBOX_LENGTH = 1000  # at 64 KiB a chunk this bounds the memory of a stalled loop to 64 MiB
+_NO_DESCRIPTORS = "Too many open files"
+# As Python, the dynamic loader and the C library say it.
+_NO_MEMORY = ("MemoryError", "Cannot allocate memory", "failed to map segment", "out of memory")
 
 
 @dataclass(frozen=True)
@@ -29,6 +34,14 @@ class ChildEnded:
     child: str
     status: int  # as subprocess gives it: negative is a signal
     errors: str  # the end of its standard error
+
+    @property
+    def lack(self) -> Literal["memory", "descriptors"] | None:
+        """What the board had none of for it, as far as its end tells; the kernel kills when memory runs out."""
+        if _NO_DESCRIPTORS in self.errors:
+            return "descriptors"
+        killed = self.status == -signal.SIGKILL
+        return "memory" if killed or any(words in self.errors for words in _NO_MEMORY) else None
 
     def describe(self) -> str:
         """Return in words how it ended."""

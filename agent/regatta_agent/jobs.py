@@ -20,7 +20,7 @@ from regatta_protocol import topics
 from regatta_protocol.bus import Bus, Message
 from regatta_protocol.codec import decode, decode_zlib, encode
 from regatta_protocol.durable import shortage_of
-from regatta_protocol.errors import Expired, RegattaError, Rejected, Retryable
+from regatta_protocol.errors import Exhausted, Expired, RegattaError, Rejected, Retryable
 from regatta_protocol.ids import DeviceId, Digest, ModelRef
 from regatta_protocol.manifest import MAX_MANIFEST_BYTES, target_path
 from regatta_protocol.measurement import RaceReport
@@ -147,14 +147,15 @@ class Verification:
         """Return the result when it is there.
 
         Raises:
-            Retryable: when the child ended without one.
+            Retryable: when the child ended without one; Exhausted when the board had no room for it.
         """
         if isinstance(event, ChildLine) and event.child == self._name and len(self._lines) < 2:
             self._lines.append(event.line)
         if not isinstance(event, ChildEnded) or event.child != self._name:
             return None
         if event.status != 0 or not self._lines:
-            raise Retryable(f"the verifier gave no result: {event.describe()}")
+            kind = Exhausted if event.lack else Retryable
+            raise kind(f"the verifier gave no result: {event.describe()}")
         try:
             return decode(VerifyResult, self._lines[0], MAX_JOB_BYTES)
         except Rejected as err:

@@ -8,7 +8,7 @@ Invariants:
 - Every turn is bounded: at most a full inbox is taken in, files are read and deleted in pieces, and planning must run
   out of recorded steps.
 - What the board lacks for a while (space, descriptors, memory) costs a turn's plan or a step, told once, and no more.
-- The watchdog is fed here and nowhere else.
+- The watchdog is fed and the alarm put off here and nowhere else.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from dataclasses import dataclass, replace
 from random import Random
 
 from regatta_agent.actions import Actions
+from regatta_agent.alarm import Alarm
 from regatta_agent.batch_runner import BatchRunner
 from regatta_agent.clock import Clock, FlooredClock
 from regatta_agent.core import batches, outcomes, rerace
@@ -37,6 +38,7 @@ from regatta_agent.core.facts import (
 )
 from regatta_agent.core.installs import AgentRecord, Degradation
 from regatta_agent.core.planner import plan, wake_at
+from regatta_agent.core.windows import unreadable
 from regatta_agent.courier import Courier
 from regatta_agent.desired import DesiredState
 from regatta_agent.events import ChildEnded, ChildLine, Event
@@ -54,6 +56,7 @@ from regatta_agent.quarantine_file import QuarantineFile
 from regatta_agent.record import RecordFile
 from regatta_agent.renewing import Renewing
 from regatta_agent.reporter import Reporter
+from regatta_agent.results_sender import ResultsSender
 from regatta_agent.serving.events import Drifted, Recovered
 from regatta_agent.status import StatusFile
 from regatta_agent.store import Store
@@ -95,7 +98,9 @@ class Parts:
     quarantine: QuarantineFile
     renewing: Renewing
     batch: BatchRunner
+    results: ResultsSender
     notifier: Notifier
+    alarm: Alarm
     traffic: TrafficBook
     status: StatusFile
     versions: Mapping[str, str]  # of runtimes, drivers and kernel
@@ -110,7 +115,8 @@ class Loop:
         self.record = AgentRecord()
         self.online = False
         self._offline: str | None = None  # why, as the bus last said
-        self._offline_since_s: float | None = parts.clock.monotonic()
+        self._began_s = parts.clock.monotonic()
+        self._offline_since_s: float | None = self._began_s
         self.stopping: str | None = None  # why; a signal handler sets it, and the loop ends within a turn
         self._keeper = Keeper(parts.record_file, parts.store, parts.clock, parts.limits.space_wait_s)
         self._trouble: str | None = None  # what kept this turn from planning or acting
@@ -158,6 +164,7 @@ class Loop:
         self._tell_trouble()
         self._parts.status.say(self.online, self._parts.desired.refused, self._offline, self._offline_since_s)
         self._parts.notifier.alive(f"generation {self.record.generation}, {'online' if self.online else 'offline'}")
+        self._parts.alarm.put_off()
 
     def stop(self) -> None:
         """End cleanly: presence down, workers drained, everything kept."""
@@ -168,6 +175,7 @@ class Loop:
         parts.desired.cancel()
         parts.renewing.cancel()
         parts.batch.cancel()
+        parts.results.cancel()
         parts.workers.stop_all(parts.clock.monotonic())
         while parts.workers.running():
             try:
@@ -198,7 +206,9 @@ class Loop:
             now_s=self.wall(),
             online=self.online,
             clock_unset=self._time.is_unset(self.record.time_floor),
+            running_s=now_s - self._began_s,
             free_bytes=parts.store.free_bytes(),
+            run_free_bytes=parts.workers.free_bytes(),
             stored={ref: stored for ref, stored in self._stored.items() if stored is not None},
             jobs=parts.actions.kinds(),
             workers=parts.workers.facts(now_s),
@@ -208,6 +218,10 @@ class Loop:
             shadows=parts.workers.shadows(),
             collected=parts.actions.collected,
         )
+
+    def _space_bytes(self) -> int:
+        """Return what is free in both folders that a job writes to: with more than that, a full one is tried again."""
+        return self._parts.store.free_bytes() + self._parts.workers.free_bytes()
 
     def _take_in(self, event: Event) -> None:
         """Let one event change the record, in memory. `_settle` persists it before anything is done about it."""
@@ -227,6 +241,7 @@ class Loop:
             self._hear_worker(event)
         parts.renewing.handle(event, now_s)
         self._note_batch(parts.batch.handle(event, now_s))
+        parts.results.handle(event, now_s)
         verified = parts.desired.handle(event, self.record, now_s)
         if verified is not None:
             self._take_up(verified)
@@ -282,8 +297,10 @@ class Loop:
     def _mourn(self, death: WorkerDeath) -> None:
         self._stored.pop(death.ref, None)
         parts = self._parts
-        if death.starved:
-            self.record = outcomes.starved(self.record, death.ref, death.why, self.wall(), parts.rng, parts.limits)
+        if death.lack is not None:
+            self.record = outcomes.starved(
+                self.record, death.ref, death.lack, self.wall(), parts.rng, parts.limits, self._space_bytes()
+            )
             return
         install = self.record.find(death.ref)
         first = install is not None and install.deaths <= 1  # not each time: it reads every file
@@ -306,6 +323,8 @@ class Loop:
         self.record = outcomes.take_up(self.record, verified.signed, verified.assignment)
         if self.record.generation != before:
             logger.info("event=assigned generation=%d", self.record.generation)
+            for reason in unreadable(verified.assignment):
+                logger.warning("event=update_window_unreadable action=not_waited_for reason=%s", reason)
 
     def _conclude(self, ref: ModelRef, outcome: Outcome) -> None:
         """Write what came of a job into the record."""
@@ -329,9 +348,8 @@ class Loop:
             if install is not None and install.racing_again:
                 self.record = rerace.rerace_failed(self.record, ref, outcome.error)
                 return
-            free_bytes = parts.store.free_bytes()
             self.record = outcomes.failed(
-                self.record, ref, outcome.error, self.wall(), parts.rng, parts.limits, free_bytes
+                self.record, ref, outcome.error, self.wall(), parts.rng, parts.limits, self._space_bytes()
             )
 
     def _learn_root(self, root_version: int | None) -> None:
@@ -374,14 +392,19 @@ class Loop:
 
     def _tend_batch(self) -> None:
         """Say of each of the fleet's batch jobs whether it runs now; its process is started once the disk knows."""
-        parts = self._parts
-        if self.record.batch:
+        parts, racing = self._parts, None
+        wanted = self.record.assignment.results if self.record.assignment is not None else ()
+        if self.record.batch or wanted:
             races = (ref for ref, kind in parts.actions.kinds().items() if kind in (JobKind.RACE, JobKind.RERACE))
-            facts = parts.batch.facts(self.wall(), parts.workers.links(), next(map(str, races), None))
+            racing = next(map(str, races), None)
+        if self.record.batch:
+            facts = parts.batch.facts(self.wall(), parts.workers.links(), racing)
             self._keep_batch(batches.planned(self.record.batch, facts))
         runs = self.record.batch
         saved = batches.running(runs) is None or self._keeper.keep(self.record)
         self._note_batch(parts.batch.follow(runs, may_start=saved))
+        if not wanted or self._keeper.keep(self.record):
+            parts.results.follow(wanted, parts.clock.monotonic(), online=self.online, racing=racing)
 
     def _note_batch(self, news: tuple[str, batches.BatchOutcome] | None) -> None:
         parts = self._parts
@@ -471,15 +494,16 @@ class Loop:
         facts = self._look() if self.online else None
         if facts is None:
             return
-        if not parts.reporter.due(self._keeper.told(self.record), facts, parts.clock.monotonic()):
-            parts.reporter.beat(parts.clock.monotonic())
+        now_s, results = parts.clock.monotonic(), parts.results.reports()
+        if not parts.reporter.due(self._keeper.told(self.record), facts, now_s, results):
+            parts.reporter.beat(now_s)
             return
         numbered = self.record.model_copy(update={"report_sequence": self.record.report_sequence + 1})
         if not self._keeper.keep(numbered) and not self._keeper.may_number(numbered):
             return
         self.record = numbered
         try:
-            parts.reporter.send(self._keeper.told(numbered), facts, parts.clock.monotonic())
+            parts.reporter.send(self._keeper.told(numbered), facts, now_s, results)
         except Rejected as err:
             logger.error("event=report_refused error=%s", err)
 

@@ -27,7 +27,7 @@ from regatta_protocol import topics
 from regatta_protocol.bus import Bus
 from regatta_protocol.codec import decode, encode
 from regatta_protocol.durable import read_bounded, shortage_of
-from regatta_protocol.errors import RegattaError, Retryable, StorageFull
+from regatta_protocol.errors import Exhausted, RegattaError, Retryable, StorageFull
 from regatta_protocol.ids import DIGEST_PATTERN, DeviceId, Digest, ModelRef
 from regatta_protocol.manifest import Manifest, Variant
 from regatta_protocol.measurement import PriorRace, RaceReport
@@ -167,7 +167,9 @@ class Race:
             return None
         try:
             if event.status != 0:
-                raise Retryable(f"the race {event.describe()}")
+                # Want of memory counts as an attempt: it may be the version that needs more than the board has.
+                kind = Exhausted if event.lack == "descriptors" else Retryable
+                raise kind(f"the race {event.describe()}")
             report = decode(RaceReport, read_bounded(self._report_path, MAX_RACE_BYTES), MAX_RACE_BYTES)
         except OSError as err:
             return Failed(self._full() or Retryable(f"the race left no report: {err}"))

@@ -13,6 +13,7 @@ from random import Random
 
 from regatta_agent.children import Child, Launcher
 from regatta_agent.events import ChildEnded, ChildLine, Event
+from regatta_protocol.errors import StorageFull
 
 __all__ = ["Renewing"]
 
@@ -22,6 +23,7 @@ _FIRST_S = 600.0  # after a power cut a fleet starts at once; its devices must n
 _DAY_S = 86_400.0
 _BACKOFF_BASE_S, _BACKOFF_CAP_S = 60.0, 6 * 3600.0
 _TOO_LONG_S = 120.0
+_FULL_S = 3600.0  # at least, after a disk that did not take the new certificate
 
 
 class Renewing:
@@ -72,7 +74,7 @@ class Renewing:
             return
         self._child = None
         if event.status != 0:
-            self._failed(event.describe(), now_s)
+            self._failed(event.describe(), now_s, _FULL_S if event.status == StorageFull.exit_code else 0.0)
             return
         self._failures = 0
         self._next_s = now_s + self._rng.uniform(0.5, 1.0) * _DAY_S
@@ -83,9 +85,9 @@ class Renewing:
             self._child.kill()
             self._child = None
 
-    def _failed(self, why: str, now_s: float) -> None:
+    def _failed(self, why: str, now_s: float, least_s: float = 0.0) -> None:
         cap_s = min(_BACKOFF_CAP_S, _BACKOFF_BASE_S * 2.0 ** min(self._failures, 30))
-        wait_s = self._rng.uniform(0.0, cap_s)
+        wait_s = least_s + self._rng.uniform(0.0, cap_s)
         self._failures += 1
         self._next_s = now_s + wait_s
         logger.warning("event=certificate_not_renewed next_s=%.0f reason=%s", wait_s, why)

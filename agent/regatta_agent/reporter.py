@@ -9,7 +9,7 @@ from regatta_agent.core.facts import Facts
 from regatta_agent.core.installs import AgentRecord
 from regatta_agent.reporting import model_reports
 from regatta_protocol import topics
-from regatta_protocol.batch import BatchReport
+from regatta_protocol.batch import BatchReport, ResultsReport
 from regatta_protocol.bus import Bus, Will
 from regatta_protocol.codec import encode
 from regatta_protocol.errors import Retryable
@@ -20,6 +20,8 @@ from regatta_protocol.messages import ModelReport, Presence, Reported
 __all__ = ["Reporter", "presence_will"]
 
 logger = logging.getLogger(__name__)
+
+_Said = tuple[int, tuple[ModelReport, ...], tuple[BatchReport, ...], tuple[ResultsReport, ...]]
 
 _SHORTEST_PERIOD_S = 0.1  # a burst of steps is one report
 _LONGEST_PERIOD_S = 86_400.0  # a report lost by a broker that was killed is made good within a day
@@ -43,7 +45,7 @@ class Reporter:
         self._boot = boot
         self._version = agent_version
         self._heartbeat_s = heartbeat_s
-        self._said: tuple[int, tuple[ModelReport, ...], tuple[BatchReport, ...]] | None = None
+        self._said: _Said | None = None
         self._said_s = float("-inf")
         self._beaten_s = float("-inf")  # when the device last said anything that shows it to be there
 
@@ -62,15 +64,15 @@ class Reporter:
             self._beaten_s = now_s
             self._say_up(retain=False)
 
-    def due(self, record: AgentRecord, facts: Facts, now_s: float) -> bool:
+    def due(self, record: AgentRecord, facts: Facts, now_s: float, results: tuple[ResultsReport, ...] = ()) -> bool:
         """Return whether the fleet should hear something new, or after a day again that nothing is."""
         if now_s - self._said_s < _SHORTEST_PERIOD_S:
             return False
-        return self._said != (record.generation, model_reports(record, facts), reports(record.batch)) or (
+        return self._said != (record.generation, model_reports(record, facts), reports(record.batch), results) or (
             now_s - self._said_s >= _LONGEST_PERIOD_S
         )
 
-    def send(self, record: AgentRecord, facts: Facts, now_s: float) -> None:
+    def send(self, record: AgentRecord, facts: Facts, now_s: float, results: tuple[ResultsReport, ...] = ()) -> None:
         """Publish the report under the record's sequence; when that fails it is due again.
 
         Raises:
@@ -87,9 +89,10 @@ class Reporter:
             bytes_received=record.bytes_received,
             models=models,
             batch=batch,
+            results=results,
         )
         self._said_s = self._beaten_s = now_s
-        self._said = (record.generation, models, batch)
+        self._said = (record.generation, models, batch, results)
         try:
             self._bus.publish(topics.up(self._device, topics.Up.REPORTED), encode(report))
         except Retryable as err:

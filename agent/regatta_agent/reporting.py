@@ -51,6 +51,7 @@ def _report(install: Install, serving: bool) -> ModelReport:
         state=install.state,
         serving=serving,
         reason=install.reason,
+        opens_at=install.opens_at,
         agreement=install.agreement,
         rollout=install.rollout,
         attempt=install.attempt,

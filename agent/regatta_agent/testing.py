@@ -14,6 +14,7 @@ from pathlib import Path
 
 from regatta_agent.batch_runner import BatchSpec
 from regatta_agent.events import ChildEnded, ChildLine, Event
+from regatta_agent.results_sender import SendingSpec
 from regatta_agent.serving.events import Ready, SelfTest
 from regatta_agent.serving.spec import ServeSpec
 from regatta_protocol.codec import decode, encode
@@ -92,6 +93,7 @@ class ScriptedLauncher:
     serve: Callable[[ScriptedChild, ServeSpec], None] | None = None  # None: gets ready at once
     renew: Callable[[ScriptedChild], None] | None = None  # None: no certificate is due
     batch: Callable[[ScriptedChild, BatchSpec], None] | None = None  # None: runs until it is killed
+    sending: Callable[[ScriptedChild, SendingSpec], None] | None = None  # None: runs until it is killed
     children: list[ScriptedChild] = field(default_factory=list)
 
     def launch(
@@ -102,6 +104,7 @@ class ScriptedLauncher:
         programs: Mapping[str, Callable[[ScriptedChild, bytes], None]] = {
             "regatta_provisioning.renewal": self._renewal,
             "regatta_agent.batch.fleet_job": self._batch,
+            "regatta_agent.batch.sending": self._sending,
             "regatta_provisioning.verifier": self._verifier,
             "regatta_runtimes.race": self._race,
             "regatta_agent.serving": self._worker,
@@ -132,6 +135,11 @@ class ScriptedLauncher:
         spec = decode(BatchSpec, stdin)
         if self.batch is not None:
             self.batch(child, spec)
+
+    def _sending(self, child: ScriptedChild, stdin: bytes) -> None:
+        spec = decode(SendingSpec, stdin)
+        if self.sending is not None:
+            self.sending(child, spec)
 
     def _race(self, child: ScriptedChild, _stdin: bytes) -> None:
         spec = json.loads(Path(child.argv[3]).read_text())

@@ -1,18 +1,20 @@
 """Stands in for modules that a library imports and this process never uses, so that they are not loaded.
 
-The real module takes the place of its stand-in when one of its functions is called after all: nothing breaks, it is
-only loaded later. importlib.util.LazyLoader does not serve here: `import x` and `from x import y` load its modules.
-Only for modules whose functions are called; their classes cannot be caught or inherited from.
+The real module takes the place of its stand-in when something of it is used after all: nothing breaks, it is only
+loaded later. importlib.util.LazyLoader does not serve here: `import x` and `from x import y` load its modules.
+`leave_out` is for modules of which a library takes functions by name; their classes cannot be caught or inherited from.
+`deferred` is for modules that are only imported, and looked into when they are needed; anything in them works.
 """
 
 from __future__ import annotations
 
 import importlib
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from types import ModuleType
 
-__all__ = ["leave_out"]
+__all__ = ["deferred", "leave_out"]
 
 
 def leave_out(names: Iterable[str]) -> None:
@@ -22,6 +24,22 @@ def leave_out(names: Iterable[str]) -> None:
             parent, _, leaf = name.rpartition(".")
             sys.modules[name] = stand_in = _StandIn(name)
             setattr(importlib.import_module(parent), leaf, stand_in)
+
+
+@contextmanager
+def deferred(names: Iterable[str]) -> Iterator[None]:
+    """Give what imports one of these modules meanwhile a stand-in, unless it is loaded already.
+
+    The import system does not know of the stand-ins afterwards: who imports such a module then gets the real one.
+    """
+    stand_ins: dict[str, ModuleType] = {name: _Deferred(name) for name in names if name not in sys.modules}
+    sys.modules.update(stand_ins)
+    try:
+        yield
+    finally:
+        for name, stand_in in stand_ins.items():
+            if sys.modules.get(name) is stand_in:
+                del sys.modules[name]
 
 
 class _StandIn(ModuleType):
@@ -44,3 +62,12 @@ class _StandIn(ModuleType):
             parent, _, leaf = name.rpartition(".")
             setattr(sys.modules[parent], leaf, importlib.import_module(name))
         return sys.modules[name]
+
+
+class _Deferred(ModuleType):
+    """Answers for every name with what the real module has there."""
+
+    def __getattr__(self, attribute: str) -> object:
+        if sys.modules.get(self.__name__) is self:  # looked into too early: it cannot be deferred
+            del sys.modules[self.__name__]
+        return getattr(importlib.import_module(self.__name__), attribute)

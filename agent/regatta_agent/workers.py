@@ -8,12 +8,14 @@ time is killed.
 from __future__ import annotations
 
 import logging
+import os
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
+from regatta_agent.bytecode import inherited_flags
 from regatta_agent.children import Child, Launcher
 from regatta_agent.core.facts import ShadowFacts, StartWorker, WorkerFacts
 from regatta_agent.events import ChildEnded, ChildLine
@@ -33,7 +35,7 @@ from regatta_agent.serving.spec import Contender, ServeLimits, ServeSpec, check_
 from regatta_agent.serving.tcp import TcpListeners
 from regatta_agent.store import Store
 from regatta_protocol.codec import encode
-from regatta_protocol.errors import Rejected
+from regatta_protocol.errors import Exhausted, Rejected, StorageFull
 from regatta_protocol.ids import ModelName, ModelRef
 from regatta_protocol.manifest import Manifest
 from regatta_protocol.measurement import CandidateResult
@@ -57,7 +59,7 @@ class WorkerDeath(NamedTuple):
     why: str
     lived_s: float
     unready: bool = False  # it ended before it could serve
-    starved: bool = False  # it could not be started for want of the board's resources: no fault of the version
+    lack: StorageFull | Exhausted | None = None  # what the board had none of to start it: no fault of the version
 
 
 class WorkerNews(NamedTuple):
@@ -120,7 +122,9 @@ class WorkerPool:
         # A folder of its own: a model may be named like another model's worker.
         self._folder.mkdir(parents=True, exist_ok=True)
         self._folder.chmod(0o750)  # whatever the umask: the service's group may reach the sockets, as their mode says
-        for pattern in ("*.sock", "*.shadow", ".*.new", "workers/*"):
+        # Not their *.regions: what clients registered holds for the workers that come, too.
+        kinds = ("*.sock", "*.grpc", "*.shadow", ".*.new", "workers/*.sock", "workers/*.grpc", "workers/*.json")
+        for pattern in kinds:
             for leftover in self._run_dir.glob(pattern):
                 leftover.unlink(missing_ok=True)
 
@@ -140,10 +144,14 @@ class WorkerPool:
         stem = f"{ref.name}-{ref.version}-{self._started}"
         spec = self._spec(manifest, step, self._folder / f"{stem}.sock")
         spec_path = self._folder / f"{stem}.json"
-        spec_path.write_bytes(encode(spec))
-        argv = [sys.executable, "-m", "regatta_agent.serving", str(spec_path)]
+        argv = [sys.executable, *inherited_flags(), "-m", "regatta_agent.serving", str(spec_path)]
         shared = () if spec.tcp_fd is None else (spec.tcp_fd,)
-        child = self._launcher.launch(f"worker:{stem}", argv, None, shared)
+        try:
+            spec_path.write_bytes(encode(spec))
+            child = self._launcher.launch(f"worker:{stem}", argv, None, shared)
+        except OSError:
+            spec_path.unlink(missing_ok=True)
+            raise
         self._workers[f"worker:{stem}"] = _Worker(ref, candidate, spec, spec_path, child, now_s, now_s)
         logger.info("event=worker_started version=%s candidate=%s pid=%d", ref, candidate, child.pid)
 
@@ -230,6 +238,11 @@ class WorkerPool:
                 worker.killed_for = reason
                 worker.child.kill()
 
+    def free_bytes(self) -> int:
+        """Return the space that is left for what a start leaves in the run folder."""
+        facts = os.statvfs(self._run_dir)
+        return facts.f_bavail * facts.f_frsize
+
     def links(self) -> Mapping[ModelName, str]:
         """Return for each model's socket the worker's socket that it leads to."""
         return self._led_to(".sock")
@@ -252,21 +265,30 @@ class WorkerPool:
             OSError: when the run folder cannot be written.
         """
         link = self._shadow(ref.name) if shadow else self._link(ref.name)
+        self._lead(link, socket)
+        if self._serving.grpc and not shadow:
+            self._lead(_grpc_path(link), _grpc_path(Path(socket)).name)
+        logger.info("event=%s version=%s socket=%s", "in_shadow" if shadow else "serving", ref, link)
+
+    def _lead(self, link: Path, socket: str) -> None:
         fresh = self._run_dir / f".{link.name}.new"
         fresh.unlink(missing_ok=True)
         fresh.symlink_to(f"{self._folder.name}/{socket}")
         fresh.replace(link)
-        logger.info("event=%s version=%s socket=%s", "in_shadow" if shadow else "serving", ref, link)
 
     def unpoint(self, name: ModelName, *, shadow: bool = False) -> None:
         """Take the model's socket, or its shadow, away."""
         (self._shadow(name) if shadow else self._link(name)).unlink(missing_ok=True)
+        if self._serving.grpc and not shadow:
+            _grpc_path(self._link(name)).unlink(missing_ok=True)
 
     def _ended(self, worker: _Worker, event: ChildEnded, now_s: float) -> WorkerDeath | None:
         del self._workers[event.child]
         try:
             worker.spec_path.unlink(missing_ok=True)
             worker.spec.socket_path.unlink(missing_ok=True)
+            if worker.spec.grpc_path is not None:
+                worker.spec.grpc_path.unlink(missing_ok=True)
         except OSError as err:  # the next start clears the folder
             logger.warning("event=worker_files_kept version=%s error=%s", worker.ref, err)
         if worker.stopping_s is not None:
@@ -317,6 +339,8 @@ class WorkerPool:
             socket_path=socket_path,
             tcp_fd=self._tcp.fd_of(manifest.name),
             link_path=self._link(manifest.name),
+            grpc_path=_grpc_path(socket_path) if self._serving.grpc else None,
+            grpc_tcp=self._serving.grpc_tcp.get(manifest.name),
             shadow_path=self._shadow(manifest.name),
             tls=self._serving.tls,
             token_path=self._serving.token_file,
@@ -351,3 +375,8 @@ class WorkerPool:
 
     def _shadow(self, name: ModelName) -> Path:
         return self._run_dir / f"{name}.shadow"
+
+
+def _grpc_path(socket_path: Path) -> Path:
+    """Return the path of gRPC's socket, or its link, beside HTTP's."""
+    return socket_path.with_suffix(".grpc")

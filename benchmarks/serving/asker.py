@@ -1,8 +1,9 @@
 """One client of `./run bench serving`, in the environment of what it asks: `asker.py WAY ADDRESS MODEL INPUT.npy`.
 
 Reads lines: `times N` answers with the microseconds of N requests, `count SECONDS` with how many were answered and how
-many failed, `log SECONDS` with how many failed and the microseconds of the others. Each request is the input's bytes;
-each way keeps one connection.
+many failed, `log SECONDS RATE` with how many failed and, of the others, when each ended (monotonic seconds) and
+its microseconds, asking RATE times a second or, at 0, as often as answers come. Each request is the input's bytes; each
+way keeps one connection.
 """
 
 from __future__ import annotations
@@ -57,6 +58,23 @@ def _in_base64(address: str, _model: str, sample: np.ndarray) -> Ask:
     return _posting(address, "/predict", encode, "application/json")
 
 
+def _regatta_grpc(address: str, _model: str, sample: np.ndarray) -> Ask:
+    """Ask Regatta over gRPC with raw contents."""
+    import grpc
+    from tritonclient.grpc import service_pb2, service_pb2_grpc
+
+    stub = service_pb2_grpc.GRPCInferenceServiceStub(grpc.insecure_channel(address))
+    names = {"int8": "INT8", "uint8": "UINT8", "float32": "FP32"}
+    model = stub.ModelMetadata(service_pb2.ModelMetadataRequest(name="m"), timeout=60)
+    tensor = service_pb2.ModelInferRequest.InferInputTensor(
+        name=model.inputs[0].name, datatype=names[sample.dtype.name], shape=sample.shape
+    )
+    return lambda: stub.ModelInfer(
+        service_pb2.ModelInferRequest(model_name="m", inputs=[tensor], raw_input_contents=[sample.tobytes()]),
+        timeout=60,
+    )
+
+
 def _mlserver(address: str, _model: str, sample: np.ndarray) -> Ask:
     """Ask over gRPC with raw contents, the fastest of its ways."""
     import grpc
@@ -71,7 +89,14 @@ def _mlserver(address: str, _model: str, sample: np.ndarray) -> Ask:
     return lambda: stub.ModelInfer(request, timeout=60)
 
 
-WAYS = {"floor": _floor, "regatta": _regatta, "litserve": _in_base64, "bentoml": _in_base64, "mlserver": _mlserver}
+WAYS = {
+    "floor": _floor,
+    "regatta": _regatta,
+    "regatta-grpc": _regatta_grpc,
+    "litserve": _in_base64,
+    "bentoml": _in_base64,
+    "mlserver": _mlserver,
+}
 
 
 def _times(ask: Ask, count: int) -> list[float]:
@@ -96,17 +121,28 @@ def _count(ask: Ask, seconds: float) -> list[int]:
     return [answered, failed]
 
 
-def _log(ask: Ask, seconds: float) -> list[float]:
-    """Return how many failed, and then the microseconds of each that was answered."""
-    times, failed = [], 0
-    ends = time.monotonic() + seconds
-    while time.monotonic() < ends:
+def _log(ask: Ask, seconds: float, rate: float) -> list[object]:
+    """Return how many failed, and of the others when each ended and its microseconds, from when it was due."""
+    answered: list[tuple[float, float]] = []
+    failed, due = 0, time.monotonic()
+    ends = due + seconds
+    while (began := time.monotonic()) < ends:
+        if rate:
+            if began < due:
+                time.sleep(due - began)
+                began = time.monotonic()
+            else:
+                began = due  # an answer that came late has kept this one waiting
+            due += 1 / rate
         try:
-            times += _times(ask, 1)
+            ask()
         except Exception as err:  # noqa: BLE001 - the same
             failed += 1
             print(err, file=sys.stderr)
-    return [failed, *times]
+            continue
+        ended = time.monotonic()
+        answered.append((ended, (ended - began) * 1e6))
+    return [failed, answered]
 
 
 def main() -> None:
@@ -115,7 +151,7 @@ def main() -> None:
     ask()
     print("ready", flush=True)
     acts = {"times": lambda text: _times(ask, int(text)), "count": lambda text: _count(ask, float(text)),
-            "log": lambda text: _log(ask, float(text))}  # fmt: skip
+            "log": lambda text: _log(ask, *map(float, text.split()))}  # fmt: skip
     for line in sys.stdin:
         command, _, value = line.partition(" ")
         print(json.dumps(acts[command](value)), flush=True)

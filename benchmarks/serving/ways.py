@@ -18,6 +18,7 @@ import urllib.request
 import venv
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 HERE = Path(__file__).resolve().parent
 PEERS = HERE.parents[1] / "build" / "peers"
@@ -70,6 +71,10 @@ def served(way: str, model: Path, folder: Path, guarded: bool) -> Iterator[str]:
     if way == "regatta":
         with regatta(model, folder, guarded=guarded) as (address, _):
             yield address
+        return
+    if way == "regatta-grpc":
+        with regatta(model, folder, guarded=guarded, grpc=True) as (address, _):
+            yield f"unix:{Path(address).with_suffix('.grpc')}"
         return
     python, port = python_of(way), _free_port()
     command, where = _command(way, python, model, folder, port)
@@ -134,16 +139,20 @@ def _await(way: str, server: subprocess.Popen[bytes], where: str, port: int, log
 
 
 @contextlib.contextmanager
-def regatta(model: Path, folder: Path, version: int = 1, guarded: bool = False) -> Iterator[tuple[str, int]]:
-    """Run a serving worker, and give the path of its socket and its process id."""
+def regatta(
+    model: Path, folder: Path, version: int = 1, guarded: bool = False, grpc: bool = False
+) -> Iterator[tuple[str, int]]:
+    """Run a serving worker, with gRPC too if `grpc`, and give the path of its socket and its process id."""
     from regatta_agent.serving.spec import ServeSpec
 
+    socket_path = folder / f"m-{version}.sock"
     spec = ServeSpec(
         model="m",
         version=version,
         candidate_id="litert/model/xnnpack/t1",
         variant_path=model.resolve(),
-        socket_path=folder / f"m-{version}.sock",
+        socket_path=socket_path,
+        grpc_path=socket_path.with_suffix(".grpc") if grpc else None,
         guarded=guarded,
     )
     path = folder / f"m-{version}.json"
@@ -192,10 +201,10 @@ class Asker:
         self._process.stdin.write(command + "\n")
         self._process.stdin.flush()
 
-    def done(self) -> list[float]:
+    def done(self) -> list[Any]:
         """Return what came of it."""
         assert self._process.stdout is not None
-        answer: list[float] = json.loads(self._process.stdout.readline())
+        answer: list[Any] = json.loads(self._process.stdout.readline())
         return answer
 
     def close(self) -> None:

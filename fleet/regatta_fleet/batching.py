@@ -12,12 +12,13 @@ from dataclasses import replace
 
 from sqlalchemy import Connection
 
+from regatta_fleet import pulling
 from regatta_fleet.core.cohorts import resolve
 from regatta_fleet.database import batch, devices, models
 from regatta_fleet.database.batch import BatchRow
 from regatta_fleet.database.events import add_event
 from regatta_fleet.errors import Conflict, NotFound
-from regatta_fleet.schemas import BatchDetail, BatchOnDevice, BatchRequest
+from regatta_fleet.schemas import BatchDetail, BatchOnDevice, BatchRequest, ResultsOnDevice
 from regatta_protocol.batch import MAX_BATCH_JOBS, BatchJob, BatchReport, BatchState
 from regatta_protocol.ids import DeviceId
 from regatta_protocol.messages import Reported
@@ -60,21 +61,23 @@ def start_batch(tx: Connection, identifier: str, request: BatchRequest, now: flo
 
 
 def cancel_batch(tx: Connection, identifier: str, now: float) -> set[DeviceId]:
-    """Withdraw the batch from every device that has not ended it; return them.
+    """Withdraw the batch from every device that has not ended it, and the pulling of its outputs; return the devices.
 
     Raises:
         NotFound: when there is none of that id.
         Conflict: when it has ended, or was cancelled already.
     """
     left = [row for row in _rows(tx, identifier) if row.is_open and not row.withdrawn]
-    if not left:
+    unasked = pulling.withdraw(tx, identifier, now)
+    if not left and not unasked:
         raise Conflict(f"batch {identifier} has ended or was cancelled on every device")
     for row in left:
         told = row.report.model_copy(update={"reason": _WITHDRAWN})
         generation = _next_generation(tx, row.device, now)
         batch.save_job(tx, replace(row, generation=generation, withdrawn=True, report=told, updated_at=now))
-    add_event(tx, now, "batch_cancelled", f"batch {identifier} on {len(left)} device(s)")
-    return {row.device for row in left}
+    changed = {row.device for row in left} | unasked
+    add_event(tx, now, "batch_cancelled", f"batch {identifier} on {len(changed)} device(s)")
+    return changed
 
 
 def note_reported(tx: Connection, reported: Reported, now: float) -> bool:
@@ -96,11 +99,12 @@ def note_reported(tx: Connection, reported: Reported, now: float) -> bool:
             add_event(tx, now, f"batch_{told.state}", _words(after), device=row.device)
     if ended:
         devices.bump_generation(tx, reported.device, now)
-    return ended
+    return pulling.note_reported(tx, reported, now) or ended
 
 
 def note_revoked(tx: Connection, device: DeviceId, now: float) -> None:
-    """End the jobs of a device that was revoked: it is not heard any more."""
+    """End the jobs of a device that was revoked, and the pulling of its outputs: it is not heard any more."""
+    pulling.note_revoked(tx, device, now)
     for row in batch.list_jobs(tx, device=device, only_open=True):
         told = row.report.model_copy(update={"state": BatchState.CANCELLED, "reason": "the device was revoked"})
         batch.save_job(tx, replace(row, withdrawn=True, report=told, updated_at=now))
@@ -115,9 +119,9 @@ def describe(tx: Connection, identifier: str) -> BatchDetail:
     return _described(_rows(tx, identifier))
 
 
-def list_batches(tx: Connection) -> tuple[BatchDetail, ...]:
+def list_batches(tx: Connection, limit: int = _LISTED) -> tuple[BatchDetail, ...]:
     """Return the newest batches, newest first."""
-    return tuple(describe(tx, identifier) for identifier in batch.newest(tx, _LISTED))
+    return tuple(describe(tx, identifier) for identifier in batch.newest(tx, limit))
 
 
 def _rows(tx: Connection, identifier: str) -> tuple[BatchRow, ...]:
@@ -165,6 +169,7 @@ def _described(rows: Sequence[BatchRow]) -> BatchDetail:
             total=row.report.total,
             summary=row.report.summary,
             updated_at=row.updated_at,
+            results=None if row.results is None else ResultsOnDevice.model_validate(row.results.model_dump()),
         )
         for row in rows
     )

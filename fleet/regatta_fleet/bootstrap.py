@@ -30,7 +30,9 @@ from regatta_fleet.eviction import Evictor
 from regatta_fleet.home import FleetFile, Home, ServerInfo, listen, server_info, wait_until_free
 from regatta_fleet.ingest import Ingest
 from regatta_fleet.pump import ChunkPump
+from regatta_fleet.receiving import Receiver
 from regatta_fleet.registry import Registry
+from regatta_fleet.results import ResultsStore
 from regatta_fleet.revocation import RevokingAuthority
 from regatta_fleet.sender import Sender
 from regatta_fleet.settings import Settings
@@ -106,13 +108,14 @@ def running(settings: Settings) -> Iterator[Running]:
             stack.callback(broker.stop)
         info = server_info(fleet, link.host if broker is None else fleet.advertise, link.port, __version__)
         parts, controller = _start(stack, home, fleet, info, database, authority, revoking, link)
+        receiver = Receiver(database, parts.results, parts.enroller.holder, controller.note_change)
         hosts = _hosts(settings, fleet)
         key_path, certificate_path = authority.issue_server(home.keys, "device-api", hosts)
         yield Running(
             home,
             info,
             Face(operator_app(parts), operator_listener),
-            Face(device_app(parts.enroller, __version__), device_listener, key_path, certificate_path),
+            Face(device_app(parts.enroller, receiver, __version__), device_listener, key_path, certificate_path),
             lambda: _makes_progress(controller),
         )
 
@@ -131,6 +134,8 @@ def _start(
     key = AssignmentKey.create(home.keys)
     blobs = BlobStore(home.blobs)
     blobs.prepare()
+    results = ResultsStore(home.results)
+    results.prepare()
     registry = Registry(database, blobs, metadata)
     registry.complete(time.time())
     inbox: Inbox = queue.Queue(INBOX_LENGTH)
@@ -169,6 +174,7 @@ def _start(
         database=database,
         registry=registry,
         enroller=enroller,
+        results=results,
         controller=controller,
         healthy=lambda: controller.connected and _makes_progress(controller),
         new_id=lambda: f"r-{secrets.token_hex(4)}",

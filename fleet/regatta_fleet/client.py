@@ -9,10 +9,12 @@ The command line, the demo and tests use it. It keeps no state beyond the connec
 
 from __future__ import annotations
 
+import hashlib
+import os
 import random
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeVar
@@ -30,15 +32,19 @@ from regatta_fleet.schemas import (
     FleetEvent,
     FleetStatus,
     GroupPolicy,
+    GroupWindows,
     ModelSummary,
     Problem,
+    ResultsRequest,
     RolloutDetail,
     RolloutRequest,
     TokenRequest,
     TokenResponse,
     VersionDetail,
+    WindowsRequest,
 )
-from regatta_protocol.errors import Rejected, Retryable, StorageFull, TooLarge, Untrusted
+from regatta_protocol.durable import rename_durably
+from regatta_protocol.errors import BadDigest, Rejected, Retryable, StorageFull, TooLarge, Untrusted
 from regatta_protocol.ids import DeviceId, Digest, ModelName, ModelRef
 from regatta_protocol.manifest import FileRef, Manifest
 from regatta_protocol.policy import Policy
@@ -50,6 +56,7 @@ _CONNECT_TIMEOUT_S = 5.0
 _MAX_ANSWER_BYTES = 64 * 1024 * 1024
 _MAX_PROBLEM_BYTES = 64 * 1024
 _READ_BYTES = 64 * 1024
+_DOWNLOAD_S = 3600.0  # of one output, a gigabyte at the most
 _ATTEMPTS = 4
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.1, 2.0
 _BUSY = {502, 503, 504}
@@ -194,14 +201,25 @@ class FleetClient(AbstractContextManager["FleetClient"]):
 
     def set_policy(self, group: str, model: ModelName | None, policy: Policy) -> GroupPolicy:
         """Set the fields of `policy` that are set, for the group and the model, in place of what was set for both."""
-        path = _policy_path(group, model)
-        data = policy.model_dump_json(exclude_unset=True).encode()
-        answer = self._call("PUT", path, body=lambda: data, content_type="application/json", repeatable=True)
-        return _parse(TypeAdapter(GroupPolicy), answer, path)
+        return self._put(_policy_path(group, model), policy, GroupPolicy)
 
     def clear_policy(self, group: str, model: ModelName | None) -> None:
         """Take away what is set for the group and the model."""
         self._call("DELETE", _policy_path(group, model))
+
+    # Update windows of groups
+
+    def windows(self) -> tuple[GroupWindows, ...]:
+        """Return the update windows that are set for groups of devices."""
+        return self._get_all("/api/v1/windows", GroupWindows)
+
+    def set_windows(self, group: str, windows: tuple[str, ...]) -> GroupWindows:
+        """Set the group's update windows in place of those before."""
+        return self._put(_windows_path(group), WindowsRequest(windows=windows), GroupWindows)
+
+    def clear_windows(self, group: str) -> None:
+        """Take the group's update windows away."""
+        self._call("DELETE", _windows_path(group))
 
     # Batch jobs
 
@@ -221,6 +239,39 @@ class FleetClient(AbstractContextManager["FleetClient"]):
         """End the batch on every device that has not ended it."""
         return self._post(f"/api/v1/batch/{_segment(batch)}/cancel", None, BatchDetail)
 
+    def ask_results(self, batch: str, request: ResultsRequest) -> BatchDetail:
+        """Have devices that have done the batch send its outputs to the server; may be repeated."""
+        return self._post(f"/api/v1/batch/{_segment(batch)}/results", request, BatchDetail)
+
+    def fetch_output(self, batch: str, device: DeviceId, file: FileRef, destination: Path) -> None:
+        """Put the output that a device has sent in its place, once it is here whole.
+
+        Raises:
+            BadDigest: when it is not what the server promised.
+            OSError: when it cannot be written.
+        """
+        path = f"/api/v1/batch/{_segment(batch)}/results/{_segment(device)}"
+        part = destination.with_name(f".{destination.name}.part")
+        digest, deadline = hashlib.sha256(), time.monotonic() + _DOWNLOAD_S
+        try:
+            with part.open("wb") as out, self._answered("GET", path, None, None, deadline) as answer:
+                for piece in answer.iter_content(_READ_BYTES):
+                    digest.update(piece)
+                    if out.write(piece) and (out.tell() > file.size_bytes or time.monotonic() > deadline):
+                        break
+                out.flush()
+                os.fsync(out.fileno())
+            if digest.hexdigest() != file.digest:
+                raise BadDigest(f"the output of {batch} on {device} did not arrive whole: do it again")
+            rename_durably(part, destination)
+        finally:
+            part.unlink(missing_ok=True)
+
+    def forget_results(self, batch: str) -> BatchDetail:
+        """Remove the outputs of a batch from the server; the devices keep theirs."""
+        path = f"/api/v1/batch/{_segment(batch)}/results"
+        return _parse(TypeAdapter(BatchDetail), self._call("DELETE", path, repeatable=True), path)
+
     # Below: one request, its repetition, its errors
 
     def _get(self, path: str, kind: type[T]) -> T:
@@ -233,6 +284,11 @@ class FleetClient(AbstractContextManager["FleetClient"]):
     def _post(self, path: str, body: BaseModel | None, kind: type[T]) -> T:
         data = None if body is None else body.model_dump_json(exclude_none=True).encode()
         answer = self._call("POST", path, body=lambda: data, content_type="application/json")
+        return _parse(TypeAdapter(kind), answer, path)
+
+    def _put(self, path: str, body: BaseModel, kind: type[T]) -> T:
+        data = body.model_dump_json(exclude_unset=True).encode()
+        answer = self._call("PUT", path, body=lambda: data, content_type="application/json", repeatable=True)
         return _parse(TypeAdapter(kind), answer, path)
 
     def _call(
@@ -257,6 +313,14 @@ class FleetClient(AbstractContextManager["FleetClient"]):
 
     def _once(self, method: str, path: str, body: bytes | _Pieces | None, content_type: str | None) -> bytes:
         deadline = time.monotonic() + self._timeout_s
+        with self._answered(method, path, body, content_type, deadline) as answer:
+            return _read(answer, _MAX_ANSWER_BYTES, deadline)
+
+    @contextmanager
+    def _answered(
+        self, method: str, path: str, body: bytes | _Pieces | None, content_type: str | None, deadline: float
+    ) -> Iterator[requests.Response]:
+        """Yield a good answer, its body not read yet; raise what any other comes to."""
         try:
             with self._session.request(
                 method,
@@ -267,11 +331,10 @@ class FleetClient(AbstractContextManager["FleetClient"]):
                 stream=True,
                 allow_redirects=False,
             ) as answer:
-                good = 200 <= answer.status_code < 300
-                data = _read(answer, _MAX_ANSWER_BYTES if good else _MAX_PROBLEM_BYTES, deadline)
-                if not good:
+                if not 200 <= answer.status_code < 300:
+                    data = _read(answer, _MAX_PROBLEM_BYTES, deadline)
                     raise _problem(answer.status_code, data, method, self.url + path)
-                return data
+                yield answer
         except (requests.exceptions.InvalidURL, requests.exceptions.InvalidSchema) as err:
             raise Rejected(f"{self.url!r} is no server's address: write for example http://127.0.0.1:8090") from err
         except requests.Timeout as err:
@@ -381,6 +444,10 @@ def _cause(err: BaseException) -> str:
 
 def _policy_path(group: str, model: ModelName | None) -> str:
     return f"/api/v1/policies/{_segment(group)}" + (f"?model={_segment(model)}" if model is not None else "")
+
+
+def _windows_path(group: str) -> str:
+    return f"/api/v1/windows/{_segment(group)}"
 
 
 def _segment(text: str) -> str:

@@ -318,8 +318,26 @@ class Controller:
             issued_at=wanted.at,
             models=wanted.models,
             batch=wanted.batch,
+            results=wanted.results,
+            update_window=wanted.update_window,
         )
         return encode(self._signer.sign(assignment))
+
+    def _redate(self) -> None:
+        """Say again, under a new generation, what was said while this machine's clock was ahead.
+
+        Devices take no time for true that lies before their newest assignment was issued, so until then they would wait
+        for the years to pass before they believe signed metadata again.
+        """
+        now = self._clock()
+        with self._database.read() as tx:
+            ahead = devices.find_future(tx, now)
+        if ahead:
+            with self._database.write() as tx:
+                for device in ahead:
+                    devices.bump_generation(tx, device, now)
+            logger.warning("event=assignments_redated devices=%d reason=this machine's clock was ahead", len(ahead))
+            self.tell(set(ahead))
 
     def _keep_house(self) -> None:
         now_s = time.monotonic()
@@ -327,6 +345,7 @@ class Controller:
             self._next_refresh_s = now_s + _REFRESH_S
             for advice in self._metadata.refresh_online():
                 logger.warning("event=metadata_needs_operator text=%s", advice)
+            self._redate()
         if now_s >= self._next_cleaning_s:
             self._next_cleaning_s = now_s + _DAY_S
             with self._database.write() as tx:

@@ -161,14 +161,7 @@ class Enroller:
             Forbidden: when the device was revoked or enrolled anew since.
         """
         with self._lock:
-            holder = self._issuer.holder_of(request.certificate_pem, request.csr_pem)
-            with self._database.read() as tx:
-                known = certificates_of(tx, holder.device)
-            if holder.serial not in known:
-                raise Forbidden(
-                    f"device {holder.device!r} was revoked or enrolled anew: enroll it with a token made by "
-                    f"`regatta device token --device {holder.device}`"
-                )
+            holder = self._holder(request.certificate_pem, request.csr_pem)
             certificate = self._issuer.sign_device_csr(request.csr_pem, holder.device, CERTIFICATE_DAYS)
             with self._database.write() as tx:
                 forget_ended(tx, holder.device, now, but=holder.serial)
@@ -176,6 +169,27 @@ class Enroller:
                 add_event(tx, now, "certificate_renewed", f"for {CERTIFICATE_DAYS} days", device=holder.device)
         logger.info("event=certificate_renewed device=%s", holder.device)
         return RenewResponse(certificate_pem=certificate)
+
+    def holder(self, certificate_pem: str, csr_pem: str) -> DeviceId:
+        """Return the device that proves to hold the key of its certificate, by a CSR of that key.
+
+        Raises:
+            Rejected: when it does not prove to hold the key of a certificate of this fleet's.
+            Forbidden: when the device was revoked or enrolled anew since.
+        """
+        with self._lock:
+            return self._holder(certificate_pem, csr_pem).device
+
+    def _holder(self, certificate_pem: str, csr_pem: str) -> Holder:
+        holder = self._issuer.holder_of(certificate_pem, csr_pem)
+        with self._database.read() as tx:
+            known = certificates_of(tx, holder.device)
+        if holder.serial not in known:
+            raise Forbidden(
+                f"device {holder.device!r} was revoked or enrolled anew: enroll it with a token made by "
+                f"`regatta device token --device {holder.device}`"
+            )
+        return holder
 
     def revoke(self, device: DeviceId, now: float) -> None:
         """Take the device's certificate and its place in the fleet away.

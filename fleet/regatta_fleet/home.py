@@ -5,6 +5,7 @@
     metadata/       signed metadata (regatta_provisioning.repository)
     fleet.sqlite    what the fleet knows
     blobs/          files of bundles, by digest
+    results/        outputs of batch jobs that devices sent (results.py)
     broker/         the private Mosquitto's configuration and database
     fleet.json      the fleet's id, token, ports and advertised host (0600)
     server.json     where the running server is (0600); there only while it runs
@@ -80,6 +81,7 @@ class Home:
         self.metadata = self.folder / "metadata"
         self.database = self.folder / "fleet.sqlite"
         self.blobs = self.folder / "blobs"
+        self.results = self.folder / "results"
         self.broker = self.folder / "broker"
         self.fleet_file = self.folder / "fleet.json"
         self.server_file = self.folder / "server.json"

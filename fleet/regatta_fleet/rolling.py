@@ -14,7 +14,7 @@ from sqlalchemy import Connection
 
 from regatta_fleet.core import rollout as core
 from regatta_fleet.core.cohorts import is_for_group, resolve
-from regatta_fleet.core.gates import Baseline, Outcome, Trial
+from regatta_fleet.core.gates import Baseline, Outcome, Trial, waiting_for_window, window_words
 from regatta_fleet.core.waves import plan_waves
 from regatta_fleet.database import devices, models, rollouts
 from regatta_fleet.database.events import add_event
@@ -65,7 +65,7 @@ def start_rollout(tx: Connection, identifier: str, request: RolloutRequest, now:
         for number, wave in enumerate(plan_waves(cohort, request.waves, identifier), start=1)
     )
     rollout = core.Rollout(identifier, ref, RolloutState.RUNNING, request.gate, waves)
-    row = RolloutRow(rollout, request.trial_s, now, request.to)
+    row = RolloutRow(rollout, request.trial_s, now, request.to, request.ignore_window)
     rollouts.add_rollout(tx, row)
     text = f"rollout of {ref} to {len(cohort)} device(s) in {len(waves)} wave(s)"
     add_event(tx, now, "rollout_started", text, rollout=identifier)
@@ -152,18 +152,21 @@ def describe(row: RolloutRow) -> RolloutDetail:
         gate=rollout.gate,
         created_at=row.created_at,
         finished_at=rollout.finished_at,
+        ignore_window=row.ignore_window,
     )
 
 
 def _describe_wave(wave: core.Wave) -> WaveDetail:
     outcomes = [trial.outcome for trial in wave.trials]
+    waiting = waiting_for_window(wave.trials)
     return WaveDetail(
         number=wave.number,
         state=wave.state,
         devices=wave.devices,
         succeeded=outcomes.count(Outcome.SUCCEEDED),
         failed=outcomes.count(Outcome.FAILED),
-        reason=wave.reason,
+        waiting=len(waiting),
+        reason=wave.reason or window_words(wave.trials),
     )
 
 
@@ -203,14 +206,14 @@ def _assign_latecomers(tx: Connection, row: RolloutRow, now: float) -> set[Devic
 
 
 def _wanted(row: RolloutRow) -> DesiredModel:
-    """Return the rollout's version for a device that is in none of its waves."""
-    return DesiredModel(version=row.rollout.ref.version, trial_s=row.trial_s)
+    """Return the rollout's version, as for a device that is in none of its waves."""
+    return DesiredModel(version=row.rollout.ref.version, trial_s=row.trial_s, ignore_window=row.ignore_window)
 
 
 def _assign_new(tx: Connection, row: RolloutRow, wave: Iterable[DeviceId], now: float) -> set[DeviceId]:
     ref = row.rollout.ref
     fallback = _registry_baseline(tx, ref)
-    wanted = DesiredModel(version=ref.version, rollout=row.rollout.id, trial_s=row.trial_s)
+    wanted = _wanted(row).model_copy(update={"rollout": row.rollout.id})
     changed = set(wave)
     for device in changed:
         report = _running(tx, device, ref)
@@ -227,8 +230,8 @@ def _assign_new(tx: Connection, row: RolloutRow, wave: Iterable[DeviceId], now: 
 def _assign_previous(tx: Connection, row: RolloutRow, tried: Iterable[DeviceId], now: float) -> set[DeviceId]:
     changed = set(tried)
     for device, version in rollouts.previous_versions(tx, row.rollout.id, tuple(changed)).items():
-        # It ran before and was committed then, so it is not tried again.
-        wanted = None if version is None else DesiredModel(version=version, trial_s=0)
+        # It ran before and was committed then, so it is not tried again; and a way back waits for no window.
+        wanted = None if version is None else DesiredModel(version=version, trial_s=0, ignore_window=True)
         devices.assign(tx, device, row.rollout.ref.name, wanted, now)
     return changed
 
@@ -270,4 +273,6 @@ def _judged(trial: Trial, outcome: Outcome, report: ModelReport) -> Trial:
         reason=(report.reason or report.agreement or f"is {report.state}")[:_REASON_CHARS],
         accuracy=None if report.accuracy is None else report.accuracy.value,
         p99_us=None if report.latency is None else report.latency.p99_us,
+        opens_at=report.opens_at if report.opens_at is not None else trial.opens_at,
+        waits=report.opens_at is not None,
     )

@@ -10,17 +10,19 @@ from typing import Literal
 
 from pydantic import Field
 
-from regatta_protocol.batch import BatchState, BatchSummary
+from regatta_protocol.batch import BatchState, BatchSummary, ResultsState
 from regatta_protocol.enums import StrEnum
-from regatta_protocol.ids import DeviceIdField, ModelNameField
+from regatta_protocol.ids import DeviceIdField, DigestField, ModelNameField
 from regatta_protocol.manifest import FileRef, ImageInput, LineageStep, Manifest, Variant
 from regatta_protocol.measurement import Accuracy, BoardFacts, Latency, Power, RaceReport
 from regatta_protocol.messages import InstallState
 from regatta_protocol.policy import KnownPolicy, Policy
 from regatta_protocol.processing import AudioInput, Result
+from regatta_protocol.update_window import MAX_WINDOWS, UpdateWindowField
 from regatta_protocol.wire import Wire
 
 __all__ = [
+    "MAX_RESULTS_BYTES",
     "BatchDetail",
     "BatchOnDevice",
     "BatchRequest",
@@ -32,8 +34,11 @@ __all__ = [
     "FleetStatus",
     "GateConfig",
     "GroupPolicy",
+    "GroupWindows",
     "ModelSummary",
     "Problem",
+    "ResultsOnDevice",
+    "ResultsRequest",
     "RolloutDetail",
     "RolloutRequest",
     "RolloutState",
@@ -43,7 +48,10 @@ __all__ = [
     "VersionDetail",
     "WaveDetail",
     "WaveState",
+    "WindowsRequest",
 ]
+
+MAX_RESULTS_BYTES = 1024 * 1024 * 1024  # of one output
 
 
 class Problem(Wire):
@@ -118,6 +126,7 @@ class DeviceModel(Wire):
     state: InstallState
     serving: bool
     reason: str | None = None
+    opens_at: float | None = None  # by the device's clock: when the update window that it waits for opens
     placement: str | None = None  # the candidate that serves
     degraded: str | None = None  # why that is not the race's winner
     accuracy: Accuracy | None = None
@@ -156,7 +165,7 @@ class GateConfig(Wire):
     max_accuracy_drop: float = Field(default=0.02, ge=0, le=1)
     max_p99_ratio: float = Field(default=2.0, gt=0)
     on_failure: Literal["roll_back", "hold"] = "roll_back"
-    timeout_s: float = Field(default=3600, gt=0)  # a wave that is not decided by then fails
+    timeout_s: float = Field(default=3600, gt=0)  # undecided by then, a wave fails; update windows come on top
 
 
 class RolloutRequest(Wire):
@@ -170,6 +179,7 @@ class RolloutRequest(Wire):
     )  # cumulative shares in (0, 1]
     gate: GateConfig = GateConfig()
     trial_s: float = Field(default=5.0, ge=0, le=86_400)
+    ignore_window: bool = False  # urgent: devices do not wait for their update windows
 
 
 class GroupPolicy(Wire):
@@ -179,6 +189,20 @@ class GroupPolicy(Wire):
     model: ModelNameField | None = None  # None: every model
     policy: Policy
     devices: int = 0  # that run a model by it
+
+
+class WindowsRequest(Wire):
+    """The update windows of a group, as they are written (regatta_protocol.update_window)."""
+
+    windows: tuple[UpdateWindowField, ...] = Field(min_length=1, max_length=MAX_WINDOWS)
+
+
+class GroupWindows(Wire):
+    """The update windows that are set for a group (`regatta window set`)."""
+
+    group: str = Field(pattern=r"^[a-z0-9][a-z0-9-]{0,63}$")  # "all": every device whose group has none
+    windows: tuple[str, ...]
+    devices: int = 0  # that run a model by them
 
 
 class RolloutState(StrEnum):
@@ -202,7 +226,8 @@ class WaveDetail(Wire):
     devices: tuple[DeviceIdField, ...]
     succeeded: int = 0
     failed: int = 0
-    reason: str | None = None  # the gate's words
+    waiting: int = 0  # for their update windows
+    reason: str | None = None  # the gate's words, or who waits for a window
 
 
 class RolloutDetail(Wire):
@@ -215,6 +240,7 @@ class RolloutDetail(Wire):
     gate: GateConfig
     created_at: float
     finished_at: float | None = None
+    ignore_window: bool = False
 
 
 class BatchRequest(Wire):
@@ -228,6 +254,23 @@ class BatchRequest(Wire):
     limit: int | None = Field(default=None, ge=1, lt=2**53)
 
 
+class ResultsRequest(Wire):
+    """Have the outputs of a batch sent to the fleet (`regatta batch results`)."""
+
+    on: tuple[DeviceIdField, ...] = Field(default=(), max_length=1000)  # none named: every device of the batch
+    max_bytes: int = Field(default=64 * 1024 * 1024, ge=1, le=MAX_RESULTS_BYTES)  # a longer output is refused
+
+
+class ResultsOnDevice(Wire):
+    """How the pulling of one device's output stands."""
+
+    state: ResultsState
+    reason: str | None = None
+    size_bytes: int | None = None
+    received_bytes: int = 0
+    digest: DigestField | None = None
+
+
 class BatchOnDevice(Wire):
     """How a batch stands on one device, as last reported."""
 
@@ -238,6 +281,7 @@ class BatchOnDevice(Wire):
     records: int = 0
     total: int | None = None
     summary: BatchSummary | None = None
+    results: ResultsOnDevice | None = None  # None: nobody asked for its output
     updated_at: float
 
 

@@ -31,8 +31,11 @@ from regatta_fleet.schemas import (
     FleetEvent,
     FleetStatus,
     GroupPolicy,
+    GroupWindows,
     ModelSummary,
     Problem,
+    ResultsOnDevice,
+    ResultsRequest,
     RolloutDetail,
     RolloutRequest,
     RolloutState,
@@ -41,8 +44,9 @@ from regatta_fleet.schemas import (
     VersionDetail,
     WaveDetail,
     WaveState,
+    WindowsRequest,
 )
-from regatta_protocol.batch import BatchState
+from regatta_protocol.batch import BatchState, ResultsState
 from regatta_protocol.ids import DeviceId, digest_of_bytes
 from regatta_protocol.manifest import MAX_FILE_BYTES, FileRef, Manifest
 from regatta_protocol.policy import Policy
@@ -69,7 +73,10 @@ class FakeFleet:
     events: list[FleetEvent] = field(default_factory=list)
     tokens: list[TokenRequest] = field(default_factory=list)
     policies: dict[tuple[str, str | None], GroupPolicy] = field(default_factory=dict)
+    windows: dict[str, GroupWindows] = field(default_factory=dict)
     batches: dict[str, BatchDetail] = field(default_factory=dict)
+    outputs: dict[tuple[str, str], bytes] = field(default_factory=dict)  # what devices would send, by batch and device
+    late: set[str] = field(default_factory=set)  # devices that are asked, and send nothing yet
     broker_up: bool = True
 
     def add_device(self, device: DeviceDetail) -> None:
@@ -191,6 +198,7 @@ class FakeFleet:
             waves=tuple(wave for wave in waves if wave.devices),
             gate=request.gate,
             created_at=time.time(),
+            ignore_window=request.ignore_window,
         )
         self.rollouts[rollout.id] = rollout
         self.say("rollout", f"{rollout.id} of {request.model}:{request.version} began")
@@ -241,6 +249,49 @@ class FakeFleet:
         self.batches[batch] = old.model_copy(
             update={"devices": tuple(one.model_copy(update=ended) for one in old.devices)}
         )
+        return self.batches[batch]
+
+    def ask_results(self, batch: str, request: ResultsRequest) -> BatchDetail:
+        """Take what devices would send from `outputs` at once."""
+        old = self.batch(batch)
+        strangers = set(request.on) - {one.device for one in old.devices}
+        if strangers:
+            raise _Problem(404, f"batch {batch} is not on {', '.join(strangers)}", f"see `regatta batch show {batch}`")
+        chosen = [one for one in old.devices if not request.on or one.device in request.on]
+        for one in chosen:
+            data = self.outputs.get((batch, one.device))
+            if one.state is not BatchState.DONE:
+                continue
+            if one.device in self.late:
+                found = ResultsOnDevice(state=ResultsState.WANTED, reason="waiting: digits:2 is being raced")
+            elif data is None:
+                found = ResultsOnDevice(state=ResultsState.REFUSED, reason="a metered link")
+            else:
+                size_bytes, digest = len(data), digest_of_bytes(data)
+                found = ResultsOnDevice(
+                    state=ResultsState.HERE, size_bytes=size_bytes, received_bytes=size_bytes, digest=digest
+                )
+            self._stand(batch, one.device, found)
+        return self.batches[batch]
+
+    def _stand(self, batch: str, device: str, results: ResultsOnDevice | None) -> None:
+        old = self.batches[batch]
+        devices = tuple(
+            one.model_copy(update={"results": results}) if one.device == device else one for one in old.devices
+        )
+        self.batches[batch] = old.model_copy(update={"devices": devices})
+
+    def output(self, batch: str, device: str) -> Response:
+        """Return what a device has sent."""
+        stands = {one.device: one.results for one in self.batch(batch).devices}.get(DeviceId(device))
+        if stands is None or stands.state is not ResultsState.HERE:
+            raise _Problem(404, f"the output of batch {batch} on {device} is not here")
+        return Response(self.outputs[batch, device], media_type="application/octet-stream")
+
+    def forget_results(self, batch: str) -> BatchDetail:
+        """Have no output here any more."""
+        for one in self.batch(batch).devices:
+            self._stand(batch, one.device, None)
         return self.batches[batch]
 
     def app(self) -> FastAPI:
@@ -321,6 +372,18 @@ class FakeFleet:
                 raise _Problem(404, f"no policy is set for {group}", "`regatta policy show` lists what is")
             return Response(status_code=204)
 
+        def windows() -> tuple[GroupWindows, ...]:
+            return tuple(self.windows[group] for group in sorted(self.windows))
+
+        def set_windows(group: str, request: WindowsRequest) -> GroupWindows:
+            self.windows[group] = GroupWindows(group=group, windows=request.windows)
+            return self.windows[group]
+
+        def clear_windows(group: str) -> Response:
+            if self.windows.pop(group, None) is None:
+                raise _Problem(404, f"{group}: no update window is set", "`regatta window show` lists what is")
+            return Response(status_code=204)
+
         def batches() -> tuple[BatchDetail, ...]:
             return tuple(reversed(self.batches.values()))
 
@@ -328,9 +391,15 @@ class FakeFleet:
         add("GET", "/batch", batches)
         add("GET", "/batch/{batch}", self.batch)
         add("POST", "/batch/{batch}/cancel", self.cancel_batch)
+        add("POST", "/batch/{batch}/results", self.ask_results)
+        add("GET", "/batch/{batch}/results/{device}", self.output)
+        add("DELETE", "/batch/{batch}/results", self.forget_results)
         add("GET", "/policies", policies, response_model_exclude_unset=True)
         add("PUT", "/policies/{group}", set_policy, response_model_exclude_unset=True)
         add("DELETE", "/policies/{group}", clear_policy)
+        add("GET", "/windows", windows)
+        add("PUT", "/windows/{group}", set_windows)
+        add("DELETE", "/windows/{group}", clear_windows)
         add("GET", "/status", self.status)
         add("POST", "/tokens", create_token)
         add("GET", "/devices", devices)
@@ -348,7 +417,8 @@ class FakeFleet:
         add("POST", "/rollouts/{rollout}/abort", abort)
         add("POST", "/rollouts/{rollout}/promote", promote)
         add("GET", "/events", events)
-        app.include_router(page.router(self.status, lambda device: self.devices.get(device), self.token))
+        newest = lambda count: tuple(reversed(self.batches.values()))[:count]  # noqa: E731
+        app.include_router(page.router(self.status, lambda device: self.devices.get(device), newest, self.token))
         return app
 
 

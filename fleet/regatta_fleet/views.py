@@ -173,6 +173,7 @@ def _device_model(device: DeviceId, report: ModelReport, served: Served) -> Devi
         state=report.state,
         serving=report.serving,
         reason=report.reason or report.agreement,
+        opens_at=report.opens_at,
         placement=report.placement,
         degraded=report.degraded,
         accuracy=report.accuracy,

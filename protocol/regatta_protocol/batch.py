@@ -1,7 +1,8 @@
 """Batch jobs that the fleet starts on a device: what is asked in an assignment, and what the device tells of each.
 
 A job is named by its id for good. The device does an assigned job once; it tells of a job that has ended until the
-fleet's next assignment no longer asks for it. The results stay on the device; a summary of bounded size travels.
+fleet's next assignment no longer asks for it. A summary of bounded size travels by itself; the results do when an
+assignment asks for them, too.
 """
 
 from __future__ import annotations
@@ -12,9 +13,22 @@ from regatta_protocol.enums import OpenStrEnum
 from regatta_protocol.ids import ModelNameField
 from regatta_protocol.wire import Wire
 
-__all__ = ["MAX_BATCH_JOBS", "MAX_CLASSES", "MAX_LABEL_LENGTH", "BatchJob", "BatchReport", "BatchState", "BatchSummary"]
+__all__ = [
+    "MAX_BATCH_JOBS",
+    "MAX_CLASSES",
+    "MAX_LABEL_LENGTH",
+    "MAX_RESULTS_WANTED",
+    "BatchJob",
+    "BatchReport",
+    "BatchState",
+    "BatchSummary",
+    "ResultsReport",
+    "ResultsState",
+    "ResultsWanted",
+]
 
 MAX_BATCH_JOBS = 8  # assigned at a time; with as many that were just cancelled, their reports take 24 KB at the most
+MAX_RESULTS_WANTED = 8  # at a time, for each device; with eight jobs that have not ended, 16 KB of an assignment
 MAX_CLASSES = 10
 MAX_LABEL_LENGTH = 64
 
@@ -70,3 +84,29 @@ class BatchReport(Wire):
     records: int = Field(default=0, ge=0)  # done so far, told about once a minute
     total: int | None = None  # None: not known beforehand
     summary: BatchSummary | None = None  # once it is done
+
+
+class ResultsWanted(Wire):
+    """The output of a finished job, to be sent to the fleet's server (regatta_provisioning.uploading)."""
+
+    job: BatchJob
+    max_bytes: int = Field(ge=1)  # a longer output is refused
+    asked: int = Field(default=0, ge=0)  # the generation that asked first: a later one is another order
+
+
+class ResultsState(OpenStrEnum):
+    """Where the pulling of one output from one device stands."""
+
+    WANTED = "wanted"  # the reason says what it waits for
+    SENDING = "sending"
+    HERE = "here"  # the fleet has it whole
+    REFUSED = "refused"  # by the device, for its size, or given up; the reason says why
+    CANCELLED = "cancelled"
+
+
+class ResultsReport(Wire):
+    """How a device stands with an output that its assignment asks for: wanted, sending or refused."""
+
+    id: str = Field(max_length=64)  # of the job
+    state: ResultsState
+    reason: str | None = Field(default=None, max_length=1000)

@@ -1,4 +1,4 @@
-"""What devices measure: latency, accuracy, power and the outcome of a race, in the shape that files and wire share.
+"""What devices measure: latency, accuracy, power, races and what is served, in the shape that files and wire share.
 
 Unknown is never 0: a figure that was not measured is None beside a `reason`. Times are microseconds on a monotonic
 clock, energy is millijoules, power milliwatts, memory bytes. Nothing here measures.
@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import json
 import math
+from typing import Literal
 
 from pydantic import Field, model_validator
 
 from regatta_protocol.enums import OpenStrEnum, Word
-from regatta_protocol.ids import DeviceIdField, DigestField
+from regatta_protocol.ids import DeviceIdField, DigestField, ModelNameField
 from regatta_protocol.policy import Policy
 from regatta_protocol.wire import Wire
 
@@ -29,6 +30,7 @@ __all__ = [
     "PriorRace",
     "RaceOrigin",
     "RaceReport",
+    "ServingWindow",
     "unknown_power",
 ]
 
@@ -256,3 +258,23 @@ class PriorRace(Wire):
     device: DeviceIdField
     at: float  # seconds since 1970, by that device's clock
     report: RaceReport
+
+
+class ServingWindow(Wire):
+    """Telemetry: what one placement served between two moments; an item of messages.TelemetryBatch.
+
+    `latency_counts` is a sketch with relative error of at most 1 % (DDSketch's mapping): bucket index -> count of
+    requests, bucket i holding latencies in (g^(i-1), g^i] microseconds with g = 1.01 / 0.99. Windows merge by adding.
+    """
+
+    kind: Literal["serving"] = "serving"
+    model: ModelNameField
+    version: int
+    placement: str
+    start: float
+    stop: float
+    requests: int = Field(ge=0)
+    errors: int = Field(ge=0)
+    latency_counts: dict[int, int] = Field(default_factory=dict, max_length=4096)
+    feedback: Accuracy | None = None  # from labelled feedback, when there was any
+    power: Power | None = None

@@ -10,10 +10,17 @@ from typing import Annotated, Literal
 
 from pydantic import Discriminator, Field, Tag
 
-from regatta_protocol.batch import MAX_BATCH_JOBS, BatchJob, BatchReport
+from regatta_protocol.batch import (
+    MAX_BATCH_JOBS,
+    MAX_RESULTS_WANTED,
+    BatchJob,
+    BatchReport,
+    ResultsReport,
+    ResultsWanted,
+)
 from regatta_protocol.enums import OpenStrEnum
 from regatta_protocol.ids import DeviceIdField, DigestField, ModelNameField
-from regatta_protocol.measurement import Accuracy, BoardFacts, Latency, Power, PriorRace, RaceReport
+from regatta_protocol.measurement import Accuracy, BoardFacts, Latency, Power, PriorRace, RaceReport, ServingWindow
 from regatta_protocol.policy import Policy
 from regatta_protocol.wire import Wire
 
@@ -51,6 +58,7 @@ class DesiredModel(Wire):
     rollout: str | None = None  # echoed in reports, so that a wave counts only its own
     trial_s: float = Field(default=5.0, ge=0, le=86_400)  # how long a new version must serve before it is committed
     policy: Policy | None = None  # instead of the bundle's, where the fleet has set one for the device's group
+    ignore_window: bool = False  # it is urgent, or a way back: no update window is waited for
 
 
 class Assignment(Wire):
@@ -63,6 +71,8 @@ class Assignment(Wire):
     issued_at: float  # seconds since 1970, by the server's clock
     models: dict[ModelNameField, DesiredModel] = Field(default_factory=dict, max_length=64)
     batch: tuple[BatchJob, ...] = Field(default=(), max_length=MAX_BATCH_JOBS)  # jobs that have not ended, oldest first
+    results: tuple[ResultsWanted, ...] = Field(default=(), max_length=MAX_RESULTS_WANTED)  # outputs to be sent
+    update_window: tuple[str, ...] = Field(default=(), max_length=16)  # of the device's group (update_window.py)
 
 
 class SignedAssignment(Wire):
@@ -98,6 +108,7 @@ class ModelReport(Wire):
     state: InstallState
     serving: bool = False
     reason: str | None = None  # of each thing not done, or what is being waited for
+    opens_at: float | None = None  # seconds since 1970 by the device's clock: when the window it waits for opens
     agreement: str | None = None  # in words, how it answered live requests in the shadow of the version before
     rollout: str | None = None
     attempt: int = 0
@@ -122,6 +133,7 @@ class Reported(Wire):
     bytes_received: int = Field(default=0, ge=0)  # MQTT payload bytes since enrolment
     models: tuple[ModelReport, ...] = Field(default=(), max_length=256)
     batch: tuple[BatchReport, ...] | None = Field(default=None, max_length=64)  # None: an agent that knows no jobs
+    results: tuple[ResultsReport, ...] | None = Field(default=None, max_length=64)  # None: an agent that sends none
 
 
 class RaceItem(Wire):
@@ -130,26 +142,6 @@ class RaceItem(Wire):
     kind: Literal["race"] = "race"
     at: float  # seconds since 1970, by the device's clock
     report: RaceReport
-
-
-class ServingWindow(Wire):
-    """Telemetry: what one placement served between two moments.
-
-    `latency_counts` is a sketch with relative error of at most 1 % (DDSketch's mapping): bucket index -> count of
-    requests, bucket i holding latencies in (g^(i-1), g^i] microseconds with g = 1.01 / 0.99. Windows merge by adding.
-    """
-
-    kind: Literal["serving"] = "serving"
-    model: ModelNameField
-    version: int
-    placement: str
-    start: float
-    stop: float
-    requests: int = Field(ge=0)
-    errors: int = Field(ge=0)
-    latency_counts: dict[int, int] = Field(default_factory=dict, max_length=4096)
-    feedback: Accuracy | None = None  # from labelled feedback, when there was any
-    power: Power | None = None
 
 
 class OtherItem(Wire):

@@ -41,6 +41,7 @@ from regatta_protocol.bus import Connected, Disconnected, Event, Inbox, Message,
 from regatta_protocol.codec import MAX_PAYLOAD_BYTES
 from regatta_protocol.errors import Misuse
 from regatta_protocol.outgoing import Outgoing
+from regatta_protocol.threads import BoundedThread
 from regatta_protocol.traffic import Cause, Ledger, Meter, cause_of, read_tcp_totals
 
 __all__ = ["MAX_PACKET_BYTES", "MqttBus", "MqttConfig", "backoff_s"]
@@ -57,6 +58,7 @@ _MAX_REASONS = 5  # told in one outage: its log must not grow with its length
 _PACKET_BYTES, _ACK_BYTES, _PING_BYTES = 30, 26, 24
 _NOT_VALID_NOW = (9, 10)  # OpenSSL's X509_V_ERR_CERT_NOT_YET_VALID and X509_V_ERR_CERT_HAS_EXPIRED
 _STABLE_S = 30.0  # a connection that held this long forgets earlier failures
+_NO_MEMORY_S = 1.0  # before the next try, when there is not even memory to say so
 
 
 @dataclass(frozen=True)
@@ -125,7 +127,7 @@ class MqttBus:
         self._door = _Door(inbox, self._stopping, config.inbox_wait_s)
         self._waker = _Waker()
         self._ledger = ledger or Ledger()
-        self._thread = threading.Thread(target=self._main, name=f"mqtt-{config.client_id}", daemon=True)
+        self._thread = BoundedThread(self._main, f"mqtt-{config.client_id}")
         self._told: set[str] = set()  # reasons said in Disconnected since the last Connected
 
     @property
@@ -148,6 +150,7 @@ class MqttBus:
 
         Raises:
             Misuse: when the certificates or the key cannot be read.
+            Exhausted: when the board gives no thread for it.
         """
         try:
             _tls_context(self._config)
@@ -173,7 +176,7 @@ class MqttBus:
         """Disconnect cleanly, with the will said as a last message, and end the thread. May be called twice."""
         self._stopping.set()
         self._waker.wake()
-        if self._thread.is_alive() and threading.current_thread() is not self._thread:
+        if self._thread.is_alive() and not self._thread.is_current():
             # A thread that is stuck in name resolution ends by itself later; it delivers nothing any more.
             self._thread.join(self._config.stop_timeout_s + 1.0)
             if self._thread.is_alive():
@@ -182,18 +185,24 @@ class MqttBus:
     def _main(self) -> None:
         attempt = 0
         while not self._stopping.is_set():
-            connected_at_s, reason = self._connect_once()
-            self._outgoing.close()
-            if connected_at_s is not None:
-                self._told.clear()
-                if time.monotonic() - connected_at_s >= _STABLE_S:
-                    attempt = 0
-            self._report_down(reason)
-            self._stopping.wait(
-                backoff_s(attempt, self._config.reconnect_base_s, self._config.reconnect_cap_s, self._chance)
-            )
-            attempt += 1
+            try:
+                attempt = self._live_once(attempt)
+            except MemoryError:  # a thread that ended would leave us offline for ever, and nobody would be told
+                time.sleep(_NO_MEMORY_S)
         self._waker.close()
+
+    def _live_once(self, attempt: int) -> int:
+        """Serve one connection, tell of its end and wait; return the number of the next try."""
+        connected_at_s, reason = self._connect_once()
+        self._outgoing.close()
+        if connected_at_s is not None:
+            self._told.clear()
+            if time.monotonic() - connected_at_s >= _STABLE_S:
+                attempt = 0
+        self._report_down(reason)
+        config = self._config
+        self._stopping.wait(backoff_s(attempt, config.reconnect_base_s, config.reconnect_cap_s, self._chance))
+        return attempt + 1
 
     def _connect_once(self) -> tuple[float | None, str]:
         """Serve one connection to its end; return since when it stood, or None, and why it ended."""
@@ -212,12 +221,12 @@ class MqttBus:
         """Say once that the connection is gone, and again only for a few other reasons."""
         if reason in self._told or len(self._told) >= _MAX_REASONS:
             return
+        self._door.deliver_surely(Disconnected(reason))
         self._told.add(reason)
         if not self._stopping.is_set():
             logger.warning(
                 "event=mqtt_disconnected broker=%s:%s reason=%s", self._config.host, self._config.port, reason
             )
-        self._door.deliver_surely(Disconnected(reason))
 
 
 class _Waker:

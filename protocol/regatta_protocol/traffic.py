@@ -30,6 +30,7 @@ class Cause(StrEnum):
     ASSIGNMENT = "assignment"
     METADATA = "metadata"  # requests with their answers: signed metadata, results of races
     TRANSFER = "transfer"  # models: chunks, and asking for them
+    RESULTS = "results"  # outputs of batch jobs, over HTTPS
     OTHER = "other"
 
 

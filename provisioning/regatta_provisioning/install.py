@@ -151,6 +151,7 @@ def plan_install(
             _write(_RULES, rules, "let the agent use Coral accelerators"),
             _run("read the rules", "udevadm", "control", "--reload", may_fail=True),
             _run("apply them to what is plugged in", "udevadm", "trigger", "--subsystem-match=usb", may_fail=True),
+            _run("smaller bytecode, until the next upgrade", sys.executable, "-m", *_COMPILER, may_fail=True),
         ]
     steps += [
         InstallStep(StepKind.WRITE, "the service", _UNITS / service.unit, unit.encode()),
@@ -172,6 +173,7 @@ def plan_uninstall(service: Service = Service.AGENT, *, purge: bool = False) -> 
     if service is Service.AGENT:
         steps += [
             InstallStep(StepKind.REMOVE, "pipelines", _UNITS / _PIPELINE_UNIT),
+            InstallStep(StepKind.REMOVE_TREE, "bytecode", _BYTECODE.parent),
             InstallStep(StepKind.REMOVE, "rules for Coral accelerators", _RULES),
             _run("forget the rules", "udevadm", "control", "--reload", may_fail=True),
         ]
@@ -237,6 +239,8 @@ def uninstall(
 _UNITS = Path("/etc/systemd/system")
 _RULES = Path("/etc/udev/rules.d/70-regatta-agent.rules")
 _PIPELINE_UNIT = "regatta-pipeline@.service"
+_BYTECODE = Path("/var/cache/regatta-agent/bytecode")  # as the unit says
+_COMPILER = ("regatta_agent.compiler", str(_BYTECODE))
 
 
 def _write(path: Path, source: Path, why: str) -> InstallStep:

@@ -2,9 +2,10 @@
 
     python -m regatta_provisioning.renewal IDENTITY-FOLDER [--force]
 
-It is due when a third of its life is left. The key stays the same, and the new certificate takes the old one's place in
-one step, so that a kill at any moment leaves a pair that works; the agent's next connection uses it. A certificate that
-has ended already is renewed just so: whoever holds the key of a device that was not revoked is that device.
+It is due when a third of its life is left, or when it is not good yet, because the fleet's clock was ahead. The key
+stays the same, and the new certificate takes the old one's place in one step, so that a kill at any moment leaves a
+pair that works; the agent's next connection uses it. A certificate that has ended already is renewed just so: whoever
+holds the key of a device that was not revoked is that device.
 """
 
 from __future__ import annotations
@@ -46,7 +47,7 @@ class Validity:
 
     def is_due(self, now: float) -> bool:
         """Return whether it is time for the next one."""
-        return now > self.ends - (self.ends - self.begins) * _DUE_SHARE
+        return now < self.begins or now > self.ends - (self.ends - self.begins) * _DUE_SHARE
 
 
 def validity_of(certificate: bytes) -> Validity:

@@ -15,7 +15,16 @@ from typing import Annotated, Literal
 
 from pydantic import Field, TypeAdapter
 
-from regatta_protocol.errors import Expired, Misuse, RegattaError, Rejected, Retryable, StorageFull, Untrusted
+from regatta_protocol.errors import (
+    Exhausted,
+    Expired,
+    Misuse,
+    RegattaError,
+    Rejected,
+    Retryable,
+    StorageFull,
+    Untrusted,
+)
 from regatta_protocol.ids import DeviceIdField, DigestField
 from regatta_protocol.messages import Assignment, SignedAssignment
 from regatta_protocol.wire import Wire
@@ -34,13 +43,14 @@ __all__ = [
 
 MAX_JOB_BYTES = 4 * 1024 * 1024  # twice what an answer of the fleet may inflate to (codec.py)
 
-Family = Literal["expired", "untrusted", "rejected", "storage_full", "retryable", "misuse"]
+Family = Literal["expired", "untrusted", "rejected", "storage_full", "exhausted", "retryable", "misuse"]
 
 _ERRORS: dict[str, type[Exception]] = {
     "expired": Expired,
     "untrusted": Untrusted,
     "rejected": Rejected,
     "storage_full": StorageFull,
+    "exhausted": Exhausted,
     "retryable": Retryable,
     "misuse": Misuse,
 }
@@ -114,6 +124,8 @@ def refusal(err: RegattaError, root_version: int | None = None) -> VerifyResult:
         family = "rejected"
     elif isinstance(err, StorageFull):
         family = "storage_full"
+    elif isinstance(err, Exhausted):
+        family = "exhausted"
     elif isinstance(err, Retryable):
         family = "retryable"
     return VerifyResult(ok=False, family=family, reason=str(err), root_version=root_version)

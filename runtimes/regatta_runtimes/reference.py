@@ -11,6 +11,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -19,11 +20,13 @@ from regatta_protocol.errors import Rejected
 from regatta_protocol.manifest import TensorSpec
 from regatta_runtimes.candidate import Candidate
 from regatta_runtimes.errors import CreateFailed, InvokeFailed, RuntimeMissing
-from regatta_runtimes.job import Reference
 from regatta_runtimes.runtime import format_of, runtime_for
 from regatta_runtimes.samples import GoldenSet, fixed_shape, random_inputs, read_npz
 from regatta_runtimes.score import snr_db
 from regatta_runtimes.session import Array, Session, dequantize, open_session, quantize
+
+if TYPE_CHECKING:  # what a race is asked for is nothing to a worker, which compares too
+    from regatta_runtimes.job import Reference
 
 __all__ = ["SOUND_SNR_DB", "Comparison", "compare", "write_reference"]
 

@@ -24,6 +24,7 @@ from regatta_protocol.measurement import (
 from regatta_runtimes.candidate import Candidate
 from regatta_runtimes.errors import RuntimeMissing
 from regatta_runtimes.job import (
+    MAX_TIMED_SAMPLES,
     Answer,
     Check,
     Checked,
@@ -36,7 +37,7 @@ from regatta_runtimes.job import (
     Time,
     Timed,
 )
-from regatta_runtimes.leak import leaked_bytes_per_inference
+from regatta_runtimes.leak import goes_on, leaked_bytes_per_inference
 from regatta_runtimes.nursery import DEFAULT_MEMORY_BYTES, Nursery, WorkerEnded, WorkerProcess
 from regatta_runtimes.paired import RightAnswers
 from regatta_runtimes.percentile import latency_of, percentile
@@ -45,6 +46,8 @@ from regatta_runtimes.steady import is_steady
 from regatta_runtimes.thermal import Heat
 
 __all__ = ["Trial", "TrialFiles", "TrialLimits"]
+
+_LEAK_LOOK_S = 2.0  # for a second look at what seems to leak, at most
 
 _OUTCOMES = {
     "missing": Outcome.UNAVAILABLE,
@@ -190,12 +193,29 @@ class Trial:
         leaked = leaked_bytes_per_inference(self.memory_bytes, self.inferences)
         if leaked is None:
             return True
+        if not self._leaks_on(leaked):
+            return self.alive
         grown = (self.memory_bytes[-1] - self.memory_bytes[0]) / 1e6
         self.end(
             Outcome.LEAKING,
             f"its memory grew all the time, by {grown:.1f} MB in {sum(self.inferences[1:])} inferences "
             f"({leaked / 1e3:.1f} KB each): it would not last",
         )
+        return False
+
+    def _leaks_on(self, leaked: float) -> bool:
+        """Have it infer as often again, and return whether its memory grew on; if not, its memory is watched anew."""
+        busy_s = sum(sum(samples) for samples in self.rounds[-len(self.inferences) :]) / 1e6
+        again = min(sum(self.inferences[1:]), MAX_TIMED_SAMPLES)
+        look = Time(budget_s=min(busy_s, _LEAK_LOOK_S), min_samples=3, max_samples=max(3, again), warmup=0)
+        answer = self._ask(look, look.budget_s + self.limits.answer_s)
+        if not isinstance(answer, Timed):
+            return False
+        assert self.worker is not None
+        before, after = self.memory_bytes[-1], self.worker.anonymous_bytes()
+        if goes_on(leaked, after - before, len(answer.samples_us)):
+            return True
+        self.memory_bytes, self.inferences = [after], [0]
         return False
 
     def note_heat(self, heat: Heat) -> None:

@@ -15,7 +15,7 @@ import requests
 
 from regatta_fleet.bootstrap import running
 from regatta_fleet.client import FleetClient, Refused
-from regatta_fleet.schemas import BatchRequest, BundleDraft, RolloutRequest, TokenRequest
+from regatta_fleet.schemas import BatchRequest, BundleDraft, ResultsRequest, RolloutRequest, TokenRequest
 from regatta_fleet.settings import Settings
 from regatta_fleet.testing import FakeFleet, serve
 from regatta_protocol.errors import Rejected
@@ -23,6 +23,7 @@ from regatta_protocol.ids import DeviceId, ModelName, ModelRef, digest_of_bytes
 from regatta_protocol.manifest import FileRef
 from regatta_protocol.policy import Policy
 
+ASKED = ResultsRequest()
 MOSQUITTO = shutil.which("mosquitto", path="/usr/sbin:/usr/local/sbin:/usr/bin:/bin")
 
 
@@ -175,6 +176,21 @@ def test_policies_are_set_replaced_and_cleared(client: FleetClient, tmp_path: Pa
             refused()
 
 
+def test_update_windows_are_set_replaced_and_cleared(client: FleetClient) -> None:
+    """Setting again replaces; each is cleared once; what is no window is refused with how to write one."""
+    client.set_windows("shops", ("02:00-05:00",))
+    found = client.set_windows("shops", ("mon-sat 22:00-05:00 Europe/Berlin", "sun 00:00-24:00 UTC"))
+    client.set_windows("all", ("02:00-05:00",))
+
+    assert found.windows == ("mon-sat 22:00-05:00 Europe/Berlin", "sun 00:00-24:00 UTC")
+    assert [one.group for one in client.windows()] == ["all", "shops"]
+    client.clear_windows("shops")
+    assert [one.group for one in client.windows()] == ["all"]
+    client.clear_windows("all")
+    with pytest.raises(Rejected, match="no update window is set"):
+        client.clear_windows("shops")
+
+
 def test_a_batch_needs_a_known_model_and_a_device(client: FleetClient, tmp_path: Path) -> None:
     """Each is refused with what is missing; nothing is listed of it."""
     client.create_version(
@@ -183,10 +199,14 @@ def test_a_batch_needs_a_known_model_and_a_device(client: FleetClient, tmp_path:
     for name, words in (("unknown", "no model"), ("batched", "device")):
         with pytest.raises(Rejected, match=words):
             client.start_batch(BatchRequest(model=ModelName(name), on=("all",), input="/data"))
-    for call in (client.batch, client.cancel_batch):
+    for call in (client.batch, client.cancel_batch, client.forget_results, lambda one: client.ask_results(one, ASKED)):
         with pytest.raises(Rejected, match=r"no batch .*b-none.*batch list"):
             call("b-none")
     assert client.batches() == ()
+    file = FileRef(digest=digest_of_bytes(b""), size_bytes=0)
+    with pytest.raises(Rejected, match="b-none"):
+        client.fetch_output("b-none", DeviceId("pi-1"), file, tmp_path / "out.jsonl")
+    assert not (tmp_path / "out.jsonl").exists() and not (tmp_path / ".out.jsonl.part").exists()
 
 
 def test_history_can_be_continued(client: FleetClient, tmp_path: Path) -> None:

@@ -18,7 +18,6 @@ import pytest
 from anonymous_broker import broker
 from polling import wait_until
 from regatta_agent.inputs.wanted import Wanted
-from regatta_agent.pipeline.cameras import StreamSource
 from regatta_agent.pipeline.frames import Frame
 from regatta_agent.pipeline.settings import (
     DirectorySettings,
@@ -30,6 +29,7 @@ from regatta_agent.pipeline.settings import (
 )
 from regatta_agent.pipeline.sinks import FileSink, HttpSink, MqttSink, Sink
 from regatta_agent.pipeline.sources import DirectorySource, MqttSource, Source
+from regatta_agent.pipeline.streams import StreamSource
 from regatta_protocol.bus import Connected, Event, Message
 from regatta_protocol.errors import Misuse, Retryable
 from regatta_protocol.mqtt import MqttBus, MqttConfig
@@ -62,6 +62,7 @@ class _ListSource:
 
     items: queue.SimpleQueue[bytes | None] = field(default_factory=queue.SimpleQueue)
     refused: int = 0
+    problem: str | None = None
 
     def frames(self) -> Iterator[Frame]:
         number = 0

@@ -10,7 +10,15 @@ from device_rig import MODEL, Rig
 from regatta_agent.batch_runner import BatchSaid, BatchSpec
 from regatta_agent.cli.commands import cli
 from regatta_agent.testing import ScriptedChild
-from regatta_protocol.batch import BatchJob, BatchReport, BatchState, BatchSummary
+from regatta_protocol.batch import (
+    BatchJob,
+    BatchReport,
+    BatchState,
+    BatchSummary,
+    ResultsReport,
+    ResultsState,
+    ResultsWanted,
+)
 from regatta_protocol.codec import encode
 from regatta_protocol.ids import Digest
 from regatta_protocol.measurement import PriorRace, RaceReport
@@ -45,6 +53,12 @@ class BatchRig(Rig):
         if not self.fleet.reports:
             return None
         return next((one for one in self.fleet.reports[-1].batch or () if one.id == f"b-{number}"), None)
+
+    def pulled(self, number: int) -> ResultsReport | None:
+        """Return what the fleet last heard of an output that it asks for."""
+        if not self.fleet.reports:
+            return None
+        return next((one for one in self.fleet.reports[-1].results or () if one.id == f"b-{number}"), None)
 
     def stands(self, number: int, state: BatchState) -> bool:
         told = self.told(number)
@@ -177,3 +191,38 @@ def test_a_job_that_keeps_breaking_ends_with_its_reason(tmp_path: Path) -> None:
     first, second = rig.told(1), rig.told(2)
     assert first is not None and "given up after 3 attempts" in (first.reason or "")
     assert second is not None and second.reason == "no such input"
+
+
+def wanted(number: int) -> ResultsWanted:
+    return ResultsWanted(job=job(number), max_bytes=1_000_000)
+
+
+def test_an_output_is_sent_while_the_assignment_asks_for_it(tmp_path: Path) -> None:
+    """Begun again after a restart, and ended by an assignment that asks for it no more."""
+    rig = serving(tmp_path)
+
+    def sending() -> bool:
+        told = rig.pulled(1)
+        return told is not None and told.state is ResultsState.SENDING
+
+    rig.fleet.assign(1, results=(wanted(1),))
+    assert rig.run(until=sending)
+    rig.restart()
+    assert rig.run(until=lambda: sending() and len(rig.launcher.alive("sending-")) == 1)
+    (child,) = rig.launcher.alive("sending-")
+    rig.fleet.assign(1)
+
+    assert rig.run(until=lambda: child.ended and rig.pulled(1) is None)
+    rig.run(5)
+    assert rig.launcher.alive("sending-") == []
+
+
+def test_a_metered_link_sends_no_output_by_default(tmp_path: Path) -> None:
+    """The fleet hears why, and nothing is begun."""
+    rig = serving(tmp_path, link="metered")
+    rig.fleet.assign(1, results=(wanted(1),))
+
+    assert rig.run(until=lambda: (told := rig.pulled(1)) is not None and told.state is ResultsState.REFUSED)
+    told = rig.pulled(1)
+    assert told is not None and 'batch_results = "always"' in (told.reason or "")
+    assert rig.launcher.alive("sending-") == []

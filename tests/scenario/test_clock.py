@@ -8,7 +8,7 @@ from unittest import mock
 
 import pytest
 
-from device_rig import Rig
+from device_rig import DEVICE, Rig
 from planning import IDLE, LIMITS, an_install
 from regatta_agent.clock import FlooredClock
 from regatta_agent.core.rerace import rerace_reason
@@ -136,6 +136,28 @@ def test_a_server_whose_clock_was_years_ahead_does_not_leave_the_device_there(ri
 
     assert rig.run(until=rig.committed(2), seconds=200)
     assert signed.asked == 1
+
+
+def test_a_time_that_the_fleet_did_not_sign_moves_no_floor(rig: Rig) -> None:
+    """Who reaches the broker without the fleet's key says 2036 in vain; what the fleet said once is no newer word."""
+    floor = rig.loop.record.time_floor
+    signed = rig.fleet.sign(
+        Assignment(fleet="fleet", device=DEVICE, generation=9, issued_at=rig.clock.wall() + YEARS_S, models={})
+    )
+    rig.fleet.publish(signed.model_copy(update={"signature": "forged"}))
+    rig.run(5)
+    assert (rig.loop.record.time_floor, rig.loop.record.generation) == (floor, 1)
+
+    rig.fleet.publish(signed)  # by a server whose clock is ahead
+    rig.run(5)
+    assert rig.loop.record.time_floor > EXPIRES_S
+    rig.fleet.generation = 9
+    rig.fleet.assign(1)
+    rig.run(5)
+    assert rig.loop.record.time_floor == floor
+    rig.fleet.publish(signed)
+    rig.run(5)
+    assert rig.loop.record.time_floor == floor, "the years ahead can be replayed"
 
 
 def test_the_floored_clock_goes_on_while_the_board_s_stands_below() -> None:

@@ -12,7 +12,9 @@ from device_rig import Rig
 from regatta_agent.serving.events import Failed, Ready, SelfTest
 from regatta_agent.serving.spec import ServeSpec
 from regatta_agent.testing import ScriptedChild
+from regatta_agent.traffic import TrafficFile
 from regatta_protocol.codec import encode
+from regatta_protocol.durable import write_durably
 from regatta_protocol.ids import digest_of_bytes
 
 _SIZE_BYTES = 400_000
@@ -47,6 +49,7 @@ def rig(tmp_path: Path) -> Rig:
     rig.fleet.assign(1)
     assert rig.run(until=rig.committed(1))
     (rig.config.state_dir / "quarantine.json").write_text("{}")
+    write_durably(rig.config.state_dir / "traffic.json", encode(TrafficFile(since=1.0, causes={"telemetry": (5, 0)})))
     chunks = [0]
 
     def silent_after_some(_get: object, data: bytes) -> bytes:
@@ -77,22 +80,30 @@ def flipped(content: bytes) -> bytes:
     return bytes(byte ^ 0x5A if index % 97 == 0 else byte for index, byte in enumerate(content))
 
 
-@pytest.mark.parametrize("damage", [emptied, cut_short, flipped])
-@pytest.mark.parametrize(
-    ("pattern", "kept_as", "may_cost_bytes"),
-    [
-        ("record.json", "record.json.damaged", 0),
-        ("record*.json", "record.json.damaged", 0),
-        ("quarantine.json", "quarantine.json.damaged", 0),
-        ("outbox.sqlite", "outbox.damaged", 0),
-        ("priors/*.json", None, 0),
-        ("races/*.json", None, 0),
-        ("models/*/1/manifest.json", None, 5_000),
-        ("blobs/*", None, _SIZE_BYTES + 5_000),
-        ("partial/*.bits", None, _SIZE_BYTES),
-        ("partial/*[0-9a-f]", None, 2 * _SIZE_BYTES),
-    ],
+DAMAGES = (  # pattern, kept as, may cost bytes
+    ("record.json", "record.json.damaged", 0),
+    ("record*.json", "record.json.damaged", 0),
+    ("quarantine.json", "quarantine.json.damaged", 0),
+    ("outbox.sqlite", "outbox.damaged", 0),
+    ("priors/*.json", None, 0),
+    ("races/*.json", None, 0),
+    ("models/*/1/manifest.json", None, 5_000),
+    ("blobs/*", None, _SIZE_BYTES + 5_000),
+    ("partial/*.bits", None, _SIZE_BYTES),
+    ("partial/*[0-9a-f]", None, 2 * _SIZE_BYTES),
+    ("traffic.json", None, 0),
 )
+ELSEWHERE = {  # files of the state folder whose damage is tested where their readers are
+    "models/*/*/manifest.json": "as the first version's",
+    "lock": "empty: only that it is locked means anything",
+    "outbox.sqlite-*": "of SQLite; tests/unit/agent/test_outbox.py",
+    "identity/*": "tests/unit/provisioning/test_identity.py",
+    "trust/**/*": "tests/unit/provisioning/test_metadata.py",
+}
+
+
+@pytest.mark.parametrize("damage", [emptied, cut_short, flipped])
+@pytest.mark.parametrize(("pattern", "kept_as", "may_cost_bytes"), DAMAGES)
 def test_a_damaged_file_costs_at_most_itself(
     rig: Rig,
     caplog: pytest.LogCaptureFixture,
@@ -123,6 +134,15 @@ def test_a_damaged_file_costs_at_most_itself(
     assert rig.fleet.sent_bytes - sent <= rest + may_cost_bytes
     rig.fleet.assign(1, "r3")
     assert rig.run(until=rig.committed(1), seconds=120), rig.install(1)
+
+
+def test_no_file_of_the_state_folder_is_left_out(rig: Rig) -> None:
+    """Whoever lets the agent keep another file says here what its damage costs."""
+    state = rig.config.state_dir
+    patterns = [pattern for pattern, _, _ in DAMAGES] + list(ELSEWHERE)
+    known = {path for pattern in patterns for path in state.glob(pattern)}
+
+    assert {path for path in state.rglob("*") if path.is_file()} <= known
 
 
 def test_a_model_whose_bits_rotted_is_fetched_again_and_served(rig: Rig, caplog: pytest.LogCaptureFixture) -> None:

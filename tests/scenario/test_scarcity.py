@@ -21,10 +21,12 @@ from regatta_agent.record import UNSAVED_REPORTS, RecordFile
 from regatta_agent.serving.events import WindowClosed
 from regatta_agent.status import StateLock
 from regatta_agent.store import Store
+from regatta_agent.testing import ScriptedChild
 from regatta_protocol.codec import encode
 from regatta_protocol.errors import StorageFull
 from regatta_protocol.ids import ModelRef
 from regatta_protocol.messages import InstallState
+from regatta_provisioning.verifying import parse_job
 from scarcity import SmallDisk, no_descriptors, small_disk
 
 _DISK_BYTES = 4 << 20
@@ -264,3 +266,57 @@ def test_a_race_that_dies_of_a_full_run_folder_waits_for_space(rig: Rig, tmp_pat
         outcome = race.handle(ChildEnded("race-1", 1, "OSError: no space left"), 0.0)
 
     assert isinstance(getattr(outcome, "error", None), StorageFull)
+
+
+@pytest.mark.parametrize(
+    "end", [(-9, ""), (1, "OSError: [Errno 24] Too many open files")], ids=["memory", "descriptors"]
+)
+def test_a_board_without_room_for_a_verifier_takes_up_the_wish_and_its_version_when_there_is_some(
+    rig: Rig, end: tuple[int, str]
+) -> None:
+    """Hours in which verifiers die: nothing is held against the version, and the fleet need not say its wish again."""
+    verifier, lacking, started = rig.launcher._verifier, {"assignment", "metadata"}, [0]
+
+    def verify(child: ScriptedChild, stdin: bytes) -> None:
+        started[0] += 1
+        if parse_job(stdin).kind in lacking:
+            child.end(*end)
+        else:
+            verifier(child, stdin)
+
+    rig.launcher._verifier = verify  # type: ignore[method-assign]
+    rig.fleet.assign(2, "r2")
+    rig.run(3600, step_s=10)
+    assert rig.loop.record.generation == 1
+    assert "not verified yet: the verifier gave no result" in (rig.loop._parts.desired.refused or "")
+
+    lacking.remove("assignment")
+    rig.run(3600, step_s=10)
+    assert (rig.state(2), rig.install(2).attempt) == ("assigned", 0)
+    assert started[0] < 100, "it is tried again and again"
+
+    lacking.clear()
+    assert rig.run(until=rig.committed(2), seconds=400), rig.install(2)
+    assert rig.install(2).attempt == 0
+
+
+def workers(rig: Rig) -> int:
+    return sum(child.name.startswith("worker:") for child in rig.launcher.children)
+
+
+def test_a_worker_that_finds_the_run_folder_full_waits_for_space_there(rig: Rig) -> None:
+    """No death, no roll-back, one try an hour; when that folder has space again it serves at once."""
+    with small_disk(rig.config.run_dir / "workers" / "tiny", 2 << 20) as run:
+        pool = rig.loop._parts.workers
+        pool._folder, pool._run_dir = run.path, run.path
+        run.fill()
+        begun = workers(rig)
+        rig.launcher.alive("worker:")[0].end(-9)
+        rig.run(3 * 3600, step_s=20)
+        assert "no space left for its worker" in (rig.install(1).reason or "")
+        assert rig.install(1).deaths == 1
+        assert workers(rig) == begun, "none of them had its settings"
+        assert list(run.path.glob("*.json")) == [], "what was begun was left there"
+
+        run.free()
+        assert rig.run(10, until=lambda: bool(rig.launcher.alive("worker:")))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import configparser
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -12,6 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
+from unittest import mock
 
 import pytest
 
@@ -113,3 +115,48 @@ def test_the_units_start_again_with_a_back_off_and_for_ever(unit: str) -> None:
     assert (service["Type"], service["NotifyAccess"], service["Restart"]) == ("notify", "main", "always")
     assert (service["RestartSec"], service["RestartSteps"], service["RestartMaxDelaySec"]) == ("2s", "8", "5min")
     assert service["WatchdogSec"] == "60s"
+
+
+_TURNING = """
+import threading, time
+from regatta_agent.alarm import armed
+def turn():
+    time.sleep(0.05)
+def hang():
+    threading.Event().wait()
+with armed(2.0) as alarm:
+    for _ in range(60):
+        turn()
+        alarm.put_off()
+    print("turned", flush=True)
+    hang()
+"""
+
+
+def test_a_loop_that_hangs_ends_its_process_without_anybody_s_help() -> None:
+    """Under no systemd, too: whoever supervises it sees it end, and the log has where it hung."""
+    done = subprocess.run([sys.executable, "-c", _TURNING], capture_output=True, text=True, timeout=60)
+
+    assert done.returncode == -signal.SIGALRM
+    assert done.stdout == "turned\n", "it was ended while it turned"
+    assert "in hang" in done.stderr
+
+
+def test_each_turn_puts_the_alarm_off(tmp_path: Path) -> None:
+    """And nothing else does."""
+    rig = Rig(tmp_path).start()
+    alarm = mock.Mock()
+    rig.loop._parts = replace(rig.loop._parts, alarm=alarm)
+    assert alarm.put_off.call_count == 0
+    rig.loop.turn(0.0)
+    rig.loop.turn(0.0)
+
+    assert alarm.put_off.call_count == 2
+
+
+def test_an_alarm_ends_when_the_agent_ends_well() -> None:
+    """What comes after a clean stop has all the time it needs."""
+    code = "import time; from regatta_agent.alarm import armed\nwith armed(0.2): pass\ntime.sleep(0.5); print('well')"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+
+    assert (done.returncode, done.stdout) == (0, "well\n")

@@ -16,6 +16,7 @@ import pytest
 from enrolled import enrolled
 from mosquitto import Wire, connected, require_mosquitto, running_wire
 from polling import wait_until
+from regatta_agent.compiler import compile_ahead
 from regatta_protocol import topics
 from regatta_protocol.bus import Message
 from regatta_protocol.codec import decode
@@ -83,6 +84,21 @@ def test_at_rest_it_holds_nothing_that_it_does_not_use(wire: Wire, tmp_path: Pat
     assert [name for name in _NOT_AT_REST if name in imported] == []
 
 
+def test_started_as_its_unit_says_it_runs_lean(wire: Wire, tmp_path: Path) -> None:
+    """With what `regatta-agent install` compiles it is the same process, and works; docs/footprint.md has the gain."""
+    compile_ahead(tmp_path / "bytecode", limit_s=150.0)
+    agent = _start(enrolled(wire, tmp_path, DEVICE), REGATTA_BYTECODE=str(tmp_path / "bytecode"))
+    shown = tmp_path / "run" / "agent.json"
+    try:
+        wait_until(lambda: shown.exists() and json.loads(shown.read_text())["online"], 30, "agent.json says online")
+        argv = Path(f"/proc/{agent.pid}/cmdline").read_text().split("\0")
+    finally:
+        agent.terminate()
+        assert agent.wait(20) == 0, (tmp_path / "agent.log").read_text()
+
+    assert "-OO" in argv
+
+
 def test_it_is_there_reports_and_leaves_as_it_should(wire: Wire, tmp_path: Path) -> None:
     """Up and a report after start; down after SIGTERM with status 0; down by the will after SIGKILL."""
     state = enrolled(wire, tmp_path, DEVICE)
@@ -139,3 +155,27 @@ def test_an_unreachable_broker_is_named_by_status(wire: Wire, tmp_path: Path) ->
     finally:
         agent.terminate()
         assert agent.wait(20) == 0
+
+
+@pytest.mark.parametrize(
+    ("fault", "status", "said"),
+    [
+        ("(signal.setitimer(signal.ITIMER_REAL, 1.0), threading.Event().wait())", -signal.SIGALRM, "in <lambda>"),
+        ("(_ for _ in ()).throw(MemoryError('nothing left'))", 70, "MemoryError: nothing left"),
+    ],
+    ids=["hangs", "finds no memory"],
+)
+def test_a_loop_that_cannot_go_on_ends_the_process_and_says_where(
+    wire: Wire, tmp_path: Path, fault: str, status: int, said: str
+) -> None:
+    """With nobody's help (the hung one would have had 90 s); whoever supervises it starts it again."""
+    state = enrolled(wire, tmp_path, DEVICE)
+    program = f"""
+import signal, threading
+from regatta_agent import loop
+loop.Loop._tend_batch = lambda self: {fault}
+{_PROGRAM}"""
+    argv = [sys.executable, "-c", program, "run", "--state-dir", str(state), "--run-dir", str(tmp_path / "run")]
+    done = subprocess.run(argv, capture_output=True, text=True, timeout=60)
+
+    assert (done.returncode, said in done.stderr) == (status, True), done.stderr[-2000:]

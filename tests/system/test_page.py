@@ -10,7 +10,7 @@ import pytest
 
 from regatta_fleet.schemas import FleetStatus
 from regatta_fleet.testing import FakeFleet, serve
-from sample_fleet import harbor
+from sample_fleet import give_batches, harbor
 
 BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 pytestmark = [
@@ -59,8 +59,12 @@ def dump(url: str, profile: Path, *options: str) -> tuple[str, str]:
 
 
 def test_the_page_renders_and_updates_by_itself(tmp_path: Path) -> None:
-    """All devices are there; what happened after the page was loaded is there too; hostile text runs nowhere."""
+    """Devices and batch jobs are there, what happened after the page was loaded, too; hostile text runs nowhere."""
     sample = harbor()
+    give_batches(sample)
+    running = sample.batches["b-3"]
+    hostile = running.devices[1].model_copy(update={"reason": HOSTILE})
+    sample.batches["b-3"] = running.model_copy(update={"devices": (running.devices[0], hostile), "input": HOSTILE})
     fleet = MovingFleet(**vars(sample))
     with serve(fleet.app()) as url:
         document, log = dump(f"{url}/?token={fleet.token}", tmp_path / "profile")
@@ -71,6 +75,8 @@ def test_the_page_renders_and_updates_by_itself(tmp_path: Path) -> None:
     assert "the fleet was looked at 1 times" in document
     assert "the fleet was looked at 2 times" in document  # known only to a later poll
     assert ">live</span>" in document
+    assert "0 of 2 devices · 3,120 records" in document and "3 of 3 devices · 15,000 records, 6 refused" in document
+    assert ">here</span> 1.24 MB" in document and "33.9 % of 1.24 MB" in document
     assert "<title>harbor · Regatta</title>" in document
     assert "Refused to" not in log
     assert "violates" not in log

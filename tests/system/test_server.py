@@ -50,7 +50,7 @@ from regatta_provisioning.assignments import verify_assignment
 from regatta_provisioning.authority import fingerprint_of, serial_of
 from regatta_provisioning.enroll import enroll
 from regatta_provisioning.enrollment import EnrollResponse
-from regatta_provisioning.renewal import renew
+from regatta_provisioning.renewal import renew, validity_of
 from regatta_provisioning.tokens import parse_token
 
 pytestmark = pytest.mark.system
@@ -402,6 +402,8 @@ def test_a_device_renews_its_certificate_until_it_is_revoked(server: Server, tmp
     before = identity.certificate_path.read_text()
 
     assert renew(folder, now=time.time()) is None
+    begins = validity_of(before.encode()).begins
+    assert renew(folder, now=begins - 3.2e8, timeout_s=DEADLINE_S), "one of a server whose clock was ten years ahead"
     renewed = renew(folder, now=time.time() + 80 * 86_400, timeout_s=DEADLINE_S)
 
     after = identity.certificate_path.read_text()

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
+import os
 import signal
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +17,34 @@ from regatta_agent.client import Client
 from regatta_protocol import sketch
 from regatta_protocol.errors import Misuse, Rejected, Retryable
 from regatta_runtimes.golden import write_golden
-from serving_process import ServingProcess, tiny_spec
+from serving_process import ServingProcess, post, raw_exchange, serving, status_of, tiny_spec
 from tiny_models import write_tiny_model
 
 pytestmark = pytest.mark.system
 
+NOT_IN_A_WORKER = {  # what a worker must not hold that serves an image model on its unix socket, and why it need not
+    "_ssl": "TLS is for TCP",
+    "_hashlib": "digests are checked before a worker starts",
+    "_bz2": "our zip files are not packed with it",
+    "_lzma": "our zip files are not packed with it",
+    "_pickle": "nobody's pickles are read",
+    "numpy.fft._pocketfft": "spectra are for sounds",
+    "numpy.ma.core": "no array is masked",
+    "numpy.polynomial.polynomial": "no polynomials",
+    "numpy.random.mtrand": "golden samples are there",
+    "numpy.core._add_newdocs": "docstrings",
+    "numpy.testing": "no test code runs on a board",
+    "unittest": "no test code runs on a board",
+    "wave": "sounds only",
+    "http.client": "it serves, and asks nobody",
+    "email": "package metadata brings it",
+    "multiprocessing": "threads, and runners by subprocess",
+    "regatta_protocol.messages": "what the agent and the fleet say to each other",
+    "regatta_runtimes.job": "what a race is asked",
+    "regatta_runtimes.fpga.loader": "few boards have an FPGA",
+    "regatta_agent.client": "only while a next version is in its shadow",
+    "click": "commands only",
+}
 IMAGE = np.random.default_rng(5).random((1, 8, 8, 1), dtype=np.float32)
 
 
@@ -50,6 +75,22 @@ def test_golden_samples_are_checked_before_anybody_is_served(folder: Path) -> No
     assert (ready.self_test.samples, ready.self_test.passed) == (8, True)
     assert (ready.self_test.snr_db or 0) > 60
     assert (failed.family, "self-test" in failed.reason) == ("rejected", True)
+
+
+def test_a_worker_holds_nothing_that_it_does_not_use(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Loaded, tested on golden samples and asked, it has imported none of what is named above."""
+    write_golden({"float32": write_tiny_model(folder / "tiny.tflite")}, folder / "some.npz", count=2)
+    monkeypatch.setenv("PYTHONPROFILEIMPORTTIME", "1")
+    monkeypatch.setenv("PYDANTIC_DISABLE_PLUGINS", "__all__")  # as the agent says
+    with serving(tiny_spec(folder, version=8, golden_path=folder / "some.npz"), folder) as worker:
+        with Client(worker.spec.socket_path) as client:
+            client.infer("tiny", IMAGE)
+        worker.drain()
+    lines = [line for line in worker.stderr.decode().splitlines() if line.startswith("import time:")]
+    imported = {line.rsplit("|", 1)[1].strip() for line in lines}
+
+    assert {"numpy", "asyncio", "zipfile"} <= imported
+    assert [name for name in NOT_IN_A_WORKER if name in imported] == []
 
 
 @pytest.mark.parametrize(
@@ -171,3 +212,56 @@ def test_sigterm_drains_and_tells_the_last_window(folder: Path) -> None:
     assert getattr(window, "requests", None) == 1
     with pytest.raises(Retryable, match="regatta-agent"):
         Client(process.spec.socket_path, retry_s=0.1).infer("tiny", IMAGE)
+
+
+def test_a_registered_region_outlives_swaps_and_deaths(tmp_path: Path, shared_object: Path) -> None:
+    """Told once, every worker of the model knows it: the next, the first one again, and one after a crash."""
+    link = tmp_path / "tiny.sock"
+    workers = [ServingProcess(tiny_spec(tmp_path, version, shared_memory=True), tmp_path) for version in (1, 2)]
+    scores: list[bytes] = []
+    try:
+        for worker in workers:
+            worker.ready()
+        body = f'{{"key":"/{shared_object.name}","byte_size":512}}'.encode()
+        for leads_to in (1, 2, 1):
+            link.unlink(missing_ok=True)
+            link.symlink_to(f"{leads_to}.sock")
+            if leads_to == 1 and not scores:
+                register = post("/v2/systemsharedmemory/region/r/register", body)
+                assert status_of(raw_exchange(link, register)) == 200
+            scores.append(_infer_in_region(link, shared_object))
+        workers[0].kill()
+        workers.append(ServingProcess(tiny_spec(tmp_path, 1, shared_memory=True), tmp_path))
+        workers[2].ready()
+        scores.append(_infer_in_region(link, shared_object))
+    finally:
+        for worker in workers:
+            worker.kill()
+
+    assert len(set(scores)) == 1
+
+
+@pytest.fixture
+def shared_object() -> Iterator[Path]:
+    """A POSIX shared-memory object of 512 bytes that holds the image."""
+    path = Path(f"/dev/shm/regatta-life-{os.getpid()}")
+    path.write_bytes(IMAGE.tobytes() + bytes(256))
+    yield path
+    path.unlink()
+
+
+def _infer_in_region(target: Path, shared_object: Path) -> bytes:
+    """Return the scores of the image in region r, which go there too; by a fresh connection that registers nothing."""
+    with shared_object.open("r+b") as stream:
+        stream.seek(256)
+        stream.write(bytes(40))
+    region = {"shared_memory_region": "r", "shared_memory_byte_size": 256}
+    image = {"name": "image", "shape": [1, 8, 8, 1], "datatype": "FP32", "parameters": region}
+    wish = {"name": "scores", "parameters": {**region, "shared_memory_offset": 256}}
+    answer = raw_exchange(
+        target, post("/v2/models/tiny/infer", json.dumps({"inputs": [image], "outputs": [wish]}).encode())
+    )
+    assert status_of(answer) == 200, answer
+    scores = shared_object.read_bytes()[256:296]
+    assert scores != bytes(40)
+    return scores

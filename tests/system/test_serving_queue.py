@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from gated_backend import gate_of
+from gated_backend import GATED_WORKER, gate_of
 from polling import wait_until
 from regatta_agent.client import Client
 from regatta_agent.serving.spec import ServeLimits, ServeSpec
@@ -21,11 +21,6 @@ from serving_process import ServingProcess, post, raw_exchange, receive_answer, 
 from tiny_models import dense_model, write_tiny_model
 
 pytestmark = pytest.mark.system
-
-_GATED = (
-    "import os, sys; from regatta_runtimes import session; session.BACKENDS['gated'] = 'gated_backend';"
-    "from regatta_agent.serving.worker import main; os._exit(main(sys.argv[1:], 0))"
-)
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +38,7 @@ def slow(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServingProcess]:
         socket_path=folder / "slow.sock",
         limits=ServeLimits(queue_length=5),
     )
-    worker = ServingProcess(spec, folder, ("-c", _GATED))
+    worker = ServingProcess(spec, folder, GATED_WORKER)
     try:
         worker.ready()
         yield worker

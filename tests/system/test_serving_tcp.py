@@ -3,23 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-import datetime
 import http.client
 import json
 import socket
 import ssl
-from ipaddress import ip_address
 from pathlib import Path
 
 import numpy as np
 import pytest
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
 
+from certificate import write_certificate
 from polling import wait_until
 from regatta_agent.client import AsyncClient, Client
-from regatta_agent.serving.settings import ServingSettings, TlsFiles
+from regatta_agent.serving.settings import ServingSettings
 from regatta_agent.serving.tcp import TcpListeners
 from regatta_agent.serving.tensors import Array
 from regatta_protocol.errors import Misuse, Rejected
@@ -31,32 +27,9 @@ pytestmark = pytest.mark.system
 TOKEN = "a-token-of-some-length"
 
 
-def _certificate(folder: Path) -> TlsFiles:
-    """Return a self-signed certificate of 127.0.0.1."""
-    key, name = ec.generate_private_key(ec.SECP256R1()), x509.Name([])
-    now = datetime.datetime.now(datetime.timezone.utc)
-    certificate = (
-        x509.CertificateBuilder()
-        .subject_name(name)
-        .issuer_name(name)
-        .public_key(key.public_key())
-        .serial_number(1)
-        .not_valid_before(now - datetime.timedelta(days=1))
-        .not_valid_after(now + datetime.timedelta(days=1))
-        .add_extension(x509.SubjectAlternativeName([x509.IPAddress(ip_address("127.0.0.1"))]), critical=True)
-        .sign(key, hashes.SHA256())
-    )
-    files = TlsFiles(certificate=folder / "cert.pem", key=folder / "key.pem")
-    files.certificate.write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
-    files.key.write_bytes(
-        key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
-    )
-    return files
-
-
 def test_beyond_loopback_only_with_tls_and_the_token(tmp_path: Path) -> None:
     """Without both the worker refuses to start; with them a request without the token is 401, before its body."""
-    tls, token = _certificate(tmp_path), tmp_path / "token"
+    tls, token = write_certificate(tmp_path), tmp_path / "token"
     token.write_text(TOKEN)
     bare = ServingProcess(tiny_spec(tmp_path, 1, tcp="0.0.0.0:0", tls=tls), tmp_path)
     assert "token_file" in bare.failed().reason

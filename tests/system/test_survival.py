@@ -8,10 +8,13 @@ started again by the test, as systemd would.
 from __future__ import annotations
 
 import json
+import resource
 import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from datetime import datetime, timedelta, timezone
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -26,7 +29,7 @@ from regatta_agent.client import Client
 from regatta_agent.core.states import IN_PROGRESS
 from regatta_agent.record import RecordFile
 from regatta_fleet.cli.connection import open_client
-from regatta_fleet.schemas import BatchOnDevice, RolloutDetail, RolloutState, WaveState
+from regatta_fleet.schemas import BatchOnDevice, ResultsRequest, RolloutDetail, RolloutState, WaveState
 from regatta_protocol.batch import BatchState
 from regatta_protocol.errors import RegattaError, Retryable
 from regatta_protocol.ids import ModelName, ModelRef
@@ -40,8 +43,11 @@ MODEL = ModelName("tiny")
 # A small race, and short waits: this is about survival.
 _AGENT_CONFIG = "race_threads = [1]\nrace_budget_s = 2\ntelemetry_period_s = 0.5\nbackoff_base_s = 0.2\n"
 _DEADLINE_S = 45.0
+_STARVED_S = 10.0  # at most, until a fault is felt
 _RECORDS = 40_000  # of a batch job: long enough to be met at it
+_PULLED = 12_000  # of another: 3.5 MB of results
 _LOADED_SIDE = 48  # 3.7 MB: long enough on the wire to be met there
+_WORDS_OF_WANT = ("MemoryError", "no resources left", "no thread could be started", "Too many open files")
 
 
 class Fleet:
@@ -60,7 +66,7 @@ class Fleet:
         """Start the server, or the agent of that name."""
         argv = ["regatta_fleet", "up", "--home", str(self.home)]
         if name in DEVICES:
-            argv = ["regatta_agent", "run", "--config", str(self.folder / "agent.toml"), *self._folders(name)]
+            argv = ["regatta_agent", "run", "--config", str(self.folder / "agent.toml"), *self.folders(name)]
         with (self.folder / f"{name}.log").open("ab") as log:
             self._running[name] = subprocess.Popen(
                 [sys.executable, "-m", *argv], stdin=subprocess.DEVNULL, stdout=log, stderr=log
@@ -75,6 +81,21 @@ class Fleet:
         program.kill()
         program.wait(_DEADLINE_S)
 
+    @contextmanager
+    def without(self, name: str, kind: int) -> Iterator[None]:
+        """Let the program have no more of a resource than it has now, and its children neither, for a while."""
+        program = self._running[name]
+        process = psutil.Process(program.pid)
+        _, most = process.rlimit(kind)
+        used = process.memory_info().vms if kind == resource.RLIMIT_AS else process.num_fds()
+        process.rlimit(kind, (used, most))
+        yield
+        if program.poll() is None:
+            process.rlimit(kind, (most, most))
+
+    def has_ended(self, name: str) -> bool:
+        return self._running[name].poll() is not None
+
     def stop(self) -> None:
         """End all of them."""
         for program in reversed(self._running.values()):
@@ -87,7 +108,10 @@ class Fleet:
                 program.wait(20)
 
     def log(self, name: str) -> str:
-        return (self.folder / f"{name}.log").read_text(errors="replace")[-3000:]
+        return self.whole_log(name)[-3000:]
+
+    def whole_log(self, name: str) -> str:
+        return (self.folder / f"{name}.log").read_text(errors="replace")
 
     def run(self, program: str, *arguments: str) -> str:
         """Run a command to its end and return what it printed."""
@@ -103,7 +127,7 @@ class Fleet:
     def enroll(self, name: str) -> None:
         """Enrol the device and start its agent."""
         token = self.regatta("device", "token", "--device", name)["token"]
-        self.run("regatta_agent", "enroll", token, *self._folders(name)[:2])
+        self.run("regatta_agent", "enroll", token, *self.folders(name)[:2])
         self.start(name)
 
     def push(self, side: int = 8) -> int:
@@ -112,7 +136,7 @@ class Fleet:
         self._versions = self.regatta("model", "push", str(path), "--name", MODEL)["version"]
         return self._versions
 
-    def roll_out(self, version: int, waves: str = "100%", *devices: str) -> str:
+    def roll_out(self, version: int, waves: str = "100%", *devices: str, options: tuple[str, ...] = ()) -> str:
         """Start a rollout and return its id.
 
         Speed decides nothing: the machine is busy with the test itself, and the first version, whose p99 is a few
@@ -120,8 +144,13 @@ class Fleet:
         """
         to = [word for device in devices for word in ("--to", device)]
         gate = ("--gate", "p99-ratio=1000000000", "--trial", "0.5s")
-        started = self.regatta("rollout", "start", f"{MODEL}:{version}", "--waves", waves, *to, *gate)
+        started = self.regatta("rollout", "start", f"{MODEL}:{version}", "--waves", waves, *to, *gate, *options)
         return str(started["id"])
+
+    def set_window(self, window: str) -> None:
+        """Let all devices take new versions into service in this window alone."""
+        with open_client(self.home, None) as client:
+            client.set_windows("default", (window,))
 
     def rollout(self, number: str) -> RolloutDetail | None:
         """Return the rollout as the server shows it, or None while there is no server."""
@@ -131,10 +160,12 @@ class Fleet:
         except Retryable:
             return None
 
-    def await_completed(self, number: str) -> None:
-        """Return when the rollout is decided; it must have completed."""
+    def await_completed(self, number: str, *supervised: str) -> None:
+        """Return when the rollout is decided; it must have completed. `supervised` agents are started when they end."""
 
         def decided() -> RolloutDetail | None:
+            for name in filter(self.has_ended, supervised):
+                self.start(name)
             detail = self.rollout(number)
             return detail if detail is not None and detail.state != RolloutState.RUNNING else None
 
@@ -185,7 +216,7 @@ class Fleet:
 
         wait_until(follower, _DEADLINE_S, f"{name} starts {words!r} again")
 
-    def _folders(self, name: str) -> tuple[str, str, str, str]:
+    def folders(self, name: str) -> tuple[str, str, str, str]:
         place = self.folder / name
         return ("--state-dir", str(place / "state"), "--run-dir", str(place / "run"))
 
@@ -236,6 +267,26 @@ def test_an_agent_killed_at_work_ends_where_it_would_have(fleet: Fleet) -> None:
     assert fleet.state(name, version) == InstallState.COMMITTED
 
 
+@pytest.mark.parametrize("kind", [resource.RLIMIT_AS, resource.RLIMIT_NOFILE], ids=["memory", "descriptors"])
+def test_an_agent_without_memory_or_descriptors_recovers_or_ends(fleet: Fleet, kind: int) -> None:
+    """Not one more in the middle of an update: it never hangs, loses nothing, and converges when there are some."""
+    name = DEVICES[0]
+    version = fleet.push(side=_LOADED_SIDE)
+    known = len(fleet.whole_log(name))
+    rollout = fleet.roll_out(version, "100%", name)
+    fleet.await_state(name, version, InstallState.DOWNLOADING)
+
+    def felt() -> bool:
+        said = fleet.whole_log(name)[known:]
+        return fleet.has_ended(name) or any(words in said for words in _WORDS_OF_WANT)
+
+    with fleet.without(name, kind), suppress(AssertionError):  # a device that needs nothing more does well, too
+        wait_until(felt, _STARVED_S, "the agent lacks something")
+
+    fleet.await_completed(rollout, name)
+    fleet.await_served(name, version)
+
+
 def test_a_killed_worker_is_started_again(fleet: Fleet) -> None:
     """The agent sees it die and serves the same version again; nothing is raced or rolled back for it."""
     name = DEVICES[1]
@@ -273,6 +324,40 @@ def test_an_agent_killed_in_a_batch_job_goes_on_with_it(fleet: Fleet) -> None:
     assert sum(device.summary.classes.values()) + device.summary.other_classes == _RECORDS
 
 
+def test_results_are_pulled_although_agent_and_server_are_killed(fleet: Fleet) -> None:
+    """A job's output of some megabytes: on its way both die, and what arrives is what lies on the device."""
+    name, output = DEVICES[1], fleet.folder / "out" / "pulled.jsonl"
+    source = fleet.folder / "in" / "y.npy"
+    np.save(source, np.random.default_rng(1).random((_PULLED, 8, 8, 1), dtype=np.float32))
+    place = ("--input", str(source), "--output", output.name)
+    number = str(fleet.regatta("batch", "start", MODEL, "--on", name, *place)["id"])
+
+    def stands() -> BatchOnDevice | None:
+        try:
+            with open_client(fleet.home, None) as client:
+                return client.batch(number).devices[0]
+        except Retryable:
+            return None
+
+    wait_until(lambda: (one := stands()) and one.state is BatchState.DONE, _DEADLINE_S, "the job is done")
+    assert output.stat().st_size > 3_000_000
+    with open_client(fleet.home, None) as client:
+        client.ask_results(number, ResultsRequest())
+    part = fleet.home / "results" / number / f".{name}.part"
+    wait_until(lambda: part.exists() and part.stat().st_size > 0, _DEADLINE_S, "it is on its way", period_s=0.002)
+    fleet.kill(name)
+    fleet.kill("server")
+    fleet.start("server")
+    fleet.start(name)
+
+    told = fleet.regatta("batch", "results", number, "--output", str(fleet.folder / "pulled"))
+    (device,) = told["devices"]
+    assert Path(device["path"]).read_bytes() == output.read_bytes()
+    told_at = fleet.folder / name / "run" / "traffic.json"
+    spent = wait_until(lambda: json.loads(told_at.read_bytes())["causes"].get("results"), _DEADLINE_S, "it is counted")
+    assert spent[0] > 1000 and spent[1] > 0  # when all had come before the kill, only an offer is left to count
+
+
 def test_a_broker_killed_in_a_rollout_is_started_again(fleet: Fleet) -> None:
     """The server starts it again, the agents come back, and the rollout completes."""
     version = fleet.push(side=_LOADED_SIDE)
@@ -303,3 +388,35 @@ def test_a_server_killed_in_a_rollout_goes_on_with_it(fleet: Fleet) -> None:
     fleet.await_completed(rollout)
     for name in DEVICES:
         fleet.await_served(name, version)
+
+
+def test_a_device_waits_for_its_update_window_and_goes_on_when_it_opens(fleet: Fleet) -> None:
+    """Downloaded, and told on both sides until when; the gate waits with it; then by a setting, and by the override."""
+    name, opens = DEVICES[0], datetime.now(timezone.utc) + timedelta(hours=6)
+    closed = f"{opens:%H:%M}-{opens + timedelta(hours=1):%H:%M} UTC"
+    version = fleet.push()
+    fleet.set_window(closed)
+    served = RecordFile(fleet.folder / name / "state").load().serving(MODEL)
+    assert served is not None
+    rollout = fleet.roll_out(version, "100%", name)
+
+    def waiting() -> bool:
+        detail = fleet.rollout(rollout)
+        return detail is not None and detail.waves[0].waiting == 1
+
+    wait_until(waiting, _DEADLINE_S, "the server hears that the device waits")
+    words = f"waits: window opens {opens:%H:%M} UTC"
+    assert fleet.state(name, version) is InstallState.VERIFIED
+    assert words in fleet.run("regatta_agent", "status", *fleet.folders(name))
+    assert f"{name} ({words})" in fleet.run("regatta_fleet", "rollout", "show", rollout, "--home", str(fleet.home))
+    fleet.await_served(name, served.version)
+
+    fleet.set_window("00:00-24:00")
+    fleet.await_completed(rollout)
+    fleet.await_served(name, version)
+
+    fleet.set_window(closed)
+    urgent = fleet.push()
+    fleet.await_completed(fleet.roll_out(urgent, "100%", name, options=("--ignore-window",)))
+    fleet.await_served(name, urgent)
+    fleet.set_window("00:00-24:00")  # for whoever comes after

@@ -36,3 +36,17 @@ def test_links_between_pages_lead_somewhere() -> None:
     ]
 
     assert broken == []
+
+
+def test_the_tests_that_the_reliability_page_names_are_there() -> None:
+    """Each scenario's proof can be run by the words that the page gives."""
+    page = (REPOSITORY / "docs" / "reliability.md").read_text(encoding="utf-8")
+    named = re.findall(r"`([\w/]+\.py): (\w+)`", page)
+    missing = [
+        f"{path}: {words}"
+        for path, words in named
+        if not re.search(rf"def test_\w*{words}", (REPOSITORY / "tests" / path).read_text(encoding="utf-8"))
+    ]
+
+    assert len(named) > 20
+    assert missing == []

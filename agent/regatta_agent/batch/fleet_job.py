@@ -25,12 +25,12 @@ from regatta_agent.batch_runner import BatchSaid, BatchSpec
 from regatta_agent.core.batches import refusal
 from regatta_protocol.batch import MAX_CLASSES, MAX_LABEL_LENGTH, BatchJob, BatchSummary
 from regatta_protocol.codec import decode, encode
-from regatta_protocol.durable import read_bounded, write_durably
+from regatta_protocol.durable import read_bounded, shortage_of, write_durably
 from regatta_protocol.errors import RegattaError, Rejected, StorageFull
 from regatta_protocol.parent import die_with_parent
 from regatta_protocol.wire import Wire
 
-__all__ = ["main", "run_spec"]
+__all__ = ["ended_job", "give_way", "main", "run_spec"]
 
 _MAX_SPEC_BYTES = 65_536
 _LOWEST = 19  # nice(2); the kernel takes the disk's priority from it (ioprio_set(2): an unset one follows nice)
@@ -50,19 +50,20 @@ def main() -> int:
     try:
         spec = decode(BatchSpec, sys.stdin.buffer.read(_MAX_SPEC_BYTES + 1), _MAX_SPEC_BYTES)
         die_with_parent(spec.parent)
-        _give_way()
+        give_way()
         summary = run_spec(spec)
     except RegattaError as err:
         sys.stderr.write(f"{err}\n")
         return err.exit_code
     except OSError as err:
         sys.stderr.write(f"{err}\n")
-        return StorageFull.exit_code
+        full = isinstance(shortage_of(err, "the results"), StorageFull)
+        return StorageFull.exit_code if full else RegattaError.exit_code
     _say(BatchSaid(records=summary.records, total=summary.records, summary=summary))
     return 0
 
 
-def _give_way() -> None:
+def give_way() -> None:
     """Let everything else on the board go first.
 
     Where the kernel groups sessions (sched(7), autogroup), niceness counts within the session only, and this process
@@ -71,6 +72,18 @@ def _give_way() -> None:
     os.nice(_LOWEST)
     with contextlib.suppress(OSError):  # a kernel without such groups
         Path("/proc/self/autogroup").write_text(str(_LOWEST))
+
+
+def ended_job(output: Path) -> BatchJob | None:
+    """Return the job whose whole output this file is, or None when it is that of none."""
+    record = _record_of(output)
+    if not output.exists() or not record.exists():
+        return None
+    return decode(_Ended, read_bounded(record, _MAX_SPEC_BYTES), _MAX_SPEC_BYTES).job
+
+
+def _record_of(output: Path) -> Path:
+    return output.with_name(f"{output.name}.summary")
 
 
 def run_spec(spec: BatchSpec) -> BatchSummary:
@@ -82,7 +95,7 @@ def run_spec(spec: BatchSpec) -> BatchSummary:
     """
     job = spec.job
     output, inputs = _places(spec)
-    record = output.with_name(f"{output.name}.summary")
+    record = _record_of(output)
     if output.exists() and record.exists():
         ended = decode(_Ended, read_bounded(record, _MAX_SPEC_BYTES), _MAX_SPEC_BYTES)
         if ended.job == job:

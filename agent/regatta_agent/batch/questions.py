@@ -26,7 +26,7 @@ __all__ = ["Asker", "Question", "Sizer", "questions"]
 
 _STACK_S = 0.02  # one request's computing: what an online request may wait for behind it
 _STACK_BYTES = 512 * 1024
-_MAX_STACK = 256
+_MAX_STACK = 1024  # the worker takes no more
 _RETRY_FIRST_S, _RETRY_CAP_S = 0.05, 5.0
 _NO_ROW = "a file of rows (.npy) is for the model's own inputs: use .jsonl, .csv or .parquet"
 

@@ -193,9 +193,10 @@ def _identity(config: AgentConfig) -> Iterable[Finding]:
     yield Finding("Agent", "identity", "ok", where)
     validity = validity_of(read_bounded(identity.certificate_path, _MAX_PEM_BYTES))
     now = time.time()
-    until = (
-        f"{'good until' if now < validity.ends else 'ended'} {time.strftime('%Y-%m-%d', time.gmtime(validity.ends))}"
-    )
+    ends = time.strftime("%Y-%m-%d", time.gmtime(validity.ends))
+    until = f"{'good until' if now < validity.ends else 'ended'} {ends}"
+    if now < validity.begins:
+        until = f"not good before {time.strftime('%Y-%m-%d', time.gmtime(validity.begins))}"
     due = validity.is_due(now)
     yield Finding("Agent", "certificate", "note" if due else "ok", until, "regatta-agent renew" if due else None)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import click
@@ -12,12 +12,15 @@ import click
 from regatta_agent.backlog import Backlog, read_backlog
 from regatta_agent.cli.options import as_json, folder_options, print_json, print_table
 from regatta_agent.cli.traffic import show_traffic
-from regatta_agent.config import load_config
+from regatta_agent.config import AgentConfig, load_config
 from regatta_agent.core.batches import BatchRun, reports
+from regatta_agent.core.facts import Limits
 from regatta_agent.core.installs import AgentRecord, Install
+from regatta_agent.core.windows import unreadable, windows_of
 from regatta_agent.record import RecordFile
 from regatta_agent.status import AgentStatus, is_running, read_status
 from regatta_protocol.errors import Misuse, RegattaError
+from regatta_protocol.update_window import next_opening, parse_window
 from regatta_provisioning.identity import load_identity
 
 __all__ = ["install_json", "microseconds", "reason_text", "span", "status"]
@@ -50,6 +53,7 @@ def status(
     said = read_status(config.run_dir) if running else None
     record = RecordFile(config.state_dir).load()
     backlog = read_backlog(config.state_dir / "outbox.sqlite")
+    window = _window(config, record)
     identity = None
     try:
         identity = load_identity(config.state_dir / "identity")
@@ -66,6 +70,7 @@ def status(
                 "offline": said.offline if said is not None else None,
                 "offline_s": _offline_s(said),
                 "refused": said.refused if said is not None else None,
+                "update_window": asdict(window) if window is not None else None,
                 "generation": record.generation,
                 "bytes_received": record.bytes_received,
                 "telemetry": asdict(backlog) if backlog is not None else None,
@@ -81,6 +86,8 @@ def status(
         if said.refused:
             click.echo(f"refused     {said.refused}")
     click.echo(f"generation  {record.generation}")
+    if window is not None:
+        click.echo(f"window      {_window_text(window)}")
     click.echo(f"received    {record.bytes_received:,} bytes over MQTT")
     if backlog is not None:
         click.echo(f"telemetry   {_backlog_text(backlog)}")
@@ -137,8 +144,36 @@ def reason_text(install: Install) -> str:
 
 
 def _waiting_text(install: Install) -> str:
-    left_s = (install.not_before or 0.0) - time.time()
-    return f" (in {span(left_s)})" if 0 < left_s < _LONGEST_WAIT_S else ""
+    left_s = (install.opens_at or install.not_before or 0.0) - time.time()
+    known = install.opens_at is not None or left_s < _LONGEST_WAIT_S
+    return f" (in {span(left_s)})" if known and left_s > 0 else ""
+
+
+@dataclass(frozen=True)
+class _Window:
+    """The update window that holds, for people and as JSON."""
+
+    windows: tuple[str, ...]
+    set_by: str  # device or fleet
+    opens: str | None  # None: it is open
+    opens_at: float | None  # seconds since 1970
+    unreadable: tuple[str, ...]  # why some are not waited for
+
+
+def _window(config: AgentConfig, record: AgentRecord) -> _Window | None:
+    own, ours = config.update_window, Limits(update_window=tuple(map(parse_window, config.update_window)))
+    given = own or (record.assignment.update_window if record.assignment is not None else ())
+    if not given:
+        return None
+    opening = next_opening(windows_of(record, ours), time.time())
+    opens, opens_at = (opening.text, opening.at_s) if opening is not None else (None, None)
+    return _Window(given, "device" if own else "fleet", opens, opens_at, () if own else unreadable(record.assignment))
+
+
+def _window_text(window: _Window) -> str:
+    when = f"opens {window.opens}" if window.opens is not None else "updates may be taken into service now"
+    doubts = "".join(f"; not waited for: {one}" for one in window.unreadable)
+    return f"{', '.join(window.windows)}, set by the {window.set_by}: {when}{doubts}"
 
 
 def _offline_s(said: AgentStatus | None) -> float | None:

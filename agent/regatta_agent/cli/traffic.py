@@ -23,6 +23,7 @@ _MEANINGS = {
     Cause.ASSIGNMENT: "what shall run here",
     Cause.METADATA: "signed metadata, races of other devices",
     Cause.TRANSFER: "models",
+    Cause.RESULTS: "outputs of batch jobs, over HTTPS",
     Cause.OTHER: "anything else",
 }
 

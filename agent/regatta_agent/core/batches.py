@@ -46,6 +46,7 @@ __all__ = [
 ]
 
 _MAX_REASON = 400
+_LONGEST_WAIT_S = 2 * 3600.0  # one that ends later is of a clock that jumped, and counts no more
 
 
 class BatchEvent(StrEnum):
@@ -129,10 +130,14 @@ class Finished:
 
 @dataclass(frozen=True)
 class Broken:
-    """Its process ended without a result; `final`: no other start would fare better."""
+    """Its process ended without a result.
+
+    `final`: no other start would fare better; `full`: the disk of its results was, which is no fault of the job.
+    """
 
     reason: str
-    final: bool
+    final: bool = False
+    full: bool = False
 
 
 BatchOutcome = Progressed | Finished | Broken
@@ -243,7 +248,7 @@ def _allowed(run: BatchRun, facts: BatchFacts) -> BatchRun:
 
 
 def _obstacle(run: BatchRun, facts: BatchFacts, first: BatchRun | None) -> str | None:
-    if run.not_before is not None and facts.now_s < run.not_before:
+    if run.not_before is not None and facts.now_s < run.not_before < facts.now_s + _LONGEST_WAIT_S:
         return run.reason
     if run.job.model not in facts.serving:
         return f"waiting: no version of {run.job.model} serves on this device"
@@ -265,6 +270,10 @@ def _concluded(run: BatchRun, outcome: BatchOutcome, now_s: float, rng: Random, 
         return run.after(_E.FINISHED, records=done, total=done, summary=outcome.summary)
     if outcome.final:
         return run.after(_E.GAVE_UP, reason=outcome.reason)
+    if outcome.full:
+        wait_s = rng.uniform(limits.space_wait_s, 1.1 * limits.space_wait_s)
+        reason = f"{outcome.reason}; next in {wait_s / 60:.0f} min"
+        return run.after(_E.INTERRUPTED, reason=reason, not_before=now_s + wait_s, attempt=max(0, run.attempt - 1))
     if run.attempt >= limits.max_attempts:
         return run.after(_E.GAVE_UP, reason=f"{outcome.reason}; given up after {run.attempt} attempts")
     # Full jitter, as for the jobs of a version (outcomes.py).

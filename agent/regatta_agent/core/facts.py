@@ -13,6 +13,7 @@ from typing import Any
 from regatta_agent.core.states import Event
 from regatta_protocol.enums import StrEnum
 from regatta_protocol.ids import Digest, ModelName, ModelRef
+from regatta_protocol.update_window import UpdateWindow
 
 __all__ = [
     "Advance",
@@ -47,7 +48,7 @@ class JobKind(StrEnum):
 
 @dataclass(frozen=True)
 class Limits:
-    """Bounds of patience and space. Times in seconds."""
+    """Bounds of patience and space, and when there may be updates. Times in seconds."""
 
     max_attempts: int = 8
     backoff_base_s: float = 2.0
@@ -58,6 +59,9 @@ class Limits:
     rerace_interval_s: float = 6 * 3600.0  # between races beside a serving worker, whatever asks for them
     disk_reserve_bytes: int = 16 * 1024 * 1024  # left free for logs, the outbox and the record
     keep_previous: int = 1  # retired versions of a wanted model that stay on disk
+    update_window: tuple[UpdateWindow, ...] = ()  # the device's own; (): the fleet's, where it has set one
+    metered: bool = False  # files wait for the window, too
+    unset_clock_wait_s: float = 3600.0  # NTP sets a clock within minutes; later a window is not waited for
 
 
 @dataclass(frozen=True)
@@ -101,8 +105,10 @@ class Facts:
 
     now_s: float  # seconds since 1970, never below the record's floor
     online: bool
-    free_bytes: int
+    free_bytes: int  # in the state folder
+    run_free_bytes: int = 0  # in the run folder
     clock_unset: bool = False  # the board's own clock says a time that is past for sure
+    running_s: float = 0.0  # since the agent began, on a monotonic clock
     stored: Mapping[ModelRef, StoredVersion] = field(default_factory=lambda: MappingProxyType({}))
     jobs: Mapping[ModelRef, JobKind] = field(default_factory=lambda: MappingProxyType({}))
     workers: Mapping[ModelRef, WorkerFacts] = field(default_factory=lambda: MappingProxyType({}))

@@ -62,6 +62,7 @@ class Install(Wire):
     waits: int = Field(default=0, ge=0)  # for space or an answer, since it was assigned: no failures, so not bounded
     reason: str | None = None
     not_before: float | None = None  # seconds since 1970: do not try again earlier
+    opens_at: float | None = None  # seconds since 1970: when the update window that it waits for opens
     full_at_bytes: int | None = None  # how much was free when the disk was found full: with more it is tried at once
     manifest_digest: DigestField | None = None  # from the signed metadata
     manifest_bytes: int | None = None
@@ -187,6 +188,7 @@ class AgentRecord(Wire):
             "state": state,
             "reason": None,
             "not_before": None,
+            "opens_at": None,
             "full_at_bytes": None,
             **changes,
         }

@@ -153,9 +153,8 @@ def failed(
         return record
     again = Event.INTERRUPTED if install.state is _S.RACING else None
     if isinstance(error, StorageFull):
-        wait_s = rng.uniform(limits.space_wait_s, 1.1 * limits.space_wait_s)
-        waits = install.waits + 1
-        return _later(record, install, again, str(error), now_s + wait_s, waits=waits, full_at_bytes=free_bytes)
+        not_before, waits = now_s + _spaced(rng, limits), install.waits + 1
+        return _later(record, install, again, str(error), not_before, waits=waits, full_at_bytes=free_bytes)
     if isinstance(error, NotSent):
         return _later(record, install, again, str(error), now_s + rng.uniform(0.1, 1.0) * limits.backoff_base_s)
     if isinstance(error, Unanswered | WrongClock | Exhausted):
@@ -207,17 +206,32 @@ def worker_died(
     return _restarted(record, install, reason, now_s + wait_s, deaths)
 
 
-def starved(record: AgentRecord, ref: ModelRef, why: str, now_s: float, rng: Random, limits: Limits) -> AgentRecord:
+def starved(
+    record: AgentRecord,
+    ref: ModelRef,
+    lack: StorageFull | Exhausted,
+    now_s: float,
+    rng: Random,
+    limits: Limits,
+    free_bytes: int | None = None,
+) -> AgentRecord:
     """Return the record after a worker could not be started for want of the board's resources: it is tried again.
 
-    That is no death: neither is a trial lost by it, nor does the next candidate take over.
+    That is no death: neither is a trial lost by it, nor does the next candidate take over. Where there was no space it
+    waits as every job does: an hour, or until there are more than `free_bytes`.
     """
     install = record.find(ref)
     if install is None or install.state not in _WITH_WORKER:
         return record
-    wait_s = _jittered(rng, limits.backoff_base_s, 60.0, min(install.waits, 5))
-    reason = f"its worker cannot be started: {why}"
-    return record.changed(ref, reason=reason, not_before=now_s + wait_s, waits=install.waits + 1)
+    full = isinstance(lack, StorageFull)
+    wait_s = _spaced(rng, limits) if full else _jittered(rng, limits.backoff_base_s, 60.0, min(install.waits, 5))
+    return record.changed(
+        ref,
+        reason=f"its worker cannot be started: {lack}",
+        not_before=now_s + wait_s,
+        full_at_bytes=free_bytes if full else None,
+        waits=install.waits + 1,
+    )
 
 
 def degraded(record: AgentRecord, ref: ModelRef, said: Degradation, retried: tuple[float, ...]) -> AgentRecord:
@@ -268,6 +282,7 @@ def _later(
     not_before: float | None,
     **changes: int | tuple[Digest, ...] | None,
 ) -> AgentRecord:
+    changes = {"full_at_bytes": None, **changes}  # an earlier want of space is no reason to go on sooner
     if event is None:
         return record.changed(install.ref, reason=reason, not_before=not_before, **changes)
     return record.advanced(install.ref, event, reason=reason, not_before=not_before, **changes)
@@ -283,13 +298,18 @@ def _jittered(rng: Random, base_s: float, cap_s: float, tries: int) -> float:
     return rng.uniform(0.0, min(cap_s, base_s * 2.0 ** min(tries, 30)))
 
 
+def _spaced(rng: Random, limits: Limits) -> float:
+    """Return the wait after a disk was found full, so long that there is at most one try an hour."""
+    return rng.uniform(limits.space_wait_s, 1.1 * limits.space_wait_s)
+
+
 def _restarted(
     record: AgentRecord, install: Install, reason: str, not_before: float, deaths: int, **changes: str
 ) -> AgentRecord:
     """Return the record for a worker that is started again: what it had said of itself is past."""
     told = install.degraded if changes.get("placement", install.placement) != install.winner else None
     return record.changed(
-        install.ref, reason=reason, not_before=not_before, deaths=deaths, degraded=told, **changes
+        install.ref, reason=reason, not_before=not_before, full_at_bytes=None, deaths=deaths, degraded=told, **changes
     )  # fmt: skip
 
 

@@ -17,16 +17,11 @@ from typing import Any
 from regatta_agent.core.facts import (
     Advance,
     Begin,
-    Cancel,
-    Collect,
     Facts,
     JobKind,
     Limits,
-    Point,
     Revise,
     Step,
-    StopWorker,
-    Unpoint,
     WorkerFacts,
 )
 from regatta_agent.core.health import judge_accuracy, judge_shadow, judge_trial
@@ -34,6 +29,8 @@ from regatta_agent.core.installs import AgentRecord, Install, RaceSummary
 from regatta_agent.core.rerace import rerace_reason
 from regatta_agent.core.standbys import start_of
 from regatta_agent.core.states import IN_PROGRESS, Event
+from regatta_agent.core.switching import JOBS, WITH_WORKER, cancelled, collected, switched
+from regatta_agent.core.windows import window_wait
 from regatta_protocol.ids import ModelName, ModelRef
 from regatta_protocol.messages import DesiredModel, InstallState
 
@@ -41,15 +38,8 @@ __all__ = ["plan", "wake_at"]
 
 _S = InstallState
 
-_JOBS = {
-    _S.ASSIGNED: JobKind.AUTHORIZE,
-    _S.AUTHORIZED: JobKind.MANIFEST,
-    _S.DOWNLOADING: JobKind.FILES,
-    _S.RACING: JobKind.RACE,
-}
 _SPACE_CAME_BYTES = 1_000_000  # less comes and goes with logs
 _RACES = (JobKind.RACE, JobKind.RERACE)
-_WITH_WORKER = (_S.PLACED, _S.ON_TRIAL, _S.COMMITTED)
 _NEW_START: dict[str, Any] = {
     "attempt": 0, "waits": 0, "deaths": 0, "bad_digests": (), "degraded": None, "guarded": False,
     "successor": None, "rerace": None, "racing_again": False, "agreement": None,
@@ -72,14 +62,13 @@ def plan(record: AgentRecord, facts: Facts, limits: Limits) -> list[Step]:
             steps.append(step)
     if any(isinstance(step, Advance | Revise) for step in steps):
         return steps
-    steps += _cancel(record, facts)
-    steps += _switch(record, facts)
-    return steps + _collect(record, facts, limits)
+    return steps + cancelled(record, facts) + switched(record, facts) + collected(record, facts, limits)
 
 
 def wake_at(record: AgentRecord, facts: Facts) -> float | None:
     """Return when (seconds since 1970) a wait or a trial ends next, or None."""
     times = [install.not_before for install in record.all() if _due_later(install, facts)]
+    times += [install.opens_at for install in record.all() if (install.opens_at or 0.0) > facts.now_s]
     for install in record.all():
         worker = facts.workers.get(install.ref)
         shadow_s = install.race.shadow_s if install.race is not None else 0.0
@@ -126,19 +115,21 @@ def _pursue(record: AgentRecord, facts: Facts, limits: Limits, install: Install)
     """Bring one version a step further."""
     if install.version != record.desired_version(install.name) and install.state in IN_PROGRESS:
         return []  # withdrawn in this plan
-    if install.state in _WITH_WORKER:
+    if install.state in WITH_WORKER:
         return _serve(record, facts, limits, install)
-    kind = _JOBS.get(install.state)
+    kind = JOBS.get(install.state)
     if install.state is _S.VERIFIED:
-        return _start_race(facts, install)
+        return _start_race(record, facts, limits, install)
     if kind is None or facts.jobs.get(install.ref) is not None or _due_later(install, facts):
         return []
     if (step := _skip(facts, install)) is not None:
         return [step]
+    if (wait := window_wait(record, facts, limits, install)) is not None:
+        return _because(install, *wait)
     if (obstacle := _obstacle(facts, limits, install, kind)) is not None:
         told = (install.reason or "").partition(",")[0] == obstacle.partition(",")[0]
         return [] if told else _because(install, obstacle)  # free space changes all the time; that is no news
-    fresh = {"reason": None, "full_at_bytes": None, "not_before": None}
+    fresh = {"reason": None, "full_at_bytes": None, "not_before": None, "opens_at": None}
     changed = (install.reason, install.full_at_bytes) != (None, None)
     return [Revise(install.ref, fresh)] if changed else [Begin(install.ref, kind)]
 
@@ -181,11 +172,13 @@ def _obstacle(facts: Facts, limits: Limits, install: Install, kind: JobKind) -> 
     return None
 
 
-def _start_race(facts: Facts, install: Install) -> list[Step]:
+def _start_race(record: AgentRecord, facts: Facts, limits: Limits, install: Install) -> list[Step]:
     if _due_later(install, facts):
         return []
     if not _complete(facts, install):
         return [Advance(install.ref, Event.FILES_LOST, {"reason": "a file is gone from the disk"})]
+    if (wait := window_wait(record, facts, limits, install)) is not None:
+        return _because(install, *wait)
     return [Advance(install.ref, Event.RACE_STARTED, {"attempt": install.attempt})]
 
 
@@ -203,7 +196,7 @@ def _serve(record: AgentRecord, facts: Facts, limits: Limits, install: Install) 
         if steps:
             return steps
     if worker is None or install.placement is None:
-        return _start_worker(facts, install)
+        return _start_worker(record, facts, limits, install)
     if worker.stopping or worker.candidate != install.placement or not worker.ready:
         return []
     if install.state is _S.PLACED:
@@ -212,6 +205,8 @@ def _serve(record: AgentRecord, facts: Facts, limits: Limits, install: Install) 
         verdict = judge_shadow(install, worker, replaced, serving)
         if verdict.passed is None:
             return _because(install, verdict.reason)
+        if (wait := window_wait(record, facts, limits, install)) is not None:
+            return _because(install, *wait)
         return [Advance(install.ref, Event.WORKER_READY, {"agreement": verdict.reason or None})]
     if install.state is _S.ON_TRIAL:
         verdict = judge_trial(install, worker, record.replaced(install))
@@ -220,8 +215,7 @@ def _serve(record: AgentRecord, facts: Facts, limits: Limits, install: Install) 
         if verdict.passed:
             return [Advance(install.ref, Event.TRIAL_PASSED, {"committed_at": facts.now_s, "deaths": 0})]
         return [Advance(install.ref, Event.TRIAL_FAILED, {"reason": verdict.reason})]
-    unmet = install.race.unmet if install.race is not None else None
-    return _because(install, unmet) or _race_again(record, facts, limits, install)
+    return _race_again(record, facts, limits, install)
 
 
 def _replace(facts: Facts, install: Install, race: RaceSummary, worker: WorkerFacts) -> list[Step]:
@@ -239,100 +233,42 @@ def _replace(facts: Facts, install: Install, race: RaceSummary, worker: WorkerFa
 
 def _race_again(record: AgentRecord, facts: Facts, limits: Limits, install: Install) -> list[Step]:
     """Race a committed version anew when that is due, nothing else races and the version stays wanted."""
-    if install.version != record.desired_version(install.name) or any(kind in _RACES for kind in facts.jobs.values()):
-        return []
-    if install.racing_again:
-        return [Begin(install.ref, JobKind.RERACE)]
-    reason = rerace_reason(install, facts, limits)
+    unmet = install.race.unmet if install.race is not None else None
+    wanted = install.version == record.desired_version(install.name)
+    if not wanted or any(kind in _RACES for kind in facts.jobs.values()):
+        return _because(install, unmet)
+    # A policy that was changed since has cleared the reason of a race that is still to begin (_want).
+    begun = (install.rerace or "its policy was changed") if install.racing_again else None
+    reason = begun or rerace_reason(install, facts, limits)
     if reason is None:
-        return []
+        return _because(install, unmet)
+    if (wait := window_wait(record, facts, limits, install)) is not None:
+        return _because(install, f"{wait.reason}, to race anew: {reason}", wait.opens_at)
+    if install.racing_again:
+        return _because(install, unmet) or [Begin(install.ref, JobKind.RERACE)]
     # The time is on disk before the race begins, so that one which ends the board is not begun at every boot.
-    return [Revise(install.ref, {"rerace": reason, "reraced_at": facts.now_s, "racing_again": True})]
+    changes = {"rerace": reason, "reraced_at": facts.now_s, "racing_again": True}
+    return [Revise(install.ref, {**changes, "reason": unmet, "opens_at": None})]
 
 
-def _start_worker(facts: Facts, install: Install) -> list[Step]:
+def _start_worker(record: AgentRecord, facts: Facts, limits: Limits, install: Install) -> list[Step]:
     if install.state is _S.ON_TRIAL:
         return [Advance(install.ref, Event.INTERRUPTED, {"reason": "its worker is gone: the trial starts again"})]
     if _due_later(install, facts):
         return []
     if not _complete(facts, install) or install.placement is None:
         return [Advance(install.ref, Event.FILES_LOST, {"reason": "a file is gone from the disk", "race": None})]
+    if install.state is _S.PLACED and (wait := window_wait(record, facts, limits, install)) is not None:
+        return _because(install, *wait)
+    if install.state is _S.PLACED and install.opens_at is not None:
+        return _because(install, None)
     return [start_of(install, install.placement)]
 
 
-def _cancel(record: AgentRecord, facts: Facts) -> list[Step]:
-    """End jobs that no state asks for any more."""
-    steps: list[Step] = []
-    for ref, kind in facts.jobs.items():
-        install = record.find(ref)
-        wanted = install is not None and (
-            _JOBS.get(install.state) is kind
-            or (kind is JobKind.CHECK and install.state in _WITH_WORKER)
-            or (kind is JobKind.RERACE and install.state is _S.COMMITTED and install.racing_again)
-        )
-        if not wanted:
-            steps.append(Cancel(ref))
-    return steps
-
-
-def _switch(record: AgentRecord, facts: Facts) -> list[Step]:
-    """Lead each model's socket to the worker that shall serve; only then stop the others."""
-    steps: list[Step] = []
-    for name in sorted({*record.installs, *facts.links}):
-        serving = record.serving(name)
-        if serving is None:
-            if name in facts.links:
-                steps.append(Unpoint(name))
-            continue
-        both = (facts.successors.get(serving.ref), facts.workers.get(serving.ref))
-        fit = [one for one in both if one is not None and one.ready and not one.stopping]
-        # While a worker of another placement than the one wanted is all there is, it goes on serving.
-        worker = next((one for one in fit if one.candidate == serving.placement), fit[-1] if fit else None)
-        if worker is not None and facts.links.get(name) != worker.socket:
-            steps.append(Point(serving.ref, worker.socket))
-    steps += _cast_shadows(record, facts)
-    for ref, worker in (*facts.workers.items(), *facts.successors.items()):
-        install = record.find(ref)
-        wanted = install is not None and install.state in _WITH_WORKER and worker.candidate in _candidates(install)
-        if not wanted and not worker.stopping:
-            steps.append(StopWorker(ref, worker.socket))
-    return steps
-
-
-def _cast_shadows(record: AgentRecord, facts: Facts) -> list[Step]:
-    """Show a sample of each model's requests to the next version, once its worker is ready and while it is placed."""
-    steps: list[Step] = []
-    for name in sorted({*record.installs, *facts.shadows}):
-        placed = record.in_state(name, _S.PLACED)
-        worker = facts.workers.get(placed.ref) if placed is not None else None
-        fit = worker is not None and worker.ready and not worker.stopping
-        if placed is not None and worker is not None and fit and worker.candidate == placed.placement:
-            if facts.shadows.get(name) != worker.socket:
-                steps.append(Point(placed.ref, worker.socket, shadow=True))
-        elif name in facts.shadows:
-            steps.append(Unpoint(name, shadow=True))
-    return steps
-
-
-def _candidates(install: Install) -> tuple[str | None, ...]:
-    return (install.placement, install.successor.placement if install.successor is not None else None)
-
-
-def _collect(record: AgentRecord, facts: Facts, limits: Limits) -> list[Step]:
-    """Keep what is in progress, what serves, and the last versions that served before; delete the rest."""
-    if record.assignment is None:
-        return []  # a lost record is rebuilt from the fleet, and what lies on disk need not be fetched again
-    keep = {install.ref for install in record.all() if install.state in IN_PROGRESS or install.state is _S.COMMITTED}
-    for name, installs in record.installs.items():
-        if record.desired_version(name) is not None:
-            retired = [one for one in installs if one.state is _S.RETIRED and one.committed_at is not None]
-            retired.sort(key=lambda one: one.committed_at or 0.0)
-            keep |= {one.ref for one in retired[-limits.keep_previous :]} if limits.keep_previous else set()
-    return [Collect(frozenset(keep))] if frozenset(keep) != facts.collected else []
-
-
-def _because(install: Install, reason: str | None) -> list[Step]:
-    return [] if install.reason == reason else [Revise(install.ref, {"reason": reason})]
+def _because(install: Install, reason: str | None, opens_at: float | None = None) -> list[Step]:
+    if (install.reason, install.opens_at) == (reason, opens_at):
+        return []
+    return [Revise(install.ref, {"reason": reason, "opens_at": opens_at})]
 
 
 def _complete(facts: Facts, install: Install) -> bool:
@@ -342,7 +278,8 @@ def _complete(facts: Facts, install: Install) -> bool:
 
 def _due_later(install: Install, facts: Facts) -> bool:
     """Return whether a back-off is still running; one that lies absurdly far off is a clock that jumped."""
-    if install.full_at_bytes is not None and facts.free_bytes >= install.full_at_bytes + _SPACE_CAME_BYTES:
+    space_bytes = facts.free_bytes + facts.run_free_bytes
+    if install.full_at_bytes is not None and space_bytes >= install.full_at_bytes + _SPACE_CAME_BYTES:
         return False
     return install.not_before is not None and facts.now_s < install.not_before < facts.now_s + 2 * 3600.0
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from types import MappingProxyType
 
+from regatta_agent.core.waits import WAITS
 from regatta_protocol.enums import StrEnum
 from regatta_protocol.errors import Misuse
 from regatta_protocol.messages import InstallState
@@ -100,7 +101,7 @@ def next_state(state: InstallState, event: Event) -> InstallState:
 
 
 def render_mermaid() -> str:
-    """Return docs/agent-states.md: the table as a Mermaid diagram."""
+    """Return docs/agent-states.md: the table as a Mermaid diagram, and what a version may wait for."""
     pairs: dict[tuple[InstallState, InstallState], list[str]] = {}
     for (state, event), following in TRANSITIONS.items():
         pairs.setdefault((state, following), []).append(event)
@@ -115,5 +116,17 @@ def render_mermaid() -> str:
         f"    [*] --> {InstallState.ASSIGNED}",
     ]
     lines += [f"    {state} --> {following}: {', '.join(events)}" for (state, following), events in pairs.items()]
-    lines += ["```", ""]
+    lines += [
+        "```",
+        "",
+        "## What a version waits for",
+        "",
+        "`regatta-agent status` and `regatta device show` tell why. Each ends by itself, and a newer",
+        "generation ends any of them. A test holds the planner to this table (`core/waits.py`).",
+        "",
+        "| reason | in | goes on when |",
+        "|---|---|---|",
+    ]
+    lines += [f"| `{wait.reason}` | {', '.join(wait.states)} | {wait.ends} |" for wait in WAITS]
+    lines += [""]
     return "\n".join(lines)

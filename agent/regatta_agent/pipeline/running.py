@@ -13,7 +13,7 @@ from typing import Any
 from regatta_agent.asking import ask
 from regatta_agent.client import Client
 from regatta_agent.inputs.wanted import Wanted, wanted_by
-from regatta_agent.pipeline.cameras import CameraSource, StreamSource
+from regatta_agent.pipeline.cameras import CameraSource
 from regatta_agent.pipeline.counters import Counters, write_counters
 from regatta_agent.pipeline.frames import Frame, FrameLine
 from regatta_agent.pipeline.settings import (
@@ -26,6 +26,7 @@ from regatta_agent.pipeline.settings import (
 )
 from regatta_agent.pipeline.sinks import FileSink, HttpSink, MqttSink, Sink
 from regatta_agent.pipeline.sources import DirectorySource, MqttSource, Source
+from regatta_agent.pipeline.streams import StreamSource
 from regatta_protocol.errors import RegattaError, Rejected, Retryable
 
 __all__ = ["Running", "open_sinks", "open_source"]
@@ -77,6 +78,7 @@ class Running:
         self._source_error: RegattaError | None = None
         self._counts = {"refused": 0, "failed": 0, "answered": 0, "undelivered": 0}
         self._last_error: str | None = None
+        self._problem: str | None = None  # of the source, as last told
         self._started_at = time.time()
 
     def stop(self) -> None:
@@ -179,6 +181,15 @@ class Running:
             logger.warning("event=%s pipeline=%s reason=%s", kind, self._name, error)
         self._last_error = error
 
+    def _tell_problem(self) -> str | None:
+        """Return why the source gives nothing at the moment; a new reason is logged once, and so is its end."""
+        problem = None if self._source is None else self._source.problem
+        if problem != self._problem:
+            logger.warning("event=%s pipeline=%s reason=%s", "source_back" if problem is None else "source_lost",
+                           self._name, problem or "it gives frames again")  # fmt: skip
+            self._problem = problem
+        return problem
+
     def _tell(self) -> Counters:
         counts = dict(self._counts)
         counts["refused"] += 0 if self._source is None else self._source.refused
@@ -189,7 +200,7 @@ class Running:
             told_at=time.time(),
             came=self._line.came,
             dropped=self._line.dropped,
-            last_error=self._last_error,
+            last_error=self._tell_problem() or self._last_error,
             **counts,
         )
         write_counters(self._status_dir, counters)

@@ -1,4 +1,4 @@
-"""Where frames come from: a folder's new files, messages of a topic; cameras and streams are in cameras.py.
+"""Where frames come from: a folder's new files, messages of a topic (cameras.py and streams.py have the others).
 
 A source is iterated by a thread of its own until it ends, or `stop` was called from another. It raises RegattaError
 when it can never work; what may come back (a broker, a camera) it waits for, with a cap.
@@ -21,7 +21,7 @@ from regatta_agent.inputs.wanted import Wanted
 from regatta_agent.pipeline.brokers import bus_of
 from regatta_agent.pipeline.frames import Frame
 from regatta_agent.pipeline.settings import DirectorySettings, MqttInSettings
-from regatta_protocol.bus import Event, Message
+from regatta_protocol.bus import Connected, Disconnected, Event, Message
 from regatta_protocol.errors import Misuse, Rejected
 
 __all__ = ["DirectorySource", "MqttSource", "Source"]
@@ -34,6 +34,7 @@ class Source(Protocol):
     """What gives frames."""
 
     refused: int  # things that came and are no frames
+    problem: str | None  # why nothing comes at the moment; what may come back is waited for
 
     def frames(self) -> Iterator[Frame]:
         """Yield frames as they come, until stopped or at the end."""
@@ -57,6 +58,7 @@ class DirectorySource:
         self._wanted = wanted
         self._stopping = threading.Event()
         self.refused = 0
+        self.problem: str | None = None
 
     def stop(self) -> None:
         self._stopping.set()
@@ -78,6 +80,7 @@ class DirectorySource:
 
     def _look(self) -> dict[Path, tuple[int, int]]:
         """Return each file with what changes when it is written."""
+        self.problem = None if self._settings.path.is_dir() else f"{self._settings.path} is gone: make it again"
         found = {}
         for path in self._settings.path.glob(self._settings.pattern):
             with contextlib.suppress(FileNotFoundError):
@@ -114,6 +117,7 @@ class MqttSource:
         self._name = name
         self._stopping = threading.Event()
         self.refused = 0
+        self.problem: str | None = None
 
     def stop(self) -> None:
         self._stopping.set()
@@ -128,9 +132,16 @@ class MqttSource:
                     event = inbox.get(timeout=_POLL_S)
                 except queue.Empty:
                     continue
-                if isinstance(event, Message) and event.payload:
+                if isinstance(event, Connected | Disconnected):
+                    self.problem = self._lost(event)
+                elif isinstance(event, Message) and event.payload:
                     yield Frame(event.topic, event.payload, time.time())
                 elif isinstance(event, Message):
                     self.refused += 1
         finally:
             bus.stop()
+
+    def _lost(self, event: Connected | Disconnected) -> str | None:
+        if isinstance(event, Connected):
+            return None
+        return f"the broker {self._settings.host}:{self._settings.port} is not there: {event.reason}"

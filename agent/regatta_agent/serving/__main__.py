@@ -8,10 +8,10 @@ import time
 
 if __name__ == "__main__":
     started_ns = time.perf_counter_ns()
-    from regatta_agent.unloaded import leave_out
+    from regatta_agent.serving.imports import keeping_out
 
-    leave_out(("importlib.metadata",))  # pydantic asks it for plug-ins, which are off: email, zipfile, csv, 1.5 MB
-    from regatta_agent.serving.worker import main  # after the clock: numpy and the rest are part of the start
+    with keeping_out():
+        from regatta_agent.serving.worker import main  # after the clock: numpy and the rest are part of the start
 
     code = main(sys.argv[1:], started_ns)
     sys.stderr.flush()

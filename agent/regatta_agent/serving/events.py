@@ -14,7 +14,7 @@ from pydantic import Field, RootModel
 
 from regatta_protocol.codec import decode
 from regatta_protocol.errors import RegattaError, Rejected, Retryable
-from regatta_protocol.messages import ServingWindow
+from regatta_protocol.measurement import ServingWindow
 from regatta_protocol.wire import Wire
 
 __all__ = [
@@ -54,6 +54,7 @@ class Ready(Wire):
     load_us: float = Field(ge=0)  # from the process's first line to the end of the first inference
     self_test: SelfTest
     tcp: str | None = None  # the address bound, when one was asked for
+    grpc: str | None = None  # and that of gRPC, when it is the worker's own
 
 
 class WindowClosed(ServingWindow):

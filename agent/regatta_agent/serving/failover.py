@@ -13,6 +13,8 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
 from regatta_agent.serving.events import SelfTest
 from regatta_agent.serving.guarded import RunnerLost
 from regatta_agent.serving.seat import Seat, Signature, is_guarded, open_seat
@@ -112,6 +114,23 @@ class Failover:
             InvokeFailed: when it fails; nobody changes places then, and each request is to be run alone.
         """
         return self.serving.run_rows(inputs, rows)
+
+    def run_each(self, stacks: Sequence[Array]) -> list[Array]:
+        """Return each output of many samples, [n, …], computed one after another; see Seat.run_each and run.
+
+        Raises:
+            InvokeFailed: when no candidate can compute one of them.
+        """
+        seat = self.serving
+        try:
+            outputs = seat.run_each(stacks)
+        except InvokeFailed as err:
+            logger.warning("event=stack_failed samples=%d error=%s", len(stacks[0]), err)
+            answers = [self.run(sample) for sample in zip(*(stack[:, np.newaxis] for stack in stacks), strict=True)]
+            return [np.concatenate(column) for column in zip(*answers, strict=True)]
+        if seat.pace.add(seat.compute_ns, time.monotonic_ns()):
+            self._on_slow()
+        return outputs
 
     def give_way(self, standby: Seat, reason: str) -> None:
         """Let `standby` serve from now on."""

@@ -5,9 +5,13 @@ A seat holds it as long as it is open, so that no other process takes it away un
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from regatta_agent.serving.spec import Contender, ServeSpec
 from regatta_runtimes.candidate import parse_candidate_id
-from regatta_runtimes.fpga.loader import Fpga, Hold
+
+if TYPE_CHECKING:
+    from regatta_runtimes.fpga.loader import Hold
 
 __all__ = ["hold_overlay"]
 
@@ -20,4 +24,6 @@ def hold_overlay(spec: ServeSpec, contender: Contender) -> Hold | None:
     """
     if spec.overlay is None or parse_candidate_id(contender.candidate_id).delegate != spec.overlay.delegate:
         return None
+    from regatta_runtimes.fpga.loader import Fpga  # few boards have one
+
     return Fpga(spec.sysroot).hold(spec.overlay, f"{spec.model}:{spec.version}")

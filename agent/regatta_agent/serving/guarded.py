@@ -13,6 +13,7 @@ import subprocess
 import sys
 from collections.abc import Sequence
 
+from regatta_agent.bytecode import inherited_flags
 from regatta_agent.serving.frames import Channel, Frame, Kind
 from regatta_agent.serving.runner import Opened, Opening
 from regatta_agent.serving.spec import Contender
@@ -24,6 +25,7 @@ from regatta_runtimes.errors import CreateFailed, InvokeFailed
 
 __all__ = ["GuardedSession", "RunnerLost"]
 
+_RUNNER = "regatta_agent.serving.runner"
 _REAP_S = 0.1  # a killed process is gone in a millisecond, one that a driver holds stays
 # one thread per library, as in the race's workers: what is measured there is what serves here
 _ENVIRONMENT = {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1", "TF_CPP_MIN_LOG_LEVEL": "2"}
@@ -58,7 +60,7 @@ class GuardedSession:
         path = os.pathsep.join(path for path in sys.path if path)
         try:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "regatta_agent.serving.runner", str(theirs.fileno()), str(os.getpid())],
+                [sys.executable, *inherited_flags(), "-m", _RUNNER, str(theirs.fileno()), str(os.getpid())],
                 stdin=subprocess.DEVNULL,
                 stdout=sys.stderr.fileno(),  # standard output carries the worker's events
                 pass_fds=(theirs.fileno(),),

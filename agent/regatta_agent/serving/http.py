@@ -65,6 +65,7 @@ class Request(NamedTuple):
     headers: dict[bytes, bytes]
     body: bytes
     local: bool = True  # it came from this machine
+    timeout_us: int | None = None  # its sender waits so long, whatever its body says
 
 
 class Response(NamedTuple):

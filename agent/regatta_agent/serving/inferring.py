@@ -34,7 +34,7 @@ _HEADER_LENGTH = b"inference-header-content-length"
 _MIRRORED = b"regatta-mirrored"  # another worker has answered it
 _RETRY = ((b"retry-after", b"1"),)
 _JSON, _BINARY = b"application/json", b"application/octet-stream"
-_BRIEF_BYTES = 65_536  # a larger body may take long to check however brief the others were
+_BRIEF_BYTES = 262_144  # a larger body may take long to check however brief the others were
 _FAILURES = 3  # in a row, after which a companion takes no more requests
 _READ_AT_ONCE_BYTES = 16_384  # of JSON: 64 KiB of it take 1 ms to read
 
@@ -61,7 +61,7 @@ class _Inferred(NamedTuple):
     render_ns: int
 
 
-@dataclass
+@dataclass(eq=False)  # one that is opened anew is another
 class _Post:
     """A placement at work. `candidate` is None for the first, whose candidate a failover may change."""
 
@@ -99,10 +99,10 @@ class Inferences:
         return self._posts[0].placed if self._posts else None
 
     def add(
-        self, candidate: str | None, placed: PlacedModel, engine: Engine, expected_ns: int | None = None,
-        batches: Batches | None = None,
+        self, candidate: str | None, placed: PlacedModel, engine: Engine, *, expected_ns: int | None = None,
+        brief_ns: int = 0, batches: Batches | None = None,
     ) -> None:  # fmt: skip
-        """Let a placement take requests: the first has candidate None, the others are its companions."""
+        """Let a placement take requests: the first has candidate None, the others are its companions; see Lane."""
 
         def compute(tickets: Sequence[_Ticket]) -> list[_Inferred | Exception]:
             return self._compute(placed, tickets)
@@ -110,14 +110,23 @@ class Inferences:
         def finish(ticket: _Ticket, result: _Inferred | Exception, began_ns: int) -> None:
             self._finish(post, ticket, result, began_ns)
 
-        post = _Post(candidate, placed, Lane(self._loop, engine, compute, finish, expected_ns))
-        post.lane.batches = batches
+        lane = Lane(self._loop, engine, compute, finish, expected_ns=expected_ns, brief_ns=brief_ns)
+        lane.batches = batches
+        post = _Post(candidate, placed, lane)
         self._posts.append(post)
 
-    def dismiss(self, candidate: str | None, why: str) -> None:
+    def has(self, candidate: str) -> bool:
+        """Return whether a companion takes requests."""
+        return any(post.candidate == candidate for post in self._posts)
+
+    def dismiss(self, candidate: str, why: str) -> None:
         """Give a companion no more requests; those that it has are computed by it, or by the first when it fails."""
         for post in [post for post in self._posts[1:] if post.candidate == candidate]:
-            logger.warning("event=companion_left candidate=%s reason=%s", candidate, why)
+            self._dismiss(post, why)
+
+    def _dismiss(self, post: _Post, why: str) -> None:
+        if post in self._posts:
+            logger.warning("event=companion_left candidate=%s reason=%s", post.candidate, why)
             self._posts.remove(post)
 
     @property
@@ -161,9 +170,12 @@ class Inferences:
         began_ns = time.perf_counter_ns()
         shared = self._shared if request.local else None
         infer = parse_infer(request.body, request.headers.get(_HEADER_LENGTH), shared)
+        waits_us = request.timeout_us
+        if waits_us is not None and (infer.timeout_us is None or waits_us < infer.timeout_us):
+            infer = infer._replace(timeout_us=waits_us)
         read_ns = time.perf_counter_ns() - began_ns
         deadline_ns = None if infer.timeout_us is None else received_ns + infer.timeout_us * 1000
-        brief = len(request.body) <= _BRIEF_BYTES
+        brief = len(request.body) <= _BRIEF_BYTES and not (infer.stacked or infer.processed)
         return _Ticket(request, infer, shared, respond, received_ns, read_ns, brief, infer.priority, deadline_ns)
 
     def _read_elsewhere(self, request: Request, respond: Respond, received_ns: int) -> None:
@@ -261,7 +273,7 @@ class Inferences:
         failed = isinstance(result, Exception) and not isinstance(result, (Rejected, Expired))
         post.failures = post.failures + 1 if failed else 0
         if isinstance(result, RunnerLost) or post.failures >= _FAILURES:
-            self.dismiss(post.candidate, str(result))
+            self._dismiss(post, str(result))
         return failed
 
 

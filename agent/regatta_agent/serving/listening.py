@@ -15,6 +15,7 @@ import stat
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from regatta_agent.serving.http import Connection, Endpoint
 from regatta_agent.serving.settings import TlsFiles, is_loopback
@@ -23,7 +24,7 @@ from regatta_agent.serving.tcp import BACKLOG, bind_tcp
 from regatta_protocol.durable import read_bounded
 from regatta_protocol.errors import Misuse
 
-__all__ = ["Listeners", "bind_unix", "read_token"]
+__all__ = ["Guards", "Listeners", "ModelLink", "bind_unix", "read_guards", "read_token"]
 
 _MAX_TOKEN_BYTES = 4096
 _LEAST_TOKEN_BYTES = 16  # shorter ones are guessed
@@ -78,6 +79,43 @@ def read_token(path: Path) -> bytes:
     return line
 
 
+class Guards(NamedTuple):
+    """What stands before TCP."""
+
+    token: bytes | None
+    tls: ssl.SSLContext | None
+
+
+def read_guards(spec: ServeSpec, host: str) -> Guards:
+    """Return what guards TCP at the IP address `host`.
+
+    Raises:
+        Misuse: when a file of it cannot be read, or it is missing and `host` is beyond loopback.
+    """
+    token = read_token(spec.token_path) if spec.token_path is not None else None
+    tls = _tls_context(spec.tls) if spec.tls is not None else None
+    if not is_loopback(host) and (token is None or tls is None):
+        raise Misuse(f"tcp {host} is not on loopback: it needs tls_certificate, tls_key and token_file")
+    return Guards(token, tls)
+
+
+class ModelLink:
+    """Whether a model's link leads to this worker. To be looked at about twice a second."""
+
+    def __init__(self, link: Path, socket_path: Path) -> None:
+        self._link = link
+        self._socket_path = socket_path
+        self._looks_away = 0
+
+    def look(self) -> bool | None:
+        """Return True when it leads here, False when it has not for so long that others accept, None in between."""
+        here = _leads_to(self._link, self._socket_path)
+        self._looks_away = 0 if here else self._looks_away + 1
+        if here:
+            return True
+        return False if self._looks_away > _LINGERING_LOOKS else None
+
+
 @dataclass(frozen=True)
 class _Tcp:
     """A TCP listener with how it is guarded."""
@@ -100,7 +138,7 @@ class Listeners:
         self._accept = accept
         self._servers: list[asyncio.Server] = []
         self._tcp_server: asyncio.Server | None = None
-        self._looks_away = 0
+        self._link = None if spec.link_path is None else ModelLink(spec.link_path, spec.socket_path)
         self._unix = bind_unix(spec.socket_path)
         try:
             self._tcp = _open_tcp(spec)
@@ -127,14 +165,12 @@ class Listeners:
 
     async def follow(self) -> None:
         """Accept from an inherited listener while the model's link leads here. To be called about twice a second."""
-        link = self._spec.link_path
-        if link is None or self._tcp is None:
+        if self._link is None or self._tcp is None:
             return
-        here = _leads_to(link, self._spec.socket_path)
-        self._looks_away = 0 if here else self._looks_away + 1
+        here = self._link.look()
         if here:
             await self._accept_tcp()
-        elif self._looks_away > _LINGERING_LOOKS:
+        elif here is False:
             self.leave()
 
     def leave(self) -> None:
@@ -174,15 +210,15 @@ class Listeners:
 def _open_tcp(spec: ServeSpec) -> _Tcp | None:
     if spec.tcp is None and spec.tcp_fd is None:
         return None
-    token = read_token(spec.token_path) if spec.token_path is not None else None
-    tls = _tls_context(spec.tls) if spec.tls is not None else None
     listener = socket.socket(fileno=spec.tcp_fd) if spec.tcp_fd is not None else bind_tcp(spec.tcp or "")
     listener.setblocking(False)
     host = listener.getsockname()[0]
-    if not is_loopback(host) and (token is None or tls is None):
+    try:
+        guards = read_guards(spec, host)
+    except Misuse:
         listener.close()
-        raise Misuse(f"tcp {host} is not on loopback: it needs tls_certificate, tls_key and token_file")
-    return _Tcp(listener, Endpoint(token=token, local=is_loopback(host)), tls)
+        raise
+    return _Tcp(listener, Endpoint(token=guards.token, local=is_loopback(host)), guards.tls)
 
 
 def _tls_context(files: TlsFiles) -> ssl.SSLContext:

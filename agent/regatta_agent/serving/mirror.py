@@ -13,18 +13,19 @@ import logging
 import math
 from collections.abc import Sequence
 from functools import partial
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from regatta_agent.client.messages import checked, tensors_of
-from regatta_agent.serving.caller import Answer, Call, Caller, parse_target
 from regatta_agent.serving.engine import Engine, Finished
 from regatta_agent.serving.events import Shadowed
 from regatta_agent.serving.http import Request, Response
 from regatta_agent.serving.inference import InferRequest
 from regatta_agent.serving.spec import ServeSpec
 from regatta_agent.serving.tensors import Array
+
+if TYPE_CHECKING:  # loaded when there is a next version: a worker seldom calls another
+    from regatta_agent.serving.caller import Caller
 
 __all__ = ["Agreement", "Mirror"]
 
@@ -103,6 +104,8 @@ class Mirror:
                 self._shadow.caller.close()
             self._shadow = None
             if path is not None:
+                from regatta_agent.serving.caller import Caller, parse_target
+
                 self._shadow = _Shadow(path.name, Caller(parse_target(str(path)), _TIMEOUT_S), Agreement())
                 logger.info("event=mirroring socket=%s", path.name)
         return self._shadow is not None
@@ -135,6 +138,9 @@ class Mirror:
 
     def _ask(self, caller: Caller, request: Request, response: Response) -> tuple[list[Array], list[Array]]:
         """Return both answers; on the mirror's thread."""
+        from regatta_agent.client.messages import checked, tensors_of
+        from regatta_agent.serving.caller import Answer, Call
+
         length = request.headers.get(_HEADER_LENGTH)
         call = Call(
             "POST",

@@ -1,8 +1,9 @@
 """Whether a placement has become slower than its race said, by more than the policy allows. Pure.
 
-Inferences are looked at in windows of so many, or of so many seconds when they come rarely; a window's figure is its
-median, so that single slow ones count for nothing, and only several slow windows in a row count. That the placement is
-slow does not say why: a comparison with the next best one, now, tells it from the load of the machine.
+Inferences are looked at in windows of so many, of a quarter of a second when so many take longer, or of so many seconds
+when they come rarely; a window's figure is its median, so that single slow ones count for nothing, and only several
+slow windows in a row count. That the placement is slow does not say why: a comparison with the next best one, now,
+tells it from the load of the machine.
 """
 
 from __future__ import annotations
@@ -12,7 +13,8 @@ from statistics import median
 __all__ = ["Drift", "Pace", "is_faster"]
 
 _WINDOW = 50
-_WINDOW_NS = 10_000_000_000
+_WINDOW_NS = 250_000_000  # so that one of 20 ms an inference is known as slow within a second
+_PATIENCE_NS = 10_000_000_000  # for _LEAST
 _LEAST = 5  # in a window that its time has ended
 _SLOW_WINDOWS = 2
 _DRIFT_RATIO = 1.5  # of the race's median; rounds of one race differ by 10 % (judge.py), by heat perhaps 30 %
@@ -38,10 +40,10 @@ class Pace:
         if not self._samples:
             self._window_began_ns = now_ns
         self._samples.append(compute_ns)
-        ended = now_ns - self._window_began_ns >= _WINDOW_NS
+        enough = len(self._samples) >= _LEAST
+        ended = now_ns - self._window_began_ns >= (_WINDOW_NS if enough else _PATIENCE_NS)
         if len(self._samples) < _WINDOW and not ended:
             return False
-        enough = len(self._samples) >= _LEAST
         if enough:
             self.median_us = median(self._samples) / 1000
             slow = self.median_us > self._limit_us

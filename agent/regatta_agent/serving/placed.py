@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 from regatta_agent.serving.batching import find_batch, groups_of, is_batchable, joined, split
 from regatta_agent.serving.failover import Failover, Opened, Switch, open_failover
@@ -17,26 +17,19 @@ from regatta_agent.serving.inference import InferRequest, NamedTensor, WantedOut
 from regatta_agent.serving.interface import ModelInterface, body_limit_bytes, image_input
 from regatta_agent.serving.processed import MAX_PROCESSED_BYTES, infer_processed, open_processor
 from regatta_agent.serving.spec import ServeSpec
-from regatta_agent.serving.stacked import infer_stacked
+from regatta_agent.serving.stacked import STACK_BYTES, Serving, infer_stacked
 from regatta_agent.serving.tensors import Array
 from regatta_protocol.codec import decode
 from regatta_protocol.durable import read_bounded
 from regatta_protocol.errors import RegattaError, Rejected
 from regatta_protocol.manifest import MAX_MANIFEST_BYTES, Manifest
 from regatta_protocol.processing import Processing
-from regatta_runtimes.session import Session
 
-__all__ = ["Answer", "PlacedModel", "Serving", "open_placed", "read_labels"]
+__all__ = ["Answer", "PlacedModel", "open_placed", "read_labels"]
 
 logger = logging.getLogger(__name__)
 
 MAX_LABELS_BYTES = 4 * 1024 * 1024
-
-
-class Serving(Session, Protocol):
-    """A session that can also compute several requests together; see Failover."""
-
-    def run_together(self, inputs: Sequence[Array], rows: int) -> list[Array]: ...
 
 
 class Answer(NamedTuple):
@@ -78,7 +71,7 @@ class PlacedModel:
 
     def body_limit_bytes(self) -> int:
         """Return how long the body of an infer request may be."""
-        limit = body_limit_bytes(self.interface.inputs)
+        limit = max(body_limit_bytes(self.interface.inputs), STACK_BYTES)
         return limit if self.processor.takes_raw else max(limit, MAX_PROCESSED_BYTES)
 
     def infer(self, request: InferRequest) -> Answer:

@@ -6,6 +6,7 @@ Beyond loopback nothing listens without TLS and a token; a section that asks for
 from __future__ import annotations
 
 import ipaddress
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal
 
@@ -13,9 +14,10 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from regatta_protocol.ids import ModelNameField
 
-__all__ = ["NonFinite", "ServingSettings", "TlsFiles", "is_loopback", "split_address"]
+__all__ = ["GRPC_EXTRA", "NonFinite", "ServingSettings", "TlsFiles", "is_loopback", "split_address"]
 
 NonFinite = Literal["reject", "pass"]
+GRPC_EXTRA = "pip install 'regatta-edge[grpc]'"
 
 
 class TlsFiles(BaseModel):
@@ -33,6 +35,8 @@ class ServingSettings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     tcp: dict[ModelNameField, str] = Field(default_factory=dict, max_length=256)  # model -> HOST:PORT
+    grpc: bool = False  # every model answers gRPC too, on RUN_DIR/MODEL.grpc (extra grpc)
+    grpc_tcp: dict[ModelNameField, str] = Field(default_factory=dict, max_length=256)  # model -> HOST:PORT, for gRPC
     tls_certificate: Path | None = None  # with tls_key: TCP is TLS
     tls_key: Path | None = None
     token_file: Path | None = None  # its first line is the bearer token that TCP clients give
@@ -57,19 +61,36 @@ class ServingSettings(BaseModel):
             raise ValueError(f"{given} is set and {missing} is not: set both")
         guards = {"tls_certificate": self.tls_certificate, "tls_key": self.tls_key, "token_file": self.token_file}
         missing_keys = ", ".join(key for key, value in guards.items() if value is None)
+        addresses = {f"tcp.{model}": address for model, address in self.tcp.items()}
+        addresses |= {f"grpc_tcp.{model}": address for model, address in self.grpc_tcp.items()}
         taken: dict[str, str] = {}
-        for model, address in self.tcp.items():
+        for key, address in addresses.items():
             host, port = split_address(address)
             if port == 0:
-                raise ValueError(f"tcp.{model} is {address!r}: give a port of 1 to 65535, for clients must know it")
+                raise ValueError(f"{key} is {address!r}: give a port of 1 to 65535, for clients must know it")
             if missing_keys and not is_loopback(host):
                 raise ValueError(
-                    f"tcp.{model} is {address!r}, which is not on loopback, and {missing_keys} not set: "
+                    f"{key} is {address!r}, which is not on loopback, and {missing_keys} not set: "
                     "set what is missing, or listen on 127.0.0.1"
                 )
-            if (other := taken.setdefault(address, model)) != model:
-                raise ValueError(f"tcp.{model} and tcp.{other} are both {address!r}: give each model a port of its own")
+            if (other := taken.setdefault(address, key)) != key:
+                raise ValueError(f"{key} and {other} are both {address!r}: give each a port of its own")
+        self._check_grpc()
         return self
+
+    def _check_grpc(self) -> None:
+        if self.grpc_tcp and not self.grpc:
+            raise ValueError("grpc_tcp is set and grpc is not: set grpc = true")
+        if self.grpc and (missing := [name for name in ("grpc", "google.protobuf") if not _is_installed(name)]):
+            raise ValueError(f"grpc is true and {', '.join(missing)} cannot be imported: {GRPC_EXTRA}")
+
+
+def _is_installed(module: str) -> bool:
+    """Return whether the module is there, without loading it."""
+    try:
+        return find_spec(module) is not None
+    except ImportError:  # the package that it is in is not
+        return False
 
 
 def split_address(address: str) -> tuple[str, int]:

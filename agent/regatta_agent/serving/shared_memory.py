@@ -3,7 +3,8 @@
 A region is a POSIX shared-memory object, so a file under /dev/shm. It is never mapped: a mapping of an object that its
 client makes smaller kills the process that touches it (SIGBUS), while pread only comes back short.
 
-Requests are read and answered on the engine's threads while the loop registers and unregisters, hence the lock. The
+All workers of a model know the same regions (registry.py); this one opens the object of a region when it first needs
+it. Requests are read and answered on the engine's threads while the loop registers and unregisters, hence the lock. The
 worker may open what its user may: a client gives it access by the object's owner, group and mode.
 """
 
@@ -19,11 +20,12 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from regatta_agent.serving.registry import Entry, Registry, Stamp
 from regatta_protocol.errors import Rejected
 
-__all__ = ["MAX_REGIONS", "Region", "RegionBody", "Regions"]
+__all__ = ["MAX_REGIONS", "RegionBody", "Regions"]
 
-MAX_REGIONS = 64  # of one worker; each holds a file descriptor
+MAX_REGIONS = 64  # of one model; each holds a file descriptor of its worker
 _MAX_NAME = 255
 _KEY = re.compile(r"/?[^/\0]{1,254}")
 _FOLDER = Path("/dev/shm")  # noqa: S108 - where shm_open(3) of glibc and musl keeps its objects
@@ -40,23 +42,22 @@ class RegionBody(BaseModel):
 
 
 @dataclass(frozen=True)
-class Region:
-    """A registered region: `byte_size` bytes from `offset` of the object `key`."""
+class _Opened:
+    """A region whose object this worker has open; `stamp` is of the registration that it was opened for."""
 
-    name: str
-    key: str
-    offset: int
-    byte_size: int
+    entry: Entry
+    stamp: Stamp | None
     fd: int
 
 
 class Regions:
-    """The registered regions of one worker."""
+    """The registered regions of one model, as one worker uses them."""
 
-    def __init__(self, folder: Path = _FOLDER) -> None:
+    def __init__(self, registry: Registry, folder: Path = _FOLDER) -> None:
+        self._registry = registry
         self._folder = folder
         self._lock = threading.Lock()
-        self._regions: dict[str, Region] = {}
+        self._opened: dict[str, _Opened] = {}
         self.limit_bytes = 0  # of one tensor; set when the model is known
 
     def register(self, name: str, body: RegionBody) -> None:
@@ -68,28 +69,35 @@ class Regions:
         if not 1 <= len(name) <= _MAX_NAME:
             raise Rejected(f"the name of a region has 1 to {_MAX_NAME} characters")
         with self._lock:
-            if name in self._regions:
-                raise Rejected(f"region {name!r} is registered already: unregister it first")
-            if len(self._regions) >= MAX_REGIONS:
-                self._forget_removed()
-            if len(self._regions) >= MAX_REGIONS:
-                raise Rejected(f"{MAX_REGIONS} regions are registered, which is the limit: unregister some")
+            if self._registry.stamp(name) is not None:
+                raise Rejected(_taken(name))
+            self._make_room()
             fd = self._open(body.key)
-            region = Region(name, body.key, body.offset, body.byte_size, fd)
             try:
-                _check_there(region)
-            except Rejected:
+                found = os.fstat(fd)
+                entry = Entry(
+                    name=name,
+                    key=body.key,
+                    offset=body.offset,
+                    byte_size=body.byte_size,
+                    device=found.st_dev,
+                    inode=found.st_ino,
+                )
+                _check_there(entry, found)
+                self._add(entry)
+            except BaseException:
                 os.close(fd)
                 raise
-            self._regions[name] = region
+            self._keep(_Opened(entry, self._registry.stamp(name), fd))
 
     def unregister(self, name: str | None) -> None:
         """Forget a region, or all of them; one that is not registered is nothing to forget."""
         with self._lock:
-            for one in list(self._regions) if name is None else [name]:
-                region = self._regions.pop(one, None)
-                if region is not None:
-                    os.close(region.fd)
+            registered = [name] if name is not None else [entry.name for entry in self._registry.all()]
+            for one in registered:
+                self._registry.remove(one)
+            for one in registered if name is not None else list(self._opened):
+                self._close(one)
 
     def status(self, name: str | None) -> list[dict[str, Any]]:
         """Return the protocol's description of a region, or of all.
@@ -97,8 +105,10 @@ class Regions:
         Raises:
             Rejected: when it is not registered.
         """
-        with self._lock:
-            chosen = list(self._regions.values()) if name is None else [self._get(name)]
+        found = self._registry.find(name) if name is not None else None
+        if name is not None and found is None:
+            raise Rejected(_not_registered(name))
+        chosen = self._registry.all() if found is None else [found]
         return [{"name": one.name, "key": one.key, "offset": one.offset, "byte_size": one.byte_size} for one in chosen]
 
     def read(self, name: str, offset: int, size: int) -> memoryview:
@@ -110,13 +120,11 @@ class Regions:
         if size > self.limit_bytes:
             raise Rejected(f"{size} bytes are over the limit of {self.limit_bytes}, which this model's inputs set")
         with self._lock:
-            region = self._get(name)
-            _check_range(region, offset, size)
-            _check_there(region)
+            region = self._get(name, offset, size)
             data = bytearray(size)
-            got = os.preadv(region.fd, [data], region.offset + offset)
+            got = os.preadv(region.fd, [data], region.entry.offset + offset)
         if got != size:
-            raise Rejected(_shrunk(region, region.offset + offset + got))
+            raise Rejected(_shrunk(region.entry, region.entry.offset + offset + got))
         return memoryview(data)
 
     def write(self, name: str, offset: int, size: int, data: bytes) -> None:
@@ -128,29 +136,68 @@ class Regions:
         if len(data) > size:
             raise Rejected(f"the output has {len(data)} bytes and shared_memory_byte_size is {size}: make room for it")
         with self._lock:
-            region = self._get(name)
-            _check_range(region, offset, size)
-            _check_there(region)
+            region = self._get(name, offset, size)
             try:
-                written = os.pwrite(region.fd, data, region.offset + offset)
+                written = os.pwrite(region.fd, data, region.entry.offset + offset)
             except OSError as err:
                 raise Rejected(f"region {name!r} cannot be written: {err.strerror}") from err
         if written != len(data):
             raise Rejected(f"only {written} of {len(data)} bytes could be written to region {name!r}: memory is full")
 
-    def _get(self, name: str) -> Region:
-        region = self._regions.get(name)
-        if region is None:
+    def _get(self, name: str, offset: int, size: int) -> _Opened:
+        """Return the region as it is registered now, with its object open, that has `size` bytes from `offset`."""
+        stamp, region = self._registry.stamp(name), self._opened.get(name)
+        if region is None or region.stamp != stamp:
+            self._close(name)
+            entry = self._registry.find(name)
+            if entry is None:
+                raise Rejected(_not_registered(name))
+            region = _Opened(entry, stamp, self._open(entry.key))
+            self._keep(region)
+        entry = region.entry
+        if offset < 0 or size < 0 or offset + size > entry.byte_size:
             raise Rejected(
-                f"region {name[:80]!r} is not registered with this worker: register it, after a swap or restart again"
+                f"bytes {offset} to {offset + size} do not lie in region {name!r} of {entry.byte_size} bytes"
             )
+        _check_there(entry, os.fstat(region.fd))
         return region
 
-    def _forget_removed(self) -> None:
-        """Drop the regions whose object was removed: their clients have gone without unregistering."""
-        for name, region in list(self._regions.items()):
-            if os.fstat(region.fd).st_nlink == 0:
-                os.close(self._regions.pop(name).fd)
+    def _keep(self, region: _Opened) -> None:
+        if len(self._opened) >= MAX_REGIONS:  # some of these other workers were told to forget
+            for name in list(self._opened):
+                self._close(name)
+        self._opened[region.entry.name] = region
+
+    def _close(self, name: str) -> None:
+        region = self._opened.pop(name, None)
+        if region is not None:
+            os.close(region.fd)
+
+    def _make_room(self) -> None:
+        """Drop regions whose object was removed when there are too many: their clients have gone without a word."""
+        entries = self._registry.all()
+        if len(entries) >= MAX_REGIONS:
+            gone = [entry for entry in entries if self._is_gone(entry)]
+            for entry in gone:
+                self._registry.remove(entry.name)
+                self._close(entry.name)
+            if len(entries) - len(gone) >= MAX_REGIONS:
+                raise Rejected(f"{MAX_REGIONS} regions are registered, which is the limit: unregister some")
+
+    def _is_gone(self, entry: Entry) -> bool:
+        try:
+            found = (self._folder / entry.key.removeprefix("/")).stat()
+        except OSError:
+            return True
+        return (found.st_dev, found.st_ino) != (entry.device, entry.inode)
+
+    def _add(self, entry: Entry) -> None:
+        try:
+            self._registry.add(entry)
+        except FileExistsError as err:
+            raise Rejected(_taken(entry.name)) from err
+        except OSError as err:
+            raise Rejected(f"region {entry.name!r} cannot be kept: {err.strerror}: free some space") from err
 
     def _open(self, key: str) -> int:
         if not _KEY.fullmatch(key) or key.strip("/") in (".", ".."):
@@ -171,24 +218,24 @@ class Regions:
         return fd
 
 
-def _check_range(region: Region, offset: int, size: int) -> None:
-    if offset < 0 or size < 0 or offset + size > region.byte_size:
-        raise Rejected(
-            f"bytes {offset} to {offset + size} do not lie in region {region.name!r} of {region.byte_size} bytes"
-        )
-
-
-def _check_there(region: Region) -> None:
+def _check_there(entry: Entry, found: os.stat_result) -> None:
     """Refuse a region whose object was removed, or ends before the region does."""
-    found = os.fstat(region.fd)
-    if found.st_nlink == 0:
-        raise Rejected(f"the object {region.key!r} of region {region.name!r} was removed: register the region again")
-    if found.st_size < region.offset + region.byte_size:
-        raise Rejected(_shrunk(region, found.st_size))
+    if found.st_nlink == 0 or (found.st_dev, found.st_ino) != (entry.device, entry.inode):
+        raise Rejected(f"the object {entry.key!r} of region {entry.name!r} was removed: register the region again")
+    if found.st_size < entry.offset + entry.byte_size:
+        raise Rejected(_shrunk(entry, found.st_size))
 
 
-def _shrunk(region: Region, size: int) -> str:
+def _shrunk(entry: Entry, size: int) -> str:
     return (
-        f"region {region.name!r} is to have {region.byte_size} bytes from {region.offset} of object {region.key!r}, "
+        f"region {entry.name!r} is to have {entry.byte_size} bytes from {entry.offset} of object {entry.key!r}, "
         f"which has {size} bytes now: make it larger, or register less of it"
     )
+
+
+def _not_registered(name: str) -> str:
+    return f"region {name[:80]!r} is not registered: register it first"
+
+
+def _taken(name: str) -> str:
+    return f"region {name!r} is registered already: unregister it first"

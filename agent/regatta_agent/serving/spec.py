@@ -77,6 +77,8 @@ class ServeSpec(Wire):
     tcp_fd: int | None = None  # or a listening socket that all workers of the model share; see link_path
     link_path: Path | None = None  # the model's socket: the worker that it leads to accepts from tcp_fd
     shadow_path: Path | None = None  # leads to the next version's worker while that is in the shadow of this one
+    grpc_path: Path | None = None  # gRPC too, on a unix socket there (extra grpc)
+    grpc_tcp: str | None = None  # and on HOST:PORT, once link_path leads here; without a link, port 0 takes a free one
     tls: TlsFiles | None = None
     token_path: Path | None = None
     shared_memory: bool = False

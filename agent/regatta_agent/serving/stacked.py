@@ -21,21 +21,24 @@ from regatta_protocol.manifest import TensorSpec
 from regatta_runtimes.errors import InvokeFailed
 from regatta_runtimes.session import Session
 
-__all__ = ["MAX_STACKED", "infer_stacked"]
+__all__ = ["MAX_STACKED", "STACK_BYTES", "Serving", "infer_stacked"]
 
 logger = logging.getLogger(__name__)
 
 MAX_STACKED = 1024  # samples; others wait meanwhile
+STACK_BYTES = 1024 * 1024  # a body of so many bytes is taken at least, however small one sample is
 
 
-class Together(Session, Protocol):
-    """A session that can also compute several samples at once; see Failover."""
+class Serving(Session, Protocol):
+    """A session that also takes several samples: computed at once, or one after another; see Failover."""
 
     def run_together(self, inputs: Sequence[Array], rows: int) -> list[Array]: ...
 
+    def run_each(self, stacks: Sequence[Array]) -> list[Array]: ...
+
 
 def infer_stacked(
-    interface: ModelInterface, session: Together, request: InferRequest, most_rows: int
+    interface: ModelInterface, session: Serving, request: InferRequest, most_rows: int
 ) -> tuple[list[Array], bool, int]:
     """Return each output of all samples, stacked, whether they speak in real values, and the run time in nanoseconds.
 
@@ -60,22 +63,21 @@ def infer_stacked(
     if counts or count > MAX_STACKED:
         raise Rejected(f"the inputs of a stacked request have one length up to {MAX_STACKED}")
     began_ns = time.perf_counter_ns()
-    answers: list[list[Array]] = []
-    for start in range(0, count, most_rows):
-        answers += _part(session, [native[start : start + most_rows] for native in natives])
-    compute_ns = time.perf_counter_ns() - began_ns
-    return [np.concatenate(column) for column in zip(*answers, strict=True)], real, compute_ns
+    starts = range(0, count, count if most_rows == 1 else most_rows)
+    answers = [_part(session, [native[at : at + starts.step] for native in natives], most_rows) for at in starts]
+    outputs = [np.concatenate(column) for column in zip(*answers, strict=True)]
+    return outputs, real, time.perf_counter_ns() - began_ns
 
 
-def _part(session: Together, part: list[Array]) -> list[list[Array]]:
-    """Return the outputs of a few samples: of all together, or of each when they are one or that fails."""
+def _part(session: Serving, part: list[Array], most_rows: int) -> list[Array]:
+    """Return the outputs of some samples: of all together, or of each where that does not pay or fails."""
     rows = len(part[0])
-    if rows > 1:
+    if 1 < rows <= most_rows:
         try:
-            return [session.run_together(part, rows)]
+            return session.run_together(part, rows)
         except InvokeFailed as err:
             logger.warning("event=batch_failed rows=%d error=%s", rows, err)
-    return [session.run([array[place : place + 1] for array in part]) for place in range(rows)]
+    return session.run_each(part)
 
 
 def _open(spec: TensorSpec) -> TensorSpec:

@@ -23,7 +23,7 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from random import Random
-from typing import Any, TypeVar, cast
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from pydantic import BaseModel
 
@@ -33,6 +33,7 @@ from regatta_agent.serving.engine import Engine, Finished
 from regatta_agent.serving.events import Failed, Ready, family_of
 from regatta_agent.serving.failover import Failover, Opened, Switch
 from regatta_agent.serving.feedback import Feedback
+from regatta_agent.serving.grpc import open_grpc
 from regatta_agent.serving.http import HttpServer
 from regatta_agent.serving.inferring import Inferences
 from regatta_agent.serving.lane import Batches
@@ -40,16 +41,20 @@ from regatta_agent.serving.listening import Listeners
 from regatta_agent.serving.mirror import Mirror
 from regatta_agent.serving.placed import PlacedModel, open_placed
 from regatta_agent.serving.power import PowerMeter
+from regatta_agent.serving.registry import Registry
 from regatta_agent.serving.seat import is_guarded
 from regatta_agent.serving.service import Service
 from regatta_agent.serving.shared_memory import Regions
 from regatta_agent.serving.spec import MAX_SPEC_BYTES, ServeSpec
-from regatta_agent.serving.window import Placement, Tally
+from regatta_agent.serving.window import Outcome, Placement, Tally, Timing
 from regatta_protocol.codec import decode
 from regatta_protocol.durable import read_bounded
 from regatta_protocol.errors import Misuse, RegattaError, Rejected, Retryable
 from regatta_protocol.parent import die_with_parent
 from regatta_runtimes.power.finder import open_sensor
+
+if TYPE_CHECKING:
+    from regatta_agent.serving.grpc.server import GrpcServers
 
 __all__ = ["contain", "main"]
 
@@ -113,16 +118,21 @@ def contain() -> None:
     die_with_parent(os.getppid())
 
 
-def _room_for(connections: int) -> int:
-    """Return how many of so many connections this process may have, after raising its limit of open files."""
+def _room_for(connections: int, listeners: int) -> int:
+    """Return how many of so many connections each listener may have, after raising the limit of open files."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = connections + _OTHER_FILES
+    wanted = connections * listeners + _OTHER_FILES
     if hard != resource.RLIM_INFINITY and wanted > hard:
         logger.warning("event=fewer_connections wanted=%d open_files=%d", connections, hard)
         wanted = hard
     if soft != resource.RLIM_INFINITY and wanted > soft:
         resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
-    return max(1, wanted - _OTHER_FILES)
+    return max(1, (wanted - _OTHER_FILES) // listeners)
+
+
+def _regions(spec: ServeSpec) -> Regions:
+    """Return the shared-memory regions of the model, which its workers share: they lie beside their sockets."""
+    return Regions(Registry(spec.socket_path.with_name(f"{spec.model}.regions")))
 
 
 class Worker:
@@ -134,22 +144,23 @@ class Worker:
         self._started_ns = started_ns
         self._loop = asyncio.get_running_loop()
         self._stop = asyncio.Event()
-        # A delegate on the processor does not mind which thread calls it; what is asked of a runner may take long.
-        brief_ns = 0 if is_guarded(spec.candidate_id, spec.guarded) else _BRIEF_NS
-        self._engine = Engine(self._loop, _ENGINE_QUEUE, brief_ns)
+        self._rng = Random()  # noqa: S311 - jitter, not secrets
+        self._engine = Engine(self._loop, _ENGINE_QUEUE)
         self._tally = Tally(Placement(spec.model, spec.version, spec.candidate_id), start=time.time())
         self._feedback = Feedback()
         self._caretaker: Caretaker | None = None
         self._meter = PowerMeter(partial(open_sensor, spec.power), spec.race_power)
-        self._regions = Regions() if spec.shared_memory else None
+        self._regions = _regions(spec) if spec.shared_memory else None
         self._inferences = Inferences(self._loop, self._tally, self._feedback, spec.limits.queue_length, self._regions)
-        self._companions = Companions(self._loop, spec, self._inferences)
+        self._companions = Companions(self._loop, spec, self._inferences, self._rng)
         self._mirror = Mirror(self._loop, spec)
         self._service = Service(
             self._inferences, self._tally, self._feedback, lambda: len(self._server.connections), self._regions
         )
-        limits = spec.limits.model_copy(update={"connections": _room_for(spec.limits.connections)})
+        listeners = 1 + (spec.grpc_path is not None) + (spec.grpc_tcp is not None)  # each bounds its own connections
+        limits = spec.limits.model_copy(update={"connections": _room_for(spec.limits.connections, listeners)})
         self._server = HttpServer(self._service.handle, limits, body_limit_bytes=MAX_SPEC_BYTES)
+        self._grpc: GrpcServers | None = None
 
     async def run(self) -> None:
         """Serve until told to stop.
@@ -194,17 +205,21 @@ class Worker:
         self._server.body_limit_bytes = limit
         if self._regions is not None:
             self._regions.limit_bytes = limit
+        self._grpc = await open_grpc(self._spec, self._server, self._count_invalid)
         batches = Batches(placed.most_rows, self._spec.batch_delay_us * 1000) if placed.most_rows > 1 else None
-        self._inferences.add(None, placed, self._engine, batches=batches)
-        self._companions.open(failover.signature, placed.interface)
+        # A delegate on the processor does not mind which thread calls it; what is asked of a runner may take long.
+        brief_ns = 0 if is_guarded(self._spec.candidate_id, self._spec.guarded) else _BRIEF_NS
+        self._inferences.add(None, placed, self._engine, brief_ns=brief_ns, batches=batches)
+        self._companions.start(failover.signature, placed.interface)
         self._meter.start()
         threading.Thread(target=self._watch_for_end, args=(failover,), name="watch", daemon=True).start()
         self._tally.start = time.time()
         load_us = (finished.ended_ns - self._started_ns) / 1000
-        self._reporter.tell(Ready(load_us=load_us, self_test=opened.self_test, tcp=listeners.tcp_address))
+        grpc_address = None if self._grpc is None else self._grpc.tcp_address
+        said = Ready(load_us=load_us, self_test=opened.self_test, tcp=listeners.tcp_address, grpc=grpc_address)
+        self._reporter.tell(said)
         logger.info("event=ready model=%s version=%s load_us=%.0f", self._spec.model, self._spec.version, load_us)
-        rng = Random()  # noqa: S311 - jitter, not secrets
-        self._caretaker = Caretaker(self._spec, failover, self._on_engine, self._reporter.tell, rng)
+        self._caretaker = Caretaker(self._spec, failover, self._on_engine, self._reporter.tell, self._rng)
         if opened.degraded is not None:
             begun = Switch(self._spec.candidate_id, failover.serving.id, opened.degraded, time.time(), opened.crashed)
             self._switched(begun)
@@ -234,9 +249,14 @@ class Worker:
             self._companions.sweep()
             self._inferences.mirror = self._mirror if self._mirror.follow() else None
             await listeners.follow()
+            if self._grpc is not None:
+                await self._grpc.follow()
             if self._loop.time() >= window_ends:
                 self._close_window()
                 window_ends += self._spec.window_s
+
+    def _count_invalid(self) -> None:
+        self._tally.count(Outcome.INVALID, Timing(0))
 
     def _switching(self, switch: Switch) -> None:
         """Have the loop told of a change of places, before the request that it was made for is answered."""
@@ -307,6 +327,7 @@ class Worker:
         limits, began = self._spec.limits, self._loop.time()
         self._server.draining = self._service.draining = True
         listeners.leave()
+        grpc_left = None if self._grpc is None else asyncio.ensure_future(self._grpc.stop())
         while (elapsed := self._loop.time() - began) < limits.drain_s:
             quiet_s = time.monotonic() - self._server.last_request_at
             if self._server.busy == 0 and min(quiet_s, elapsed) >= limits.drain_quiet_s:
@@ -317,6 +338,8 @@ class Worker:
             await asyncio.sleep(_DRAIN_POLL_S)
         self._server.close_idle()
         await asyncio.sleep(0)
+        if grpc_left is not None:
+            await grpc_left
         self._close_window()
         self._meter.stop()
         if self._caretaker is not None:

@@ -16,17 +16,20 @@ from fastapi import APIRouter, Depends, FastAPI, Path, Query, Request, Response
 from fastapi.concurrency import run_in_threadpool
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 
-from regatta_fleet import governing, rolling
+from regatta_fleet import batching, governing, rolling
 from regatta_fleet.api.batch import add_batch
 from regatta_fleet.api.limits import BodyLimit
 from regatta_fleet.api.problems import ANSWERS, answer_with_problems
+from regatta_fleet.api.windows import add_windows
 from regatta_fleet.blobs import BlobStore
 from regatta_fleet.controller import Controller
 from regatta_fleet.database.engine import Database
 from regatta_fleet.enrolling import Enroller
 from regatta_fleet.errors import NotFound, Unknown
 from regatta_fleet.registry import Registry
+from regatta_fleet.results import ResultsStore
 from regatta_fleet.schemas import (
+    BatchDetail,
     BundleDraft,
     DeviceDetail,
     DeviceSummary,
@@ -66,6 +69,7 @@ class OperatorParts:
     database: Database
     registry: Registry
     enroller: Enroller
+    results: ResultsStore
     controller: Controller
     healthy: Callable[[], bool]
     new_id: Callable[[], str]
@@ -95,7 +99,8 @@ def operator_app(parts: OperatorParts) -> FastAPI:
     _add_models(guarded, parts)
     _add_rollouts(guarded, parts)
     _add_policies(guarded, parts)
-    add_batch(guarded, parts.database, parts.controller, parts.clock)
+    add_windows(guarded, parts.database, parts.controller, parts.clock)
+    add_batch(guarded, parts.database, parts.controller, parts.results, parts.clock)
     app.include_router(guarded)
     _add_page(app, parts)
     return app
@@ -265,7 +270,11 @@ def _add_page(app: FastAPI, parts: OperatorParts) -> None:
     def device(identifier: DeviceId) -> DeviceDetail:
         return parts.views.device(identifier)
 
-    app.include_router(router(parts.views.status, device, parts.token))
+    def batches(count: int) -> tuple[BatchDetail, ...]:
+        with parts.database.read() as tx:
+            return batching.list_batches(tx, count)
+
+    app.include_router(router(parts.views.status, device, batches, parts.token))
 
 
 async def _receive(blobs: BlobStore, digest: Digest, request: Request) -> int:

@@ -29,6 +29,7 @@ _COMMANDS = {
     "model": ("regatta_fleet.cli.model", "model", "Optimize, search, push, list and show models."),
     "device": ("regatta_fleet.cli.device", "device", "Enrol, list, show and revoke devices."),
     "policy": ("regatta_fleet.cli.policy", "policy", "Set what groups of devices choose their placements by."),
+    "window": ("regatta_fleet.cli.window", "window", "Set when groups of devices take new versions into service."),
     "batch": ("regatta_fleet.cli.batch", "batch", "Have devices answer many records that lie on them."),
     "rollout": ("regatta_fleet.cli.rollout", "rollout", "Send a version to devices in waves, and watch its gate."),
     "demo": (

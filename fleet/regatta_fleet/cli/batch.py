@@ -1,10 +1,11 @@
-"""`regatta batch`: a model's answers to many records that lie on devices; results stay there, a summary comes back."""
+"""`regatta batch`: a model's answers to many records on devices; a summary comes back, the results when asked for."""
 
 from __future__ import annotations
 
 import click
 
 from regatta_fleet.cli import output, tables
+from regatta_fleet.cli.batch_results import results
 from regatta_fleet.cli.connection import connected, examples, json_option
 from regatta_fleet.client import FleetClient
 from regatta_fleet.schemas import BatchDetail, BatchRequest
@@ -20,8 +21,8 @@ _ID = click.argument("batch_id", metavar="ID")
 def batch() -> None:
     """Have devices answer many records that lie on them.
 
-    The operator of a device allows that by batch_folder and batch_inputs in its agent.toml. Results stay on the device;
-    how far a job is, and a summary at its end, are shown here.
+    The operator of a device allows that by batch_folder and batch_inputs in its agent.toml. How far a job is, and a
+    summary at its end, are shown here; the results stay on the device until `results` pulls them.
     """
 
 
@@ -89,8 +90,11 @@ def show(client: FleetClient, batch_id: str, as_json: bool) -> None:
 @json_option
 @connected
 def cancel(client: FleetClient, batch_id: str, as_json: bool) -> None:
-    """End a batch on every device that has not ended it; what it has done so far stays there."""
+    """End a batch on every device that has not ended it, and the pulling of its results; what is done stays there."""
     _print(client.cancel_batch(batch_id), as_json)
+
+
+batch.add_command(results)
 
 
 def _print(detail: BatchDetail, as_json: bool) -> None:

@@ -11,13 +11,14 @@ from collections.abc import Callable
 import click
 
 from regatta_protocol.errors import Rejected
-from regatta_protocol.quantity import parse_duration, parse_share
+from regatta_protocol.quantity import parse_duration, parse_share, parse_size_bytes
 
 __all__ = [
     "DURATION",
     "GATE",
     "GATE_KEYS",
     "SHARE",
+    "SIZE",
     "WAVES",
     "GateSetting",
     "parse_gate",
@@ -93,5 +94,6 @@ class _Parsed(click.ParamType):  # type: ignore[type-arg]  # generic since click
 
 DURATION = _Parsed("duration", parse_duration)
 SHARE = _Parsed("share", parse_share)
+SIZE = _Parsed("size", parse_size_bytes)
 WAVES = _Parsed("shares", parse_waves)
 GATE = _Parsed("key=value", parse_gate)

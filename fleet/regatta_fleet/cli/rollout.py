@@ -37,6 +37,7 @@ def rollout() -> None:
         "regatta rollout start digits:1 --to all",
         "regatta rollout start digits:2 --to group:lab --waves 10%,50%,100% --wait",
         "regatta rollout start digits:2 --to cam-1 --to cam-2 --gate accuracy-drop=1% --gate on-failure=hold",
+        "regatta rollout start digits:3 --ignore-window --wait  # a mend that cannot wait for tonight",
     )
 )
 @click.argument("ref", metavar="MODEL:V")
@@ -49,6 +50,7 @@ def rollout() -> None:
     help="When a wave passes: success-ratio=1, accuracy-drop=2%, p99-ratio=2, on-failure=roll-back|hold, timeout=1h.",
 )
 @click.option("--trial", type=DURATION, default="5s", show_default=True, help="How long a device tries it out.")
+@click.option("--ignore-window", is_flag=True, help="It is urgent: devices do not wait for their update windows.")
 @click.option("--wait", "-w", is_flag=True, help="Follow it; the exit code says how it ended (0: completed).")
 @click.option("--timeout", type=DURATION, default="1h", show_default=True, help="How long --wait waits.")
 @json_option
@@ -60,6 +62,7 @@ def start(
     waves: tuple[float, ...],
     gate: tuple[GateSetting, ...],
     trial: float,
+    ignore_window: bool,
     wait: bool,
     timeout: float,
     as_json: bool,
@@ -67,10 +70,11 @@ def start(
     """Send a version to devices in waves.
 
     Each wave's devices fetch the version, race it and serve it on trial; the gate then compares what they measured
-    with the version they ran before. With --wait the exit code is 0 when it completed, 3 when it was rolled back or
-    aborted, 4 when it is held, 75 when --timeout came first.
+    with the version they ran before. Devices that have an update window wait for it (`regatta window --help`), and
+    the gate waits with them. With --wait the exit code is 0 when it completed, 3 when it was rolled back or aborted,
+    4 when it is held, 75 when --timeout came first.
     """
-    begun = client.start_rollout(_request(ref, to, waves, gate, trial))
+    begun = client.start_rollout(_request(ref, to, waves, gate, trial, ignore_window))
     if not wait:
         if as_json:
             output.print_json(begun)
@@ -182,6 +186,8 @@ def story(detail: RolloutDetail) -> list[tuple[str, output.Style]]:
         lines.append((f"{head}: sent to {tables.few(wave.devices)}", "dim"))
         if wave.state == WaveState.OBSERVING and (wave.succeeded or wave.failed):
             lines.append((f"{head}: {wave.succeeded} succeeded, {wave.failed} failed of {len(wave.devices)}", ""))
+        if wave.state == WaveState.OBSERVING and wave.waiting:
+            lines.append((f"{head}: {wave.reason}", "dim"))
         if wave.state in (WaveState.PROMOTED, WaveState.FAILED):
             good = wave.state == WaveState.PROMOTED
             lines.append((f"{head}: {wave.state}: {wave.reason or 'no reason given'}", "good" if good else "bad"))
@@ -202,15 +208,21 @@ def _print(detail: RolloutDetail, as_json: bool) -> None:
     output.line()
     output.print_table(tables.waves(detail))
     output.line()
+    windows = "update windows are not waited for" if detail.ignore_window else "and the time until update windows open"
     output.line(
         f"Gate: success ratio ≥ {figures.share(gate.min_success_ratio)}, accuracy drop ≤ "
         f"{figures.share(gate.max_accuracy_drop)}, p99 ≤ {figures.ratio(gate.max_p99_ratio)}, else "
-        f"{gate.on_failure.replace('_', ' ')}; decided within {gate.timeout_s:g} s"
+        f"{gate.on_failure.replace('_', ' ')}; decided within {gate.timeout_s:g} s, {windows}"
     )
 
 
 def _request(
-    ref: str, to: tuple[str, ...], waves: tuple[float, ...], gate: tuple[GateSetting, ...], trial_s: float
+    ref: str,
+    to: tuple[str, ...],
+    waves: tuple[float, ...],
+    gate: tuple[GateSetting, ...],
+    trial_s: float,
+    ignore_window: bool,
 ) -> RolloutRequest:
     from pydantic import ValidationError
 
@@ -227,6 +239,7 @@ def _request(
             waves=waves,
             gate=GateConfig.model_validate(dict(gate)),
             trial_s=trial_s,
+            ignore_window=ignore_window,
         )
     except ValidationError as err:
         first = err.errors(include_url=False, include_input=False)[0]

@@ -16,6 +16,7 @@ from regatta_fleet.schemas import (
     DeviceSummary,
     FleetEvent,
     GroupPolicy,
+    GroupWindows,
     ModelSummary,
     RolloutDetail,
     RolloutState,
@@ -51,6 +52,7 @@ __all__ = [
     "rollouts",
     "variants",
     "waves",
+    "windows",
 ]
 
 _SHORT = 12  # characters of a digest
@@ -418,6 +420,16 @@ def policies(found: Iterable[GroupPolicy]) -> Table:
     )
 
 
+def windows(found: Iterable[GroupWindows]) -> Table:
+    """Return the update windows that are set for groups of devices."""
+    rows = tuple((one.group, figures.count(one.devices), ", ".join(one.windows)) for one in found)
+    return Table(
+        (Column("GROUP"), Column("DEVICES", right=True), Column("WINDOWS", wide=True)),
+        rows,
+        empty="none is set, so devices wait for none: `regatta window set GROUP 02:00-05:00` sets one",
+    )
+
+
 def batches(found: Iterable[BatchDetail]) -> Table:
     """Return batches, a line each: on how many devices it stands how."""
     rows = []
@@ -446,17 +458,25 @@ _BATCH_STYLES: dict[BatchState, Style] = {
 
 
 def batch_devices(detail: BatchDetail) -> Table:
-    """Return how a batch stands on each device, with its reason."""
+    """Return how a batch stands on each device, and the pulling of its output, with the reason."""
     rows = tuple(
         (
             str(one.device),
             Cell(str(one.state), _BATCH_STYLES.get(one.state, "")),
             figures.count(one.records) + ("" if one.total is None else f" of {figures.count(one.total)}"),
-            one.reason or "",
+            figures.NOTHING if one.results is None else str(one.results.state),
+            one.reason or (one.results.reason if one.results is not None else None) or "",
         )
         for one in detail.devices
     )
-    return Table((Column("DEVICE"), Column("STATE"), Column("RECORDS", right=True), Column("REASON", wide=True)), rows)
+    columns = (
+        Column("DEVICE"),
+        Column("STATE"),
+        Column("RECORDS", right=True),
+        Column("RESULTS", leave_out=1),
+        Column("REASON", wide=True),
+    )
+    return Table(columns, rows)
 
 
 def batch_summary(device: str, summary: BatchSummary) -> Table:

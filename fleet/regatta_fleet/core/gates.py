@@ -2,7 +2,8 @@
 
 Rules, in this order:
 1. A wave fails as soon as more devices failed than the success ratio allows.
-2. It waits while a device is undecided, until the time is up; then the undecided count as not succeeded.
+2. It waits while a device is undecided, until the time is up; then the undecided count as not succeeded. The time of
+   devices that wait for an update window begins when that opens.
 3. Devices that were revoked are not counted.
 4. The devices that succeeded are compared, each with itself, to the version it ran before: the mean loss of
    accuracy and the median ratio of p99 latencies must be within the gate.
@@ -21,8 +22,21 @@ from typing import Literal
 from regatta_fleet.schemas import GateConfig
 from regatta_protocol.enums import StrEnum
 from regatta_protocol.ids import DeviceId, ModelRef
+from regatta_protocol.update_window import LONGEST_WAIT_S
 
-__all__ = ["P99_NOISE_US", "Baseline", "Judgement", "Outcome", "Trial", "Verdict", "allowed_failures", "judge"]
+__all__ = [
+    "P99_NOISE_US",
+    "Baseline",
+    "Judgement",
+    "Outcome",
+    "Trial",
+    "Verdict",
+    "allowed_failures",
+    "judge",
+    "waiting_for_window",
+    "window_s",
+    "window_words",
+]
 
 _ROUNDING = 1e-9
 _NAMED_DEVICES = 3  # a reason names at most so many devices
@@ -66,6 +80,8 @@ class Trial:
     accuracy: float | None = None  # in [0, 1], of the new version on this device
     p99_us: float | None = None
     baseline: Baseline | None = None
+    opens_at: float | None = None  # seconds since 1970: the last update window that it waited for
+    waits: bool = False  # for that, as last reported
 
     @property
     def accuracy_drop(self) -> float | None:
@@ -86,8 +102,13 @@ def allowed_failures(devices: int, min_success_ratio: float) -> int:
     return devices - math.ceil(devices * min_success_ratio - _ROUNDING)
 
 
-def judge(ref: ModelRef, trials: Sequence[Trial], gate: GateConfig, waited_s: float) -> Judgement:
-    """Return what becomes of a wave whose devices stand as `trials` say, `waited_s` seconds after its start."""
+def judge(
+    ref: ModelRef, trials: Sequence[Trial], gate: GateConfig, waited_s: float, windows_s: float = 0.0
+) -> Judgement:
+    """Return what becomes of a wave whose devices stand as `trials` say, `waited_s` seconds after its start.
+
+    `windows_s` of that time do not count, as `window_s` says.
+    """
     trials = [trial for trial in trials if trial.outcome is not Outcome.REMOVED]
     failed = [trial for trial in trials if trial.outcome is Outcome.FAILED]
     succeeded = [trial for trial in trials if trial.outcome is Outcome.SUCCEEDED]
@@ -95,7 +116,7 @@ def judge(ref: ModelRef, trials: Sequence[Trial], gate: GateConfig, waited_s: fl
     allowed = allowed_failures(len(trials), gate.min_success_ratio)
     if len(failed) > allowed:
         return Judgement(Verdict.FAIL, _failure_words(ref, trials, failed, gate, allowed))
-    if pending and waited_s < gate.timeout_s:
+    if pending and waited_s < windows_s + gate.timeout_s:
         return Judgement(Verdict.WAIT, f"waiting for {_names(pending)} of {_devices(len(trials))}")
     if len(failed) + len(pending) > allowed:
         return Judgement(
@@ -110,6 +131,28 @@ def judge(ref: ModelRef, trials: Sequence[Trial], gate: GateConfig, waited_s: fl
         return Judgement(Verdict.FAIL, "; ".join(broken))
     counted = f"{len(succeeded)} of {_devices(len(trials))} committed {ref}"
     return Judgement(Verdict.PROMOTE, "; ".join((counted, accuracy.reason, latency.reason)))
+
+
+def window_s(trials: Sequence[Trial], started_at: float) -> float:
+    """Return how long after the start of its wave the last update window of an undecided device opens.
+
+    It is LONGEST_WAIT_S at most: a device whose clock is years ahead holds no wave up for years.
+    """
+    opens = [one.opens_at for one in trials if one.outcome is Outcome.PENDING and one.opens_at is not None]
+    return min(max(0.0, max(opens, default=0.0) - started_at), LONGEST_WAIT_S)
+
+
+def waiting_for_window(trials: Sequence[Trial]) -> tuple[Trial, ...]:
+    """Return the undecided devices that wait for an update window."""
+    return tuple(one for one in trials if one.outcome is Outcome.PENDING and one.waits)
+
+
+def window_words(trials: Sequence[Trial]) -> str | None:
+    """Return which devices wait for an update window, and until when; None when none does."""
+    waiting = waiting_for_window(trials)
+    if not waiting:
+        return None
+    return f"{len(waiting)} of {_devices(len(trials))} in no update window yet: {_names(waiting, with_reasons=True)}"
 
 
 def _judge_accuracy(ref: ModelRef, succeeded: Sequence[Trial], gate: GateConfig) -> Judgement:

@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from regatta_fleet.core.gates import Judgement, Outcome, Trial, Verdict, judge
+from regatta_fleet.core.gates import Judgement, Outcome, Trial, Verdict, judge, window_s
 from regatta_fleet.schemas import GateConfig, RolloutState, WaveState
 from regatta_protocol.enums import StrEnum
 from regatta_protocol.errors import Rejected
@@ -220,7 +220,7 @@ def _judge(rollout: Rollout, wave: Wave, now: float) -> Judgement:
             return Judgement(Verdict.FAIL, "every device of the first wave was revoked: nothing was measured")
         return Judgement(Verdict.PROMOTE, "every device of this wave was revoked")
     started_at = now if wave.started_at is None else wave.started_at
-    return judge(rollout.ref, wave.trials, rollout.gate, now - started_at)
+    return judge(rollout.ref, wave.trials, rollout.gate, now - started_at, window_s(wave.trials, started_at))
 
 
 def _start(rollout: Rollout, wave: Wave, now: float) -> Change:

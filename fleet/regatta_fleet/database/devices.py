@@ -9,11 +9,12 @@ from sqlalchemy import Connection, Row, delete, insert, select, update
 
 from regatta_fleet.core.cohorts import Member
 from regatta_fleet.core.policies import Rule, applying, resolve
-from regatta_fleet.database.batch import list_wanted
+from regatta_fleet.database.batch import list_results_wanted, list_wanted
 from regatta_fleet.database.models import get_version
 from regatta_fleet.database.policies import list_rules
 from regatta_fleet.database.tables import assignments, device_models, devices
-from regatta_protocol.batch import BatchJob
+from regatta_fleet.database.update_windows import windows_for
+from regatta_protocol.batch import BatchJob, ResultsWanted
 from regatta_protocol.codec import decode, encode
 from regatta_protocol.ids import DeviceId, ModelName, ModelRef
 from regatta_protocol.measurement import BoardFacts
@@ -27,6 +28,7 @@ __all__ = [
     "bump_generation",
     "enroll_device",
     "find_assigned",
+    "find_future",
     "get_desired",
     "get_device",
     "list_device_reports",
@@ -39,6 +41,7 @@ __all__ = [
 ]
 
 _MAX_REPORT_BYTES = 64 * 1024
+_CLOCK_TOLERANCE_S = 600.0  # as devices allow their own clock before they wait for the right time
 
 
 @dataclass(frozen=True)
@@ -71,6 +74,8 @@ class Desired:
     at: float
     models: dict[ModelName, DesiredModel]
     batch: tuple[BatchJob, ...] = ()
+    results: tuple[ResultsWanted, ...] = ()
+    update_window: tuple[str, ...] = ()
 
 
 def enroll_device(tx: Connection, device: DeviceId, *, group: str, board: BoardFacts, now: float) -> None:
@@ -201,6 +206,7 @@ def assign(tx: Connection, device: DeviceId, name: ModelName, desired: DesiredMo
                 version=desired.version,
                 rollout=desired.rollout,
                 trial_s=desired.trial_s,
+                ignore_window=desired.ignore_window,
             )
         )
     bump_generation(tx, device, now)
@@ -226,6 +232,12 @@ def bump_generation(tx: Connection, device: DeviceId, now: float) -> None:
     )
 
 
+def find_future(tx: Connection, now: float) -> tuple[DeviceId, ...]:
+    """Return the devices whose assignment was made at a time that has not come: this machine's clock was ahead then."""
+    ahead = (devices.c.desired_at > now + _CLOCK_TOLERANCE_S) & devices.c.revoked_at.is_(None)
+    return tuple(tx.execute(select(devices.c.id).where(ahead).order_by(devices.c.id)).scalars())
+
+
 def get_desired(tx: Connection, device: DeviceId) -> Desired | None:
     """Return what the device shall run, or None when it is unknown or revoked."""
     row = tx.execute(
@@ -244,11 +256,20 @@ def get_desired(tx: Connection, device: DeviceId) -> Desired | None:
             version=each.version,
             rollout=each.rollout,
             trial_s=each.trial_s,
+            ignore_window=each.ignore_window,
             policy=_policy(tx, ModelRef(each.name, each.version), applying(rules, row.group_name, each.name)),
         )
         for each in wanted
     }
-    return Desired(device, row.desired_generation, row.desired_at, models, list_wanted(tx, device))
+    return Desired(
+        device,
+        row.desired_generation,
+        row.desired_at,
+        models,
+        batch=list_wanted(tx, device),
+        results=list_results_wanted(tx, device),
+        update_window=windows_for(tx, row.group_name),
+    )
 
 
 def _policy(tx: Connection, ref: ModelRef, rules: Sequence[Rule]) -> Policy | None:

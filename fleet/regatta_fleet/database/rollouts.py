@@ -41,6 +41,7 @@ class RolloutRow:
     trial_s: float
     created_at: float
     to: tuple[str, ...] = ()  # whom it is for, as asked; () when that is not known
+    ignore_window: bool = False  # devices wait for no update window
 
 
 def add_rollout(tx: Connection, row: RolloutRow) -> None:
@@ -56,6 +57,7 @@ def add_rollout(tx: Connection, row: RolloutRow) -> None:
             gate=encode(rollout.gate).decode(),
             targets=json.dumps(row.to),
             trial_s=row.trial_s,
+            ignore_window=row.ignore_window,
             created_at=row.created_at,
             finished_at=rollout.finished_at,
         )
@@ -102,6 +104,7 @@ def get_rollout(tx: Connection, rollout: str) -> RolloutRow | None:
         row.trial_s,
         row.created_at,
         tuple(json.loads(row.targets)),
+        row.ignore_window,
     )
 
 
@@ -174,7 +177,14 @@ def save_trial(tx: Connection, rollout: str, trial: Trial) -> None:
     tx.execute(
         update(rollout_devices)
         .where(rollout_devices.c.rollout == rollout, rollout_devices.c.device == trial.device)
-        .values(outcome=str(trial.outcome), reason=trial.reason, accuracy=trial.accuracy, p99_us=trial.p99_us)
+        .values(
+            outcome=str(trial.outcome),
+            reason=trial.reason,
+            accuracy=trial.accuracy,
+            p99_us=trial.p99_us,
+            opens_at=trial.opens_at,
+            waits=trial.waits,
+        )
     )
 
 
@@ -207,4 +217,5 @@ def _trial(row: Row[Any]) -> Trial:
     baseline = None
     if row.baseline_version is not None:
         baseline = Baseline(row.baseline_version, row.baseline_accuracy, row.baseline_p99_us, row.baseline_source)
-    return Trial(row.device, Outcome(row.outcome), row.reason, row.accuracy, row.p99_us, baseline)
+    outcome = Outcome(row.outcome)
+    return Trial(row.device, outcome, row.reason, row.accuracy, row.p99_us, baseline, row.opens_at, row.waits)

@@ -19,6 +19,7 @@ from sqlalchemy import (
     String,
     Table,
     Text,
+    false,
 )
 
 __all__ = [
@@ -39,6 +40,7 @@ __all__ = [
     "rollouts",
     "served",
     "tokens",
+    "update_windows",
 ]
 
 metadata = MetaData(
@@ -99,6 +101,7 @@ assignments = Table(
     Column("version", Integer, nullable=False),
     Column("rollout", String(64)),
     Column("trial_s", Float, nullable=False),
+    Column("ignore_window", Boolean, nullable=False, server_default=false()),
 )
 
 model_versions = Table(
@@ -137,6 +140,7 @@ rollouts = Table(
     Column("gate", Text, nullable=False),  # GateConfig
     Column("targets", Text, nullable=False, server_default="[]"),  # RolloutRequest.to
     Column("trial_s", Float, nullable=False),
+    Column("ignore_window", Boolean, nullable=False, server_default=false()),
     Column("created_at", Float, nullable=False, index=True),
     Column("finished_at", Float),
     ForeignKeyConstraint(["model", "version"], ["model_versions.name", "model_versions.version"]),
@@ -167,6 +171,8 @@ rollout_devices = Table(
     Column("baseline_accuracy", Float),
     Column("baseline_p99_us", Float),
     Column("baseline_source", String(16)),
+    Column("opens_at", Float),  # the last update window that it waited for; NULL: none
+    Column("waits", Boolean, nullable=False, server_default=false()),  # for that, as last reported
     Index(None, "device"),
 )
 
@@ -216,6 +222,14 @@ policies = Table(
     Column("updated_at", Float, nullable=False),
 )
 
+update_windows = Table(
+    "update_windows",
+    metadata,
+    Column("group_name", _ID, primary_key=True),  # "all": every device
+    Column("windows", Text, nullable=False),  # JSON: the windows as written (regatta_protocol.update_window)
+    Column("updated_at", Float, nullable=False),
+)
+
 race_results = Table(
     "race_results",
     metadata,
@@ -239,6 +253,8 @@ batch_jobs = Table(
     Column("withdrawn", Boolean, nullable=False),
     Column("state", String(64), nullable=False),  # BatchState
     Column("report", Text, nullable=False),  # BatchReport
+    Column("results_state", String(64)),  # ResultsState; null: nobody asked for its output
+    Column("results", Text),  # Pulled, of database/batch.py
     Column("updated_at", Float, nullable=False),
     Index(None, "device", "state"),
 )

@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import hmac
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache
 from importlib import resources
 
@@ -21,7 +21,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from regatta_fleet import figures, verdicts
 from regatta_fleet.page import view
-from regatta_fleet.schemas import DeviceDetail, FleetStatus
+from regatta_fleet.schemas import BatchDetail, DeviceDetail, FleetStatus
 from regatta_protocol.errors import Rejected
 from regatta_protocol.ids import DeviceId, parse_device_id
 
@@ -53,13 +53,17 @@ def page_cookie(token: str) -> str:
 
 
 def router(
-    status: Callable[[], FleetStatus], device: Callable[[DeviceId], DeviceDetail | None], token: str
+    status: Callable[[], FleetStatus],
+    device: Callable[[DeviceId], DeviceDetail | None],
+    batches: Callable[[int], Sequence[BatchDetail]],
+    token: str,
 ) -> APIRouter:
     """Return the page's routes: `/`, `/device/{id}` and `/page/…`.
 
     Args:
         status: the fleet as it is.
         device: one device with its races, or None (or Rejected raised) when there is none.
+        batches: the newest so many batches.
         token: the operator's; who shows it, or the cookie made of it, sees the page.
     """
     pages = APIRouter(include_in_schema=False)
@@ -88,7 +92,8 @@ def router(
         shown = view.fleet_view(status())
         details = (detail(one.id) for one in view.raced_devices(shown))
         races = view.race_views(one for one in details if one is not None)
-        return _html("fleet.html", view=shown, races=races, fleet=shown.status.fleet)
+        jobs = [view.batch_view(one) for one in batches(view.MAX_BATCHES)]
+        return _html("fleet.html", view=shown, races=races, batches=jobs, fleet=shown.status.fleet)
 
     @pages.get("/device/{device_id}")
     def device_page(request: Request, device_id: str) -> Response:

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 
 from regatta_fleet import verdicts
 from regatta_fleet.schemas import (
+    BatchDetail,
+    BatchOnDevice,
     DeviceDetail,
     DeviceModel,
     DeviceSummary,
@@ -20,17 +22,21 @@ from regatta_fleet.schemas import (
     RolloutDetail,
     RolloutState,
 )
+from regatta_protocol.batch import BatchState
 from regatta_protocol.measurement import Accuracy, CandidateResult, Latency, Outcome, Power, RaceReport
 from regatta_protocol.messages import InstallState
 from regatta_runtimes.report import ranked
 
 __all__ = [
+    "MAX_BATCHES",
     "MAX_RACED_DEVICES",
     "Bar",
+    "BatchView",
     "CandidateRow",
     "FleetView",
     "ModelRow",
     "RaceView",
+    "batch_view",
     "fleet_view",
     "model_rows",
     "race_view",
@@ -40,8 +46,16 @@ __all__ = [
 
 _MAX_ROWS = 200  # of devices; 200 rows are 150 KB of HTML
 MAX_RACED_DEVICES = 6
+MAX_BATCHES = 5
 _MAX_ROLLOUTS = 5
 _MAX_EVENTS = 30
+_MAX_BATCH_ROWS = 50
+_BATCH_ENDS = (
+    BatchState.FAILED,
+    BatchState.CANCELLED,
+    BatchState.DONE,
+)  # what all together count as: the first of them
+_BATCH_ORDER = {BatchState.FAILED: 0, BatchState.DONE: 2, BatchState.CANCELLED: 3}
 # A bar longer than this many times the winner's p50 is cut, else one slow candidate flattens all others.
 _LONGEST_BAR = 6.0
 _TROUBLE = {InstallState.FAILED, InstallState.ROLLED_BACK}
@@ -100,6 +114,20 @@ class RaceView:
         """A name for its element that stays the same from one rendering to the next, whatever the model is called."""
         told = f"{self.device}/{self.report.model}/{self.report.version}"
         return hashlib.sha256(told.encode()).hexdigest()[:16]
+
+
+@dataclass(frozen=True)
+class BatchView:
+    """A batch with its devices, those that need a look first."""
+
+    detail: BatchDetail
+    state: str  # of all devices together: running, failed, cancelled or done
+    ended: int  # devices
+    records: int  # done, on all devices
+    refused: int  # of them
+    has_output: bool  # on some device
+    rows: tuple[BatchOnDevice, ...]
+    devices_left_out: int
 
 
 @dataclass(frozen=True)
@@ -182,6 +210,26 @@ def race_view(device: str, report: RaceReport) -> RaceView:
         for result in ranked(report)
     )
     return RaceView(device, report, rows)
+
+
+def batch_view(detail: BatchDetail) -> BatchView:
+    """Return what the page shows of a batch."""
+    states = {one.state for one in detail.devices}
+    ended = [one for one in detail.devices if one.state in _BATCH_ENDS]
+    state = "running"
+    if len(ended) == len(detail.devices):
+        state = next(str(end) for end in _BATCH_ENDS if end in states)
+    rows = sorted(detail.devices, key=lambda one: (_BATCH_ORDER.get(one.state, 1), one.device))
+    return BatchView(
+        detail=detail,
+        state=state,
+        ended=len(ended),
+        records=sum(one.records for one in detail.devices),
+        refused=sum(one.summary.refused for one in detail.devices if one.summary is not None),
+        has_output=BatchState.DONE in states,
+        rows=tuple(rows[:_MAX_BATCH_ROWS]),
+        devices_left_out=max(0, len(rows) - _MAX_BATCH_ROWS),
+    )
 
 
 def _needs_a_look(device: DeviceSummary) -> tuple[int, str]:

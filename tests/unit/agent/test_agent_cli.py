@@ -154,6 +154,12 @@ def test_run_without_an_identity_ends_with_the_way_to_get_one(
         ('[power.command]\nrun = ["x"]\nperiod = 1', "'power.command.period'; the keys are coverage, period_s, run"),
         ('[power.mqtt]\nhost = "h"', "power.mqtt.topic"),
         ('[power]\nsensor = "rapl"\ncommand = {run = ["x"]}', "sensor and command are given: keep one"),
+        ('update_window = "2-5"', "update_window.*'2-5' is no update window: write for example 02:00-05:00"),
+        (
+            'update_window = ["02:00-05:00", "sat 03:00-04:00 Mars/Olympus"]',
+            "update_window.*no time zone 'Mars/Olympus'",
+        ),
+        ("update_window = 5", "update_window"),
     ],
 )
 def test_a_wrong_key_is_named(tmp_path: Path, text: str, words: str) -> None:
@@ -221,3 +227,41 @@ def test_a_metered_link_brings_its_own_defaults(tmp_path: Path) -> None:
 
     assert (config.telemetry_period_s, config.heartbeat_period_s, config.keepalive_s) == (60.0, 1800.0, 2400)
     assert AgentConfig().keepalive_s == 60
+
+
+def test_update_windows_are_one_or_several(tmp_path: Path) -> None:
+    """As text or as a list; none by default."""
+    path = tmp_path / "agent.toml"
+    for text, windows in (('"02:00-05:00"', ("02:00-05:00",)), ('["sat 02:00-05:00", "sun 00:00-24:00 UTC"]', None)):
+        path.write_text(f"update_window = {text}")
+        found = load_config(path).update_window
+        assert found == (windows or ("sat 02:00-05:00", "sun 00:00-24:00 UTC"))
+    assert AgentConfig().update_window == ()
+
+
+def test_status_tells_the_window_and_what_waits_for_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The fleet's with its zone, when it opens and in how long; what cannot be read; and the device's own before it."""
+    rig = Rig(tmp_path)
+    monkeypatch.setattr("time.time", rig.clock.wall)
+    rig.start()
+    for version in (1, 2):
+        rig.fleet.push(version)
+        rig.fleet.assign(version, f"r{version}", window=("02:00-05:00 UTC", "at full moon"))
+        rig.run(12)
+    folders = ("--state-dir", str(rig.config.state_dir), "--run-dir", str(rig.config.run_dir))
+
+    _, out, _ = run(capsys, "status", *folders)
+    assert re.search(r"digits:2 +verified .*waits: window opens 02:00 UTC \(in 12 h\)", out)
+    assert re.search(
+        r"window +02:00-05:00 UTC, at full moon, set by the fleet: opens 02:00 UTC; not waited for: 'a", out
+    )
+    _, out, _ = run(capsys, "status", "--json", *folders)
+    told = json.loads(out)["update_window"]
+    assert (told["set_by"], told["opens"]) == ("fleet", "02:00 UTC")
+    assert told["opens_at"] == json.loads(out)["models"][1]["opens_at"]
+    settings = tmp_path / "agent.toml"
+    settings.write_text('update_window = "00:00-24:00"')
+    _, out, _ = run(capsys, "status", *folders, "--config", str(settings))
+    assert "00:00-24:00, set by the device: updates may be taken into service now" in out

@@ -191,3 +191,24 @@ def test_only_the_operators_folders_are_read_and_written(fields: dict[str, objec
 def test_without_leave_nothing_runs(folder: PurePosixPath | None, inputs: tuple[PurePosixPath, ...], key: str) -> None:
     """Off by default; the reason says which key the device's operator has to set."""
     assert f"{key} is not set" in (refusal(job(), folder, inputs) or "")
+
+
+def test_a_full_disk_costs_no_attempt_and_an_hour() -> None:
+    """However often: it goes on when its operator has made room."""
+    runs, now_s = taken_up((), (job(),)), 0.0
+    for _ in range(2 * _LIMITS.max_attempts):
+        runs = planned(runs, facts(now_s))
+        assert runs[0].state is _S.RUNNING
+        runs = concluded(runs, "b-1", Broken("3 bytes are free", full=True), now_s, Random(1), _LIMITS)
+        assert planned(runs, facts(now_s + _LIMITS.space_wait_s - 1.0))[0].state is _S.QUEUED
+        assert "3 bytes are free; next in 6" in (runs[0].reason or "")
+        now_s += 1.1 * _LIMITS.space_wait_s
+
+
+def test_a_clock_that_is_put_back_by_years_does_not_put_a_job_off_for_years() -> None:
+    """A wait that lies absurdly far off is one of the clock as it was."""
+    runs = planned(taken_up((), (job(),)), facts(3.2e8))
+    runs = concluded(runs, "b-1", Broken("the model is away"), 3.2e8, Random(1), _LIMITS)
+
+    assert planned(runs, facts(3.2e8))[0].state is _S.QUEUED
+    assert planned(runs, facts(0.0))[0].state is _S.RUNNING

@@ -127,10 +127,15 @@ def test_a_child_that_cannot_be_listened_to_still_ends(
     assert "Too many open files" in ended.describe()
 
 
+@pytest.mark.parametrize(
+    "start",
+    [mock.Mock(side_effect=RuntimeError("can't start new thread")), mock.Mock()],
+    ids=["none left", "dead before it began"],
+)
 def test_a_child_without_a_thread_to_listen_is_not_started(
-    launcher: ProcessLauncher, monkeypatch: pytest.MonkeyPatch
+    launcher: ProcessLauncher, monkeypatch: pytest.MonkeyPatch, start: mock.Mock
 ) -> None:
-    """A board at its limit of threads says so as the system calls do, and nothing is left running."""
+    """A board at its limit of threads or memory says so as the system calls do, and nothing is left running."""
     started: list[int] = []
     real = subprocess.Popen
 
@@ -140,10 +145,52 @@ def test_a_child_without_a_thread_to_listen_is_not_started(
         return popen
 
     monkeypatch.setattr("subprocess.Popen", noted)
-    monkeypatch.setattr("threading.Thread.start", mock.Mock(side_effect=RuntimeError("can't start new thread")))
+    monkeypatch.setattr("_thread.start_new_thread", start)
+    monkeypatch.setattr("regatta_protocol.threads._BEGIN_S", 0.01)
 
     with pytest.raises(OSError, match="no thread could be started for mute") as caught:
         launcher.launch("mute", [sys.executable, "-c", "import time; time.sleep(60)"], None)
     assert caught.value.errno == errno.EAGAIN
     with pytest.raises(ProcessLookupError):
         os.kill(started[0], 0)
+
+
+def test_the_end_of_a_child_is_told_when_there_is_memory_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Want of memory at the very moment loses lines, and never the end: something waits for that."""
+    full = [2]
+
+    class Starved(queue.Queue[Event]):
+        def put(self, item: Event, block: bool = True, timeout: float | None = None) -> None:
+            if full[0] > 0:
+                full[0] -= 1
+                raise MemoryError
+            super().put(item, block, timeout)
+
+    monkeypatch.setattr(children, "_NO_MEMORY_S", 0.0)
+    inbox = Starved(10)
+    launcher = ProcessLauncher(inbox)
+    try:
+        launcher.launch("one", python("print('lost'); import sys; sys.stdin.read()"), None)
+        ended = inbox.get(timeout=20)
+    finally:
+        launcher.close()
+
+    assert isinstance(ended, ChildEnded)
+    assert (ended.child, ended.status) == ("one", -9)
+    assert "MemoryError" in ended.describe()
+
+
+@pytest.mark.parametrize(
+    ("status", "errors", "lack"),
+    [
+        (-9, "", "memory"),
+        (1, "Traceback …\nMemoryError", "memory"),
+        (127, "python: error while loading shared libraries: libz.so.1: failed to map segment", "memory"),
+        (1, "OSError: [Errno 24] Too many open files: 'trust'", "descriptors"),
+        (1, "ValueError: no", None),
+        (-11, "", None),
+    ],
+)
+def test_an_end_tells_what_the_board_lacked(status: int, errors: str, lack: str | None) -> None:
+    """In the words of the kernel, the loader and Python; a crash is none of them."""
+    assert ChildEnded("one", status, errors).lack == lack

@@ -31,6 +31,7 @@ from regatta_protocol.errors import RegattaError, Rejected, Retryable, StorageFu
 from regatta_protocol.ids import ModelRef
 from regatta_protocol.manifest import Policy
 from regatta_protocol.messages import InstallState
+from regatta_protocol.update_window import UpdateWindow, next_opening, parse_window
 
 
 def test_a_new_version_is_assigned_and_its_metadata_asked_for() -> None:
@@ -150,21 +151,28 @@ def test_nothing_is_collected_before_the_fleet_was_heard() -> None:
     assert not [step for step in plan(AgentRecord(), IDLE, LIMITS) if isinstance(step, Collect)]
 
 
+EVERY_OTHER_HOUR = tuple(parse_window(f"{hour:02}:00-{hour + 1:02}:00 UTC") for hour in range(0, 24, 2))
 _ERRORS = (Retryable("busy"), Rejected("no"), Untrusted("expired"), StorageFull("full"))
 
 
 class _World:
     """A device in which every job, worker and wish of the fleet goes as hypothesis says."""
 
-    def __init__(self, draw: Random) -> None:
+    def __init__(self, draw: Random, window: tuple[UpdateWindow, ...] = ()) -> None:
         self.draw = draw
+        self.limits = replace(LIMITS, update_window=window)
         self.record = AgentRecord()
         self.facts = IDLE
         self.workers: list[tuple[ModelRef, WorkerFacts]] = []  # in the order they were started
         self.started = 0
 
     def step(self) -> None:
-        self.record, steps = settled(self.record, self.facts)
+        before = on_trial(self.record)
+        self.record, steps = settled(self.record, self.facts, self.limits)
+        closed = next_opening(self.limits.update_window, self.facts.now_s) is not None
+        if closed and committed(self.record):
+            assert on_trial(self.record) <= before, "a version took over outside of the window"
+            assert not [one for one in steps if isinstance(one, Begin) and one.kind is JobKind.RERACE]
         jobs, links = dict(self.facts.jobs), dict(self.facts.links)
         for step in steps:
             if isinstance(step, Begin):
@@ -268,14 +276,24 @@ def committed(record: AgentRecord) -> set[int]:
     return {one.version for one in record.all() if one.state is InstallState.COMMITTED}
 
 
+def on_trial(record: AgentRecord) -> set[int]:
+    return {one.version for one in record.all() if one.state is InstallState.ON_TRIAL}
+
+
 @settings(max_examples=60)
 @given(
     seed=st.integers(0, 2**32),
+    windows=st.booleans(),
     wishes=st.lists(st.tuples(st.one_of(st.none(), st.integers(1, 3)), st.sampled_from(["r1", "r2"])), max_size=6),
 )
-def test_it_converges_on_whatever_the_fleet_wants_last(seed: int, wishes: list[tuple[int | None, str]]) -> None:
-    """After any history of wishes and failures: the last wish is committed, or it ended with a reason; then quiet."""
-    world = _World(Random(seed))
+def test_it_converges_on_whatever_the_fleet_wants_last(
+    seed: int, windows: bool, wishes: list[tuple[int | None, str]]
+) -> None:
+    """After any history of wishes and failures: the last wish is committed, or it ended with a reason; then quiet.
+
+    With update windows, too: nothing takes over outside of them while another version serves.
+    """
+    world = _World(Random(seed), EVERY_OTHER_HOUR if windows else ())
     world.record = wanting(world.record, 1, "r0")
     for version, rollout in wishes:
         world.facts = replace(world.facts, versions={"litert": str(world.draw.randrange(2))})

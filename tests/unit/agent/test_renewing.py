@@ -12,6 +12,7 @@ import pytest
 from regatta_agent.events import Event
 from regatta_agent.renewing import Renewing
 from regatta_agent.testing import ScriptedChild, ScriptedLauncher
+from regatta_protocol.errors import StorageFull
 
 DAY_S = 86_400.0
 
@@ -83,3 +84,13 @@ def test_a_child_that_hangs_is_ended(caplog: pytest.LogCaptureFixture) -> None:
 
 def _hang(_child: ScriptedChild) -> None:
     """Say nothing."""
+
+
+def test_a_full_disk_is_asked_again_once_an_hour_at_most() -> None:
+    """Each try costs the fleet a certificate, and the card a write that fails."""
+    rig = Rig()
+    rig.launcher.renew = lambda child: child.end(StorageFull.exit_code, "no space left to write cert.pem")
+    rig.live(DAY_S)
+
+    gaps = [after - before for before, after in zip(rig.started_s, rig.started_s[1:], strict=False)]
+    assert gaps and min(gaps) >= 3600.0

@@ -24,18 +24,21 @@ from regatta_fleet.database.engine import open_database, sqlite_url
 from regatta_fleet.enrolling import Enroller, FleetFacts
 from regatta_fleet.ingest import Ingest
 from regatta_fleet.pump import ChunkPump
+from regatta_fleet.receiving import Receiver
 from regatta_fleet.registry import Registry
+from regatta_fleet.results import ResultsStore
 from regatta_fleet.revocation import RevokingAuthority
 from regatta_fleet.schemas import BundleDraft, Problem, RolloutDetail, VersionDetail
 from regatta_fleet.sender import Sender
 from regatta_fleet.views import Views
-from regatta_protocol.codec import decode
+from regatta_protocol.batch import BatchReport, BatchState
+from regatta_protocol.codec import decode, encode
 from regatta_protocol.errors import StorageFull
 from regatta_protocol.ids import DeviceId, digest_of_bytes
 from regatta_protocol.manifest import target_path
-from regatta_protocol.messages import SignedAssignment
+from regatta_protocol.messages import Reported, SignedAssignment
 from regatta_protocol.testing import MemoryBroker, MemoryBus
-from regatta_protocol.topics import SERVER_FILTERS, device_filters
+from regatta_protocol.topics import SERVER_FILTERS, Up, device_filters, up
 from regatta_provisioning.assignments import AssignmentKey, verify_assignment
 from regatta_provisioning.authority import Authority, serial_of
 from regatta_provisioning.enrollment import EnrollResponse
@@ -68,6 +71,18 @@ class Fleet:
         answer = self.operator.post("/api/v1/tokens", json=fields)
         assert answer.status_code == 201, answer.text
         return parse_token(answer.json()["token"]).secret
+
+    def report(self, batch: BatchReport) -> None:
+        """Have the device pi-1 report of a job, and return when the controller has taken it in."""
+        said = Reported(
+            device=DeviceId("pi-1"), generation=99, sequence=99, agent_version="0", boot="b", batch=(batch,)
+        )
+        inbox: Inbox = queue.Queue(10)
+        bus = MemoryBus(self.broker, "pi-1", inbox, filters=())
+        bus.start()
+        bus.publish(up(DeviceId("pi-1"), Up.REPORTED), encode(said))
+        self.broker.deliver(0.0)
+        self.controller.call(lambda: None)
 
     def push(self) -> None:
         """Upload a bundle and make it the next version of digits."""
@@ -113,6 +128,8 @@ def fleet(tmp_path: Path) -> Iterator[Fleet]:
         key.key_id,
     )
     enroller = Enroller(database, revoking, facts, controller.note_change)
+    results = ResultsStore(tmp_path / "results", reserve_bytes=0)
+    results.prepare()
     names = iter(f"r-{number}" for number in range(100))
     parts = OperatorParts(
         token=TOKEN,
@@ -121,13 +138,15 @@ def fleet(tmp_path: Path) -> Iterator[Fleet]:
         database=database,
         registry=registry,
         enroller=enroller,
+        results=results,
         controller=controller,
         healthy=lambda: controller.connected,
         new_id=lambda: next(names),
         clock=lambda: clock[0],
     )
     operator = TestClient(operator_app(parts), headers={"Authorization": f"Bearer {TOKEN}"})
-    device = TestClient(device_app(enroller, "0.1.0", lambda: clock[0], lambda: 0.0))
+    receiver = Receiver(database, results, enroller.holder, controller.note_change)
+    device = TestClient(device_app(enroller, receiver, "0.1.0", lambda: clock[0], lambda: 0.0))
     controller.start()
     bus.start()
     yield Fleet(
@@ -187,7 +206,7 @@ def test_every_endpoint_wants_the_token(fleet: Fleet) -> None:
                 answer = fleet.operator.request(method, url, headers=given)
                 assert answer.status_code == 401, (method, url)
                 asked += 1
-    assert asked == 3 * 24
+    assert asked == 3 * 30
     assert fleet.operator.get("/healthz", headers={"Authorization": ""}).status_code in (200, 503)
 
 
@@ -494,3 +513,43 @@ def test_rate_limit_forgets_and_refills() -> None:
     assert [limit.allow("a") for _ in range(2)] == [True, False]
     assert all(limit.allow(key) for key in ("b", "c"))
     assert limit.allow("a")
+
+
+def test_the_output_of_a_job_comes_from_the_device_that_holds_its_key(fleet: Fleet) -> None:
+    """Asked for, offered with the certificate, sent in pieces over HTTPS, and read by the operator; nobody else can."""
+    fleet.push()
+    key, stranger, output = Key(), Key(), b"answers\n" * 1000
+    enrolled = fleet.device.post("/api/v1/enroll", json=key.request(fleet.token(device="pi-1"), device="pi-1")).json()
+    batch = fleet.operator.post("/api/v1/batch", json={"model": "digits", "on": ["pi-1"], "input": "/data"}).json()[
+        "id"
+    ]
+    offer = {
+        **key.renewal(enrolled["certificate_pem"]),
+        "batch": batch,
+        "size_bytes": len(output),
+        "digest": digest_of_bytes(output),
+    }
+    assert "nobody asks" in _problem(fleet.device.post("/api/v1/results", json=offer), 404)
+    done = BatchReport(id=batch, state=BatchState.DONE, records=1000)
+    fleet.report(done)
+    asked = fleet.operator.post(f"/api/v1/batch/{batch}/results", json={})
+    assert asked.json()["devices"][0]["results"]["state"] == "wanted"
+
+    forged = {**offer, **stranger.renewal(enrolled["certificate_pem"])}
+    assert "of another key" in _problem(fleet.device.post("/api/v1/results", json=forged), 422)
+    ticket = fleet.device.post("/api/v1/results", json=offer).json()
+    assert ticket["offset"] == 0
+    place = f"/api/v1/results/{ticket['ticket']}"
+    assert fleet.device.put(place, params={"offset": 0}, content=output[:5000]).json()["offset"] == 5000
+    assert "offer the file again" in _problem(fleet.device.put(place, params={"offset": 4000}, content=b"x"), 409)
+    assert "offer the file again" in _problem(fleet.device.put("/api/v1/results/x", params={"offset": 0}), 410)
+    assert "is not here" in _problem(fleet.operator.get(f"/api/v1/batch/{batch}/results/pi-1"), 404)
+    assert fleet.device.put(place, params={"offset": 5000}, content=output[5000:]).json()["offset"] == len(output)
+
+    assert fleet.operator.get(f"/api/v1/batch/{batch}/results/pi-1").content == output
+    shown = fleet.operator.get(f"/api/v1/batch/{batch}").json()["devices"][0]["results"]
+    assert (shown["state"], shown["received_bytes"]) == ("here", len(output))
+    assert fleet.operator.delete(f"/api/v1/batch/{batch}/results").json()["devices"][0]["results"] is None
+    assert "is not here" in _problem(fleet.operator.get(f"/api/v1/batch/{batch}/results/pi-1"), 404)
+    for bad in ("..", "b-1/../..", "B-1"):
+        assert fleet.operator.get(f"/api/v1/batch/{bad}/results/pi-1").status_code in (404, 422)

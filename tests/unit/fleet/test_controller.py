@@ -304,3 +304,25 @@ def test_a_bad_event_does_not_end_the_thread(stage: Stage, monkeypatch: pytest.M
 
 def _refuse() -> None:
     raise Rejected("mine")
+
+
+def test_what_was_assigned_by_a_clock_that_was_ahead_is_said_again_when_it_is_right(stage: Stage) -> None:
+    """Once, with the right time: devices would believe no metadata until the years had passed."""
+
+    def times() -> list[tuple[int, float]]:
+        heard = [decode(SignedAssignment, payload).payload for payload in stage.messages("/dn/desired")]
+        return [(one.generation, one.issued_at) for one in (decode(Assignment, text.encode()) for text in heard)]
+
+    right_s = stage.fleet.now
+    stage.fleet.now = right_s + 3.2e8
+    _start_rollout(stage)
+    stage.settle()
+    assert times()[-1] == (1, right_s + 3.2e8)
+
+    stage.fleet.now = right_s + 100.0
+    for _ in range(2):
+        stage.controller._next_refresh_s = 0.0
+        stage.settle()
+    stage.settle()
+
+    assert times() == [(2, right_s + 100.0)]

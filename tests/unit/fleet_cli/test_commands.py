@@ -188,6 +188,38 @@ def test_a_policy_that_cannot_be_is_refused(
     assert not fleet.policies
 
 
+def test_update_windows_are_set_shown_and_cleared(fleet: FakeFleet, capsys: pytest.CaptureFixture[str]) -> None:
+    """For a group and for all, several at once; the table shows them as they were written."""
+    text = output(capsys, "window", "set", "shops", "mon-sat 22:00-05:00 Europe/Berlin", "sun 00:00-24:00")
+    set_for_all = document(capsys, "window", "set", "all", "02:00-05:00")
+
+    assert text.startswith("group shops: mon-sat 22:00-05:00 Europe/Berlin, sun 00:00-24:00\n")
+    assert set_for_all["windows"] == ["02:00-05:00"]
+    assert "02:00-05:00" in output(capsys, "window", "show", "all")
+    assert "Berlin" not in output(capsys, "window", "show", "all")
+    assert output(capsys, "window", "clear", "shops") == "group shops: cleared\n"
+    assert list(fleet.windows) == ["all"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "words"),
+    [
+        (("set", "shops"), 2, "Missing argument"),
+        (("set", "shops", "2-5"), 65, "write for example 02:00-05:00"),
+        (("set", "shops", "02:00-05:00 Mars/Olympus"), 65, "no time zone"),
+        (("set", "shops", *["02:00-05:00"] * 17), 65, "at most 16"),
+        (("clear", "shops"), 65, "no update window is set"),
+    ],
+)
+def test_an_update_window_that_cannot_be_is_refused(
+    fleet: FakeFleet, capsys: pytest.CaptureFixture[str], arguments: tuple[str, ...], status: int, words: str
+) -> None:
+    """Before the server is asked, where that can be; nothing is set."""
+    assert main(["window", *arguments]) == status
+    assert words in capsys.readouterr().err
+    assert not fleet.windows
+
+
 def test_revoke_asks_first(
     fleet: FakeFleet, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -404,6 +436,29 @@ def test_rollout_show_has_the_gates_words(fleet: FakeFleet, capsys: pytest.Captu
     assert "accuracy fell by 35.3 points on crane-1" in text
     assert "accuracy drop ≤ 2.0 %" in text
     assert [one["id"] for one in document(capsys, "rollout", "list")] == ["r-3", "r-2", "r-1"]
+
+
+def test_a_wave_that_waits_for_windows_says_so(fleet: FakeFleet, capsys: pytest.CaptureFixture[str]) -> None:
+    """Which devices, until when and in which time zone; so does a rollout that is followed, once."""
+    words = "1 of 2 devices in no update window yet: quay-1 (waits: window opens 02:00 CET)"
+    old = fleet.rollouts["r-3"]
+    waiting = old.waves[0].model_copy(update={"state": WaveState.OBSERVING, "waiting": 1, "reason": words})
+    fleet.rollouts["r-3"] = old.model_copy(
+        update={"state": RolloutState.RUNNING, "waves": (waiting, *old.waves[1:]), "ignore_window": False}
+    )
+
+    assert words in output(capsys, "rollout", "show", "r-3")
+    assert main(["rollout", "show", "r-3", "--wait", "--timeout", "10ms"]) == 75
+    assert capsys.readouterr().out.count(words) == 1
+
+
+def test_an_urgent_rollout_is_told_as_such(pushed: FakeFleet, capsys: pytest.CaptureFixture[str]) -> None:
+    """The override arrives at the server, and `show` tells of it."""
+    begun = document(capsys, "rollout", "start", "kit:1", "--ignore-window")
+    ordinary = document(capsys, "rollout", "start", "kit:1")
+
+    assert (begun["ignore_window"], ordinary["ignore_window"]) == (True, False)
+    assert "update windows are not waited for" in output(capsys, "rollout", "show", begun["id"])
 
 
 def test_events_are_listed(fleet: FakeFleet, capsys: pytest.CaptureFixture[str]) -> None:

@@ -110,6 +110,19 @@ def test_a_device_has_its_own_page(fleet: FakeFleet) -> None:
     assert client.get("/page/../routes.py").status_code == 404
 
 
+def test_what_waits_for_a_window_is_told_on_both_pages(fleet: FakeFleet) -> None:
+    """Until when, with the time zone, at the rollout and at the device."""
+    words = "waits: window opens 02:00 CET"
+    old = fleet.rollouts["r-3"]
+    wave = old.waves[0].model_copy(update={"state": WaveState.OBSERVING, "reason": f"quay-1 ({words})"})
+    fleet.rollouts["r-3"] = old.model_copy(update={"waves": (wave, *old.waves[1:])})
+    fleet.add_device(device("quay-1", version=2, state="verified", serving=False, reason=words))
+    client = unlocked(fleet)
+
+    assert f"quay-1 ({words})" in client.get("/").text
+    assert words in client.get("/device/quay-1").text
+
+
 def test_a_status_that_raises_for_missing_devices_is_served_too(fleet: FakeFleet) -> None:
     """The server's view raises NotFound where the fake answers None."""
 
@@ -117,7 +130,7 @@ def test_a_status_that_raises_for_missing_devices_is_served_too(fleet: FakeFleet
         raise Rejected(f"there is no device {name}")
 
     app = FastAPI()
-    app.include_router(page.router(fleet.status, raising, "token"))
+    app.include_router(page.router(fleet.status, raising, lambda count: (), "token"))
     client = TestClient(app)
 
     assert client.get("/", params={"token": "token"}).status_code == 200

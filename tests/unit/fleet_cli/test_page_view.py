@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from regatta_fleet.page import view
+from regatta_fleet.schemas import BatchDetail
 from regatta_protocol.measurement import RaceReport
 from sample_fleet import device, harbor, race
 
@@ -88,3 +89,27 @@ def test_bars_are_always_inside_the_chart(latencies_us: list[float], placed: boo
         assert row.bar is not None
         assert 0 < row.bar.p50 <= 100
         assert 0 < row.bar.p99 <= 100
+
+
+@pytest.mark.parametrize(
+    ("states", "told"),
+    [
+        (["done", "running"], "running"),
+        (["queued"], "running"),
+        (["failed", "done", "cancelled"], "failed"),
+        (["done", "cancelled"], "cancelled"),
+        (["done"], "done"),
+        (["a_newer_word", "done"], "running"),
+    ],
+)
+def test_a_batch_is_told_by_what_is_worst_once_all_have_ended(states: list[str], told: str) -> None:
+    """And as running before; devices that failed come first, and those beyond a page are counted."""
+    devices = [{"device": f"pi-{n}", "state": state, "updated_at": 0} for n, state in enumerate(states * 30)]
+    document = {"id": "b-1", "model": "digits", "input": "/in", "output": "o", "created_at": 0, "devices": devices}
+
+    found = view.batch_view(BatchDetail.model_validate(document))
+
+    assert found.state == told
+    assert len(found.rows) + found.devices_left_out == len(devices) and len(found.rows) <= 50
+    if "failed" in states:
+        assert found.rows[0].state == "failed"

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from regatta_agent.pipeline.cameras import stream_command
 from regatta_agent.pipeline.settings import StreamSettings, load_pipelines
+from regatta_agent.pipeline.streams import stream_command, without_password
 from regatta_protocol.errors import Misuse
 
 _GATE = """
@@ -58,5 +58,19 @@ def test_streams_are_read_at_the_wanted_size_and_rate() -> None:
 
     assert ffmpeg[ffmpeg.index("-rtsp_transport") + 1] == "tcp"
     assert ffmpeg[ffmpeg.index("-vf") + 1] == "fps=5/2,scale=320:240"
-    assert "uri=rtsp://cam/1" in gstreamer
+    assert "uri=rtspt://cam/1" in gstreamer
     assert "video/x-raw,format=RGB,width=320,height=240,framerate=5/2" in gstreamer
+
+
+def test_a_files_name_becomes_a_uri_for_gstreamer() -> None:
+    """Its uridecodebin takes nothing else; other schemes stay as they are."""
+    for url, uri in (("/video/a b.mp4", "file:///video/a%20b.mp4"), ("http://cam/x", "http://cam/x")):
+        command = stream_command(StreamSettings(kind="stream", url=url, program="gstreamer"))
+
+        assert f"uri={uri}" in command
+
+
+def test_passwords_are_not_told() -> None:
+    """Keys of results and reasons name the stream without them."""
+    assert without_password("rtsp://admin:s3cret@cam:554/1 failed") == "rtsp://cam:554/1 failed"
+    assert without_password("rtsp://cam/user@host") == "rtsp://cam/user@host"

@@ -260,6 +260,32 @@ def test_a_thousand_devices_do_not_come_back_at_once() -> None:
     assert max(later - earlier for earlier, later in itertools.pairwise(delays)) < 0.02
 
 
+def test_want_of_memory_leaves_no_bus_silent_for_ever(
+    authority: TestAuthority, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Even when there is none to tell the owner of an end: that is told when there is some again."""
+    say, left = MqttBus._report_down, [3]
+
+    def starved(self: MqttBus, reason: str) -> None:
+        left[0] -= 1
+        if left[0] >= 0:
+            raise MemoryError
+        say(self, reason)
+
+    monkeypatch.setattr(MqttBus, "_report_down", starved)
+    monkeypatch.setattr("regatta_protocol.mqtt._NO_MEMORY_S", 0.0)
+    with socket.create_server(("127.0.0.1", 0)) as nobody:
+        port = int(nobody.getsockname()[1])
+    inbox: queue.Queue[Event] = queue.Queue(10)
+    bus = MqttBus(config_for(authority, port), inbox)
+    bus.start()
+    try:
+        assert isinstance(inbox.get(timeout=15), Disconnected)
+    finally:
+        bus.stop()
+    assert left[0] < 0
+
+
 def test_connected_is_told_before_anything_else(meet: Meet) -> None:
     """Messages that the broker sends right behind its CONNACK wait for Connected."""
 

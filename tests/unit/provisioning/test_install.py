@@ -6,11 +6,13 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from killing import every_kill, killed_at
+from regatta_agent.bytecode import FOLDER_VARIABLE
 from regatta_protocol.errors import Misuse
 from regatta_provisioning.install import (
     InstallStep,
@@ -99,6 +101,21 @@ def test_dry_run_shows_all_and_does_nothing(tmp_path: Path) -> None:
         assert expected in text
     apply(plan_install(program=PROGRAM), tmp_path)
     assert describe(plan_install(program=PROGRAM), tmp_path).count("[in place already]") == 5
+
+
+def test_the_bytecode_is_compiled_where_the_unit_looks_for_it(tmp_path: Path) -> None:
+    """By this Python, before the service starts; and it is gone with the service, which does not own it."""
+    steps = plan_install(program=PROGRAM)
+    (compiling,) = (step for step in steps if "regatta_agent.compiler" in step.command)
+    folder = Path(compiling.command[-1])
+    apply(steps, tmp_path)
+    (tmp_path / folder.relative_to("/") / "0badcafe").mkdir(parents=True)
+    uninstall(root=tmp_path)
+
+    assert compiling.command[0] == sys.executable
+    assert compiling.may_fail and steps.index(compiling) < len(steps) - 1
+    assert f"\nEnvironment={FOLDER_VARIABLE}={folder}\n" in (unit_folder() / "regatta-agent.service").read_text()
+    assert not (tmp_path / "var/cache/regatta-agent").exists()
 
 
 def test_no_program_runs_below_another_root(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from regatta_runtimes.leak import leaked_bytes_per_inference
+from regatta_runtimes.leak import goes_on, leaked_bytes_per_inference
 
 MB = 1_000_000
 
@@ -58,3 +58,13 @@ def test_a_round_that_takes_no_memory_acquits(steps: list[int], still: int) -> N
         memory.append(memory[-1] + step)
 
     assert leaked_bytes_per_inference(memory, [100] * len(memory)) is None
+
+
+@pytest.mark.parametrize(
+    ("grown_bytes", "inferences", "leaks"),
+    [(480_000, 2400, True), (250_000, 2400, True), (0, 2400, False), (64_000, 2400, False), (100_000, 400, True)],
+    ids=["as before", "a step of the heap short", "a cache that is full", "one that is nearly", "a short look"],
+)
+def test_only_a_leak_goes_on(grown_bytes: int, inferences: int, leaks: bool) -> None:
+    """What looked like 200 bytes an inference either still does, or was a cache."""
+    assert goes_on(200.0, grown_bytes, inferences) == leaks

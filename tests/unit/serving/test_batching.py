@@ -151,6 +151,9 @@ class _Doubling:
             raise InvokeFailed("no batch")
         return self.run(inputs)
 
+    def run_each(self, stacks: Sequence[Array]) -> list[Array]:
+        return [np.concatenate([self.run([row[np.newaxis]])[0] for row in stacks[0]])]
+
     def close(self) -> None: ...
 
 

@@ -44,60 +44,19 @@ def test_work_is_done_in_order_and_bounded() -> None:
     assert first.began_ns <= first.ended_ns <= second.began_ns
 
 
-def test_brief_work_is_done_at_once_one_piece_a_turn() -> None:
-    """Once measured as brief, work runs on the loop's thread when nothing is queued; its company is queued."""
+def test_work_done_at_once_is_on_the_thread_that_calls() -> None:
+    """Its result comes back as of submitted work, whatever it raises."""
 
-    async def scenario() -> tuple[list[int], list[int | None]]:
-        loop = asyncio.get_running_loop()
-        engine, finished, all_done = Engine(loop, 2, brief_ns=10**12), list[Finished[int]](), loop.create_future()
+    async def scenario() -> None:
+        engine = Engine(asyncio.get_running_loop(), queue_length=1)
+        here, failed = engine.perform(threading.get_ident), engine.perform(lambda: 1 / 0)
 
-        def done(result: Finished[int]) -> None:
-            finished.append(result)
-            if len(finished) == 4:
-                all_done.set_result(None)
+        assert (here.value, here.error) == (threading.get_ident(), None)
+        assert isinstance(failed.error, ZeroDivisionError)
+        assert here.began_ns <= here.ended_ns <= failed.began_ns
+        assert engine.running_s() == 0.0
 
-        engine.start()
-        engine.perform(threading.get_ident, done)  # unmeasured
-        while engine.pending:
-            await asyncio.sleep(0)
-        accepted = [engine.perform(threading.get_ident, done) for _ in range(4)]
-        at_once = len(finished)
-        await asyncio.wait_for(all_done, 10)
-
-        assert engine.stop(timeout_s=10)
-        assert at_once == 2
-        assert accepted == [True, True, True, False]
-        return [threading.get_ident()], [result.value for result in finished]
-
-    (loops_own,), threads = asyncio.run(scenario())
-
-    assert [thread == loops_own for thread in threads] == [False, True, False, False]
-
-
-def test_work_that_grows_slow_goes_to_the_thread_again() -> None:
-    """A piece over the bound raises the mean, and the next one does not keep the loop."""
-
-    async def scenario() -> list[int | None]:
-        loop = asyncio.get_running_loop()
-        engine, finished = Engine(loop, 2, brief_ns=10**6), list[Finished[int]]()
-        engine.start()
-
-        def slow() -> int:
-            threading.Event().wait(0.02)
-            return threading.get_ident()
-
-        for work in (threading.get_ident, slow, threading.get_ident):
-            engine.perform(work, finished.append)
-            while engine.pending:
-                await asyncio.sleep(0)
-            await asyncio.sleep(0)  # a new turn of the loop
-
-        assert engine.stop(timeout_s=10)
-        return [result.value for result in finished]
-
-    first, _slow, last = asyncio.run(scenario())
-
-    assert first == last
+    asyncio.run(scenario())
 
 
 def test_stuck_work_is_seen() -> None:

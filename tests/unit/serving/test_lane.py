@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass, field
 
 import pytest
 
+from regatta_agent.serving import lane
 from regatta_agent.serving.engine import Engine
 from regatta_agent.serving.lane import Batches, Expired, Lane
 from regatta_agent.serving.waiting import DEFAULT_PRIORITY
@@ -167,3 +168,126 @@ def test_retry_after_is_what_the_queue_takes() -> None:
         await rig.until_ended(41)
 
     _run(scenario)
+
+
+@dataclass
+class _Here:
+    """A lane whose work is brief: what was computed in order, whether on the loop's thread, and what else ran when."""
+
+    lane: Lane[_Request, str]
+    log: list[str] = field(default_factory=list)
+    here: dict[str, bool] = field(default_factory=dict)
+    on_end: Callable[[str], None] = lambda name: None
+
+    async def until_ended(self, count: int) -> None:
+        while self.lane.pending or len(self.here) < count:
+            self.log.append("-")
+            await asyncio.sleep(0)
+
+
+def _run_here(scenario: Callable[[_Here], Coroutine[None, None, None]], brief_ns: int = 10**12) -> _Here:
+    """Run a coroutine function on a lane of brief work; a request named slow takes 20 ms."""
+
+    async def main() -> _Here:
+        loop, home = asyncio.get_running_loop(), threading.get_ident()
+        engine = Engine(loop, 8)
+
+        def compute(requests: Sequence[_Request]) -> list[str | Exception]:
+            for one in requests:
+                rig.here[one.name] = threading.get_ident() == home
+                rig.log.append(one.name)
+                if one.name.startswith("slow"):
+                    threading.Event().wait(0.02)
+            return [one.name for one in requests]
+
+        def finish(request: _Request, _result: str | Exception, _began_ns: int) -> None:
+            rig.on_end(request.name)
+
+        rig = _Here(Lane(loop, engine, compute, finish, brief_ns=brief_ns))
+        engine.start()
+        try:
+            await asyncio.wait_for(scenario(rig), 10)
+        finally:
+            assert engine.stop(timeout_s=10)
+        return rig
+
+    return asyncio.run(main())
+
+
+def test_brief_work_is_computed_on_the_loop_by_priority() -> None:
+    """The first at once; what came with it when all was read, the most urgent first; none by the thread."""
+
+    async def scenario(rig: _Here) -> None:
+        for name, priority in (("a", 5), ("b", 5), ("c", 10), ("d", 1)):
+            rig.lane.put(_Request(name, priority, brief=True))
+        assert rig.log == ["a"]
+        await rig.until_ended(4)
+
+    rig = _run_here(scenario)
+
+    assert [name for name in rig.log if name != "-"] == ["a", "d", "b", "c"]
+    assert all(rig.here.values())
+
+
+def test_a_turn_ends_and_the_loop_looks_around(monkeypatch: pytest.MonkeyPatch) -> None:
+    """When a turn is over others run before the next; with no time at all, after each piece."""
+    monkeypatch.setattr(lane, "_TURN_NS", 0)
+
+    async def scenario(rig: _Here) -> None:
+        for name in "abcd":
+            rig.lane.put(_Request(name, brief=True))
+        await rig.until_ended(4)
+
+    rig = _run_here(scenario)
+
+    assert rig.log[:7] == ["a", "-", "b", "-", "c", "-", "d"]
+
+
+def test_a_client_that_asks_on_and_on_takes_turns_too() -> None:
+    """A request that is put by another's answer waits with the rest, however many follow each other."""
+
+    async def scenario(rig: _Here) -> None:
+        def ask_on(name: str) -> None:
+            if int(name) < 5000:
+                rig.lane.put(_Request(str(int(name) + 1), brief=True))
+
+        rig.on_end = ask_on
+        rig.lane.put(_Request("0", brief=True))
+        await rig.until_ended(5001)
+
+    rig = _run_here(scenario)
+
+    assert rig.log[:3] == ["0", "-", "1"]
+    assert len(rig.here) == 5001 and all(rig.here.values())
+
+
+def test_work_that_grows_slow_leaves_the_loop_and_comes_back() -> None:
+    """After a slow one the thread computes; when that has been quick for a while the loop does, under load as well."""
+
+    async def scenario(rig: _Here) -> None:
+        rig.lane.put(_Request("first", brief=True))
+        rig.lane.put(_Request("slow", brief=True))
+        await rig.until_ended(2)
+        for number in range(200):
+            rig.lane.put(_Request(f"{number}", brief=True))
+        await rig.until_ended(202)
+
+    rig = _run_here(scenario, brief_ns=2_000_000)
+
+    assert rig.here["first"] and not rig.here["0"]
+    assert any(rig.here[f"{number}"] for number in range(200))
+
+
+def test_what_may_take_long_goes_to_the_thread_and_the_others_wait() -> None:
+    """A session is used by one at a time: nothing is computed on the loop meanwhile."""
+
+    async def scenario(rig: _Here) -> None:
+        rig.lane.put(_Request("slow", brief=False))
+        rig.lane.put(_Request("a", brief=True))
+        assert rig.lane.pending == 2
+        await rig.until_ended(2)
+
+    rig = _run_here(scenario)
+
+    assert rig.here == {"slow": False, "a": True}
+    assert [name for name in rig.log if name != "-"] == ["slow", "a"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import pytest
@@ -48,6 +49,9 @@ def test_sound_sections_are_taken(tmp_path: Path, section: str) -> None:
         ('tcp = { m = "127.0.0.1:70000" }', "70000"),
         ('tcp = { m = "127.0.0.1" }', "HOST:PORT"),
         ('tcp = { m = "127.0.0.1:80", n = "127.0.0.1:80" }', "tcp.m"),
+        ('tcp = { m = "127.0.0.1:80" }\ngrpc = true\ngrpc_tcp = { m = "127.0.0.1:80" }', "grpc_tcp.m and tcp.m"),
+        ('grpc = true\ngrpc_tcp = { m = "0.0.0.0:8001" }', "grpc_tcp.m"),
+        ('grpc_tcp = { m = "127.0.0.1:8001" }', "set grpc = true"),
         ("queue_length = 0", "queue_length"),
         ("ports = 1", "serving.ports"),
     ],
@@ -60,6 +64,18 @@ def test_unsafe_or_wrong_sections_are_refused_by_name(tmp_path: Path, section: s
     assert "agent.toml" in str(refused.value)
     assert "serving" in str(refused.value)
     assert named in str(refused.value)
+
+
+@pytest.mark.parametrize("missing", ["grpc", "google.protobuf", "google"])
+def test_grpc_without_its_extra_says_how_to_install_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, missing: str
+) -> None:
+    """The settings are refused before a worker is started that could not load it."""
+    monkeypatch.delitem(sys.modules, "google.protobuf", raising=False)
+    monkeypatch.setitem(sys.modules, missing, None)
+
+    with pytest.raises(Misuse, match=r"pip install 'regatta-edge\[grpc\]'"):
+        _load(tmp_path, "grpc = true")
 
 
 def test_addresses_are_told_apart() -> None:

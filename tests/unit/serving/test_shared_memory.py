@@ -11,13 +11,19 @@ from hypothesis import strategies as st
 
 from regatta_agent.serving.http import Request
 from regatta_agent.serving.regions import answer_regions
+from regatta_agent.serving.registry import Registry
 from regatta_agent.serving.shared_memory import MAX_REGIONS, RegionBody, Regions
 from regatta_protocol.errors import Rejected
 
 
 @pytest.fixture
 def regions(tmp_path: Path) -> Regions:
-    made = Regions(tmp_path)
+    return _regions(tmp_path)
+
+
+def _regions(folder: Path) -> Regions:
+    """Return the regions as one worker sees them; its objects lie in the folder."""
+    made = Regions(Registry(folder / "regions"), folder)
     made.limit_bytes = 1 << 20
     return made
 
@@ -54,8 +60,7 @@ def test_a_read_is_whole_or_an_error(
     """Whatever size the object is given after registration, exactly the bytes asked for come, or Rejected."""
     folder = tmp_path_factory.getbasetemp() / "whole"
     folder.mkdir(exist_ok=True)
-    path, regions = _object(folder), Regions(folder)
-    regions.limit_bytes = 1 << 20
+    path, regions = _object(folder), _regions(folder)
     regions.register("r", _body())
     os.truncate(path, size)
 
@@ -121,6 +126,44 @@ def test_a_removed_object_is_told_and_makes_room(tmp_path: Path, regions: Region
     regions.unregister("one-more")
     regions.unregister("unknown")
     assert _descriptors() == before
+
+
+def test_every_worker_of_a_model_knows_its_regions(tmp_path: Path) -> None:
+    """What one was told the other reads and writes, and forgets, and takes for what it is now."""
+    first, second = _regions(tmp_path), _regions(tmp_path)
+    before = _descriptors()
+    path = _object(tmp_path)
+    first.register("r", _body(offset=10, byte_size=50))
+
+    assert bytes(second.read("r", 0, 2)) == b"\x0a\x0b"
+    second.write("r", 0, 2, b"ab")
+    assert (bytes(first.read("r", 0, 2)), path.read_bytes()[10:12]) == (b"ab", b"ab")
+    assert second.status(None) == first.status(None) != []
+    with pytest.raises(Rejected, match="registered already"):
+        second.register("r", _body())
+
+    second.unregister("r")
+    with pytest.raises(Rejected, match="not registered"):
+        first.read("r", 0, 1)
+    _object(tmp_path, "other", 7)
+    second.register("r", _body("/other", byte_size=7))
+    assert bytes(first.read("r", 6, 1)) == b"\x06"
+    with pytest.raises(Rejected, match="do not lie"):
+        first.read("r", 6, 2)
+    first.unregister(None)
+    second.unregister(None)
+    assert _descriptors() == before
+
+
+def test_an_object_made_anew_is_another(tmp_path: Path) -> None:
+    """A worker that comes later does not take it for the one that was registered under its key."""
+    path = _object(tmp_path)
+    _regions(tmp_path).register("r", _body())
+    path.rename(tmp_path / "kept")  # so that its inode is not given to the new one
+    _object(tmp_path)
+
+    with pytest.raises(Rejected, match="was removed"):
+        _regions(tmp_path).read("r", 0, 1)
 
 
 def test_tensors_over_the_limits_are_refused(tmp_path: Path, regions: Regions) -> None:
