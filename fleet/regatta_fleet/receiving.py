@@ -1,8 +1,10 @@
 """Taking outputs in from devices: who offers one, whether it was asked for, and its pieces in order.
 
 A ticket is a secret of 192 bits for one output of one device; tickets are forgotten with the process, when they are
-not used for a while, or when the device offers anew. A piece is on the disk before the database counts it, and counted
-before the device hears so (uploading.py has the wire). What the operator withdrew is taken no further.
+not used for a while, or when the device offers anew. Once a megabyte what has come is synced and then counted in the
+database: for each piece it would cost two syncs, and the controller its turn at the database. So a kill of this process
+costs a megabyte, and a broken connection nothing. What the operator withdrew is taken no further (uploading.py has the
+wire).
 """
 
 from __future__ import annotations
@@ -28,6 +30,7 @@ logger = logging.getLogger(__name__)
 
 _AT_ONCE = 64  # uploads; a quarter of the connections that the device API takes
 _IDLE_S = 180.0  # three times the time that a device waits for an answer
+COUNTED_EVERY_BYTES = 1024 * 1024
 
 
 @dataclass
@@ -37,7 +40,9 @@ class _Upload:
     size_bytes: int
     digest: Digest
     offset: int
+    counted: int  # of these, in the database
     used_s: float
+    is_over: bool = False
     lock: threading.Lock = field(default_factory=threading.Lock)
 
 
@@ -66,6 +71,7 @@ class Receiver:
         self._on_change = on_change
         self._monotonic = monotonic
         self._lock = threading.Lock()
+        self._counting = threading.Lock()
         self._uploads: dict[str, _Upload] = {}  # by ticket
 
     def offer(self, request: ResultsOffer, now: float) -> ResultsTicket:
@@ -80,15 +86,21 @@ class Receiver:
         """
         device = self._holder(request.certificate_pem, request.csr_pem)
         with self._lock:
-            promised = self._make_room(request.batch, device)
+            former = self._make_room(request.batch, device)
+            promised = sum(one.size_bytes - one.offset for one in self._uploads.values())
+        if former is not None:
+            with former.lock:  # when a piece of it is being stored, that ends first
+                former.is_over = True
+                self._count(former, now)
         with self._database.write() as tx:
             pulled = pulling.note_offered(tx, request.batch, device, request.size_bytes, request.digest, now)
-        upload = _Upload(request.batch, device, request.size_bytes, request.digest, 0, self._monotonic())
+        upload = _Upload(request.batch, device, request.size_bytes, request.digest, 0, 0, self._monotonic())
         if self._store.holds(upload.batch, device, upload.size_bytes, upload.digest):
             upload.offset = upload.size_bytes
             self._conclude(upload, now)
         else:
-            upload.offset = self._store.begin(upload.batch, device, upload.size_bytes, pulled.received_bytes, promised)
+            begun = self._store.begin(upload.batch, device, upload.size_bytes, pulled.received_bytes, promised)
+            upload.offset = upload.counted = begun
             if upload.offset == upload.size_bytes:
                 self._finish(upload, now)
         ticket = secrets.token_urlsafe(24)
@@ -113,30 +125,40 @@ class Receiver:
             raise Expired("this upload is not known to this server: offer the file again")
         with upload.lock:
             upload.used_s = self._monotonic()
+            if upload.is_over:
+                raise Expired("this file was offered again: that upload goes on")
             if offset != upload.offset or not piece:
                 raise Conflict(f"the upload is at byte {upload.offset}, not at {offset}: offer the file again")
             if offset + len(piece) > upload.size_bytes:
                 raise TooLarge(f"the piece goes over the {upload.size_bytes} bytes that were offered")
             upload.offset = self._store.append(upload.batch, upload.device, offset, piece)
-            with self._database.write() as tx:
-                pulling.note_received(tx, upload.batch, upload.device, upload.offset, now)
-            if upload.offset == upload.size_bytes:
+            whole = upload.offset == upload.size_bytes
+            if whole or upload.offset - upload.counted >= COUNTED_EVERY_BYTES:
+                self._count(upload, now)
+            if whole:
                 with self._lock:
                     self._uploads.pop(ticket, None)
                 self._finish(upload, now)
             return ResultsTicket(ticket=ticket, offset=upload.offset)
 
-    def _make_room(self, batch: str, device: DeviceId) -> int:
-        """Forget tickets that are idle or were for the same output; return what the others will still bring."""
+    def _make_room(self, batch: str, device: DeviceId) -> _Upload | None:
+        """Forget tickets that are idle; take out and return the one of this output, if there is one."""
         idle_s = self._monotonic() - _IDLE_S
-        self._uploads = {
-            ticket: one
-            for ticket, one in self._uploads.items()
-            if one.used_s > idle_s and (one.batch, one.device) != (batch, device)
-        }
-        if len(self._uploads) >= _AT_ONCE:
+        self._uploads = {ticket: one for ticket, one in self._uploads.items() if one.used_s > idle_s}
+        mine = next(
+            (ticket for ticket, one in self._uploads.items() if (one.batch, one.device) == (batch, device)), None
+        )
+        if mine is None and len(self._uploads) >= _AT_ONCE:
             raise Busy(f"{_AT_ONCE} uploads are under way: try again later")
-        return sum(one.size_bytes - one.offset for one in self._uploads.values())
+        return None if mine is None else self._uploads.pop(mine)
+
+    def _count(self, upload: _Upload, now: float) -> None:
+        """Sync what has come, and let the database count it; one at a time, so that the controller gets its turn."""
+        if upload.offset > upload.counted:
+            self._store.sync(upload.batch, upload.device)
+            with self._counting, self._database.write() as tx:
+                pulling.note_received(tx, upload.batch, upload.device, upload.offset, now)
+            upload.counted = upload.offset
 
     def _finish(self, upload: _Upload, now: float) -> None:
         try:

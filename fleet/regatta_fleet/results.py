@@ -1,6 +1,6 @@
 """The folder of outputs that came from devices: `BATCH/DEVICE`, whole or absent, and `BATCH/.DEVICE.part` on its way.
 
-A piece is synced before it counts. How much of a part counts is the database's to say (pulling.py): what a kill or a
+What comes is synced before it counts. How much of a part counts is the database's to say (pulling.py): what a kill or a
 power cut left behind that is cut off. The digest of the whole decides whether it gets its name. All of it together is
 bounded, and some of the disk is left free.
 """
@@ -83,7 +83,7 @@ class ResultsStore:
         return have
 
     def append(self, batch: str, device: DeviceId, offset: int, piece: bytes) -> int:
-        """Add a piece, synced; return how many bytes are here.
+        """Add a piece; return how many bytes are here.
 
         Raises:
             Conflict: when the part does not end at `offset`.
@@ -94,9 +94,16 @@ class ResultsStore:
             if file.tell() != offset:
                 raise Conflict(f"the part of batch {batch} has {file.tell()} bytes, the piece begins at {offset}")
             file.write(piece)
-            file.flush()
-            os.fsync(file.fileno())
         return offset + len(piece)
+
+    def sync(self, batch: str, device: DeviceId) -> None:
+        """Make the part survive a power cut.
+
+        Raises:
+            StorageFull: when the disk is full.
+        """
+        with _full_disk_told_apart(self._folder), self._part(batch, device).open("rb") as file:
+            os.fsync(file.fileno())
 
     def finish(self, batch: str, device: DeviceId, digest: Digest) -> None:
         """Give the part its name.

@@ -2,9 +2,9 @@
 
 The device shows that it holds the key of its certificate, as when it renews that, and offers a file by its length and
 digest: `POST {url}/api/v1/results`. The answer is a *ticket* for this one file, and how much of it the fleet has
-already. The rest goes in pieces, `PUT {url}/api/v1/results/{ticket}?offset=N`, each of which the fleet has on its disk
-before it answers. With the last one it checks the digest. Whatever is cut off begins again with an offer, and goes on
-where the fleet's part ends; a file that the fleet has whole costs the offer alone.
+already. The rest goes in pieces, `PUT {url}/api/v1/results/{ticket}?offset=N`. With the last one the fleet checks the
+digest, and has it on its disk when it answers. Whatever is cut off begins again with an offer, and goes on where the
+fleet's part ends; a file that the fleet has whole costs the offer alone.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ class ResultsTicket(Wire):
 
     schema_version: int = 1
     ticket: str = Field(max_length=128, repr=False)
-    offset: int = Field(ge=0)  # bytes that the fleet has, on its disk; all of them: it is done
+    offset: int = Field(ge=0)  # bytes that the fleet has; all of them: it is done
 
 
 def send_results(

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from fleet_parts import DIGITS, SimulatedFleet
-from regatta_fleet import batching, pulling
+from regatta_fleet import batching, pulling, receiving
 from regatta_fleet.database import devices
 from regatta_fleet.errors import Conflict, Expired, NotFound
 from regatta_fleet.receiving import Receiver
@@ -25,6 +25,12 @@ from regatta_provisioning.uploading import ResultsOffer, ResultsTicket
 PI = DeviceId("pi-1")
 OUTPUT = bytes(range(256)) * 40
 _S = ResultsState
+
+
+@pytest.fixture(autouse=True)
+def _counted_often(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each of the small pieces here, as each megabyte of large outputs."""
+    monkeypatch.setattr(receiving, "COUNTED_EVERY_BYTES", 1000)
 
 
 class Pulling:
@@ -128,6 +134,23 @@ def test_a_killed_server_goes_on_where_its_disk_and_database_agree(tmp_path: Pat
     again = rig.offer()
 
     assert again.offset == 4000 - lost
+    rig.send(again)
+    assert rig.kept() == OUTPUT
+
+
+def test_a_broken_connection_costs_nothing_that_came(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Counted only once in a while, what came goes on counting for the next offer; the upload before it is over."""
+    monkeypatch.setattr(receiving, "COUNTED_EVERY_BYTES", 4000)
+    rig = Pulling(tmp_path)
+    rig.ask()
+    first = rig.send(rig.offer(), pieces=3)
+    shown = rig.shown()
+    assert shown is not None and shown.received_bytes == 0
+    again = rig.offer()
+
+    assert again.offset == 3000
+    with pytest.raises(Expired):
+        rig.send(first)
     rig.send(again)
     assert rig.kept() == OUTPUT
 
