@@ -175,7 +175,7 @@ with beginning():
         found.append((what, anonymous()))
 print(found)
 """
-    environment = {**os.environ, "MALLOC_ARENA_MAX": "1", "PYDANTIC_DISABLE_PLUGINS": "__all__"}
+    environment = {**os.environ, **unit_environment(), "PYDANTIC_DISABLE_PLUGINS": "__all__"}
     argv = [sys.executable, *flags, "-c", code]
     done = subprocess.run(argv, env=environment, capture_output=True, text=True, check=True)
     found: list[tuple[str, float]] = ast.literal_eval(done.stdout)

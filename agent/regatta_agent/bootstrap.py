@@ -26,6 +26,7 @@ from regatta_agent.desired import DesiredState
 from regatta_agent.events import INBOX_LENGTH, Event
 from regatta_agent.loop import Loop, Parts
 from regatta_agent.outbox import Outbox
+from regatta_agent.partial import kernel_boot
 from regatta_agent.priors import Priors
 from regatta_agent.quarantine_file import QuarantineFile
 from regatta_agent.racing import RaceSettings
@@ -124,7 +125,7 @@ def assemble(
     """Return a loop over the given adapters; the scenario tests give it fakes."""
     device = identity.device
     bus = make_bus(inbox, identity, presence_will(device, boot, __version__))
-    store = Store(config.state_dir)
+    store = Store(config.state_dir, kernel_boot(config.sysroot))
     window_s = min(config.telemetry_period_s, _LONGEST_WINDOW_S)
     quarantine = QuarantineFile(config.state_dir)
     workers = WorkerPool(config.run_dir, store, launcher, window_s, config.power, config.sysroot, config.serving)

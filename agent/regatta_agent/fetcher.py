@@ -38,7 +38,7 @@ class _Blob:
         self._transfer = transfer
         self._bus = bus
         self._device = device
-        self._partial = PartialFile(store.partial, store.blobs, file, DEFAULT_CHUNK_BYTES, store.digests)
+        self._partial = PartialFile(store.partial, store.blobs, file, DEFAULT_CHUNK_BYTES, store.digests, store.boot)
         self._state: Transfer | None = None
 
     def begin(self, now_s: float) -> None:

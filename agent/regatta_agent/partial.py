@@ -1,8 +1,10 @@
 """A download under way, on disk: `partial/<digest>` and `partial/<digest>.bits`, resumed after any cut.
 
 Invariants:
-- A bit is durable only after the chunks it stands for: `sync` writes content, then bits. What was not synced is
-  fetched again; nothing is believed that may be lost.
+- A bit counts as synced only after the chunks it stands for are: `sync` writes content, then bits. What was not synced
+  before a power cut is fetched again; nothing is believed that may be lost.
+- What was written and not synced is there after a kill of this process, as long as the kernel runs: each chunk is
+  marked as written after its content, in bits that bear the kernel's boot id and count only under the same.
 - The file becomes `blobs/<digest>` only when the SHA-256 of the whole is right. A wrong one is deleted with its bits.
 """
 
@@ -10,6 +12,7 @@ from __future__ import annotations
 
 import logging
 import os
+import uuid
 from pathlib import Path
 
 from regatta_agent.digests import Digests
@@ -19,20 +22,33 @@ from regatta_protocol.durable import read_bounded, remove_durably, rename_durabl
 from regatta_protocol.errors import RegattaError
 from regatta_protocol.manifest import FileRef
 
-__all__ = ["PartialFile"]
+__all__ = ["PartialFile", "kernel_boot"]
 
 logger = logging.getLogger(__name__)
 
-# A cut costs what was not synced: a thirty-second of the file, so that several cuts stay within 5 % of it; yet a small
-# file is not synced with every chunk, nor a large one at intervals of more than 4 MiB (0.1-0.5 s on an SD card).
+# A power cut costs what was not synced: a thirty-second of the file, within 5 % of it; yet a small file is not synced
+# with every chunk, nor a large one at intervals of more than 4 MiB (0.1-0.5 s on an SD card).
 _SYNC_SHARE, _LEAST_SYNC_BYTES, _MOST_SYNC_BYTES = 32, 128 * 1024, 4 * 1024 * 1024
-_HEADER_BYTES = 4  # of the bits: the chunk size, big-endian
+_BOOT_BYTES = 16
+_HEADER_BYTES = 4 + _BOOT_BYTES  # of the bits: the chunk size, big-endian, and the kernel's boot id or zeros
+_WRITTEN, _SYNCED = 1, 2  # a byte of the bits, one for each chunk; 0: it is not here
+_BOOT_ID = "proc/sys/kernel/random/boot_id"
+
+
+def kernel_boot(sysroot: Path) -> bytes | None:
+    """Return what tells this run of the kernel from every other; None where that cannot be read."""
+    try:
+        return uuid.UUID(read_bounded(sysroot / _BOOT_ID, 64).decode().strip()).bytes
+    except (OSError, RegattaError, ValueError):
+        return None
 
 
 class PartialFile:
     """One unfinished blob."""
 
-    def __init__(self, folder: Path, blobs: Path, file: FileRef, chunk_bytes: int, digests: Digests) -> None:
+    def __init__(
+        self, folder: Path, blobs: Path, file: FileRef, chunk_bytes: int, digests: Digests, boot: bytes | None = None
+    ) -> None:
         self._path = folder / file.digest
         self._bits_path = folder / f"{file.digest}.bits"
         self._blob_path = blobs / file.digest
@@ -42,7 +58,9 @@ class PartialFile:
         self._count = chunk_count(file.size_bytes, chunk_bytes)
         self._sync_bytes = min(max(file.size_bytes // _SYNC_SHARE, _LEAST_SYNC_BYTES), _MOST_SYNC_BYTES)
         self._unsynced_bytes = 0
+        self._boot = boot if file.size_bytes > _LEAST_SYNC_BYTES else None  # marks in a small file cost more than it
         self._descriptor: int | None = None
+        self._marks: int | None = None  # the bits, open for marks
         self.have = bytearray(self._count)  # one byte a chunk, 0 or 1
 
     def open(self) -> None:
@@ -62,13 +80,16 @@ class PartialFile:
             )
             kept = None
         if kept is None:
+            self._bits_path.unlink(missing_ok=True)  # what they told of is not here
             try:
                 os.ftruncate(self._descriptor, 0)
                 os.ftruncate(self._descriptor, self._file.size_bytes)
             except OSError as err:
                 raise _translated(err, self._path) from err
+            if self._boot is not None:
+                self._write_bits(bytes(self._count))
         else:
-            self.have = kept
+            self._adopt(kept)
 
     def missing(self) -> list[int]:
         """Return the indices of chunks that are not here."""
@@ -95,6 +116,8 @@ class PartialFile:
             while view:
                 written = os.pwrite(self._open, view, offset)
                 view, offset = view[written:], offset + written
+            if self._marks is not None:
+                os.pwrite(self._marks, bytes((_WRITTEN,)), _HEADER_BYTES + index)
         except OSError as err:
             raise _translated(err, self._path) from err
         self.have[index] = 1
@@ -113,7 +136,7 @@ class PartialFile:
             os.fsync(self._open)
         except OSError as err:
             raise _translated(err, self._path) from err
-        write_durably(self._bits_path, self._chunk_bytes.to_bytes(_HEADER_BYTES, "big") + bytes(self.have))
+        self._write_bits(bytes(_SYNCED * there for there in self.have))
         self._unsynced_bytes = 0
 
     def finish(self) -> bool:
@@ -148,9 +171,10 @@ class PartialFile:
 
     def close(self) -> None:
         """Close the file. May be called twice."""
-        if self._descriptor is not None:
-            os.close(self._descriptor)
-            self._descriptor = None
+        for descriptor in (self._descriptor, self._marks):
+            if descriptor is not None:
+                os.close(descriptor)
+        self._descriptor = self._marks = None
 
     @property
     def _open(self) -> int:
@@ -161,7 +185,33 @@ class PartialFile:
     def _length(self, index: int) -> int:
         return min(self._chunk_bytes, self._file.size_bytes - index * self._chunk_bytes)
 
-    def _read_bits(self) -> bytearray | None:
+    def _adopt(self, bits: bytes) -> None:
+        """Begin with what is here, and with marks for what comes."""
+        same_kernel = self._boot is not None and bits[4:_HEADER_BYTES] == self._boot
+        believed = (_WRITTEN, _SYNCED) if same_kernel else (_SYNCED,)
+        states = bits[_HEADER_BYTES:]
+        self.have = bytearray(state in believed for state in states)
+        if same_kernel:
+            self._unsynced_bytes = sum(self._length(index) for index, state in enumerate(states) if state == _WRITTEN)
+            self._open_marks()
+        elif self._boot is not None:
+            self._write_bits(bytes(_SYNCED * there for there in self.have))
+
+    def _write_bits(self, states: bytes) -> None:
+        header = self._chunk_bytes.to_bytes(4, "big") + (self._boot or bytes(_BOOT_BYTES))
+        write_durably(self._bits_path, header + states)
+        self._open_marks()
+
+    def _open_marks(self) -> None:
+        """Mark in the file that is in place now."""
+        if self._marks is not None:
+            os.close(self._marks)
+            self._marks = None
+        if self._boot is not None:
+            self._marks = os.open(self._bits_path, os.O_WRONLY | os.O_CLOEXEC)
+
+    def _read_bits(self) -> bytes | None:
+        """Return the bits with their header, or None when they are of no use."""
         try:
             data = read_bounded(self._bits_path, _HEADER_BYTES + self._count)
         except FileNotFoundError:
@@ -172,10 +222,10 @@ class PartialFile:
             )
             return None
         right_size = len(data) == _HEADER_BYTES + self._count
-        if not right_size or int.from_bytes(data[:_HEADER_BYTES], "big") != self._chunk_bytes:
+        if not right_size or int.from_bytes(data[:4], "big") != self._chunk_bytes:
             logger.warning("event=partial_of_other_chunks path=%s action=fetched_from_the_start", self._bits_path)
             return None
-        return bytearray(1 if byte else 0 for byte in data[_HEADER_BYTES:])
+        return data
 
 
 def _translated(err: OSError, path: Path) -> Exception:

@@ -49,8 +49,14 @@ class Collected(NamedTuple):
 class Store:
     """The files of one agent."""
 
-    def __init__(self, state_dir: Path) -> None:
+    def __init__(self, state_dir: Path, boot: bytes | None = None) -> None:
+        """
+        Args:
+            state_dir: the agent's.
+            boot: which run of the kernel this is (partial.kernel_boot); None: unknown.
+        """
         self._state_dir = state_dir
+        self.boot = boot
         self.blobs = state_dir / "blobs"
         self.partial = state_dir / "partial"
         self._models = state_dir / "models"

@@ -36,9 +36,10 @@ def _blob_in_place(stack: ExitStack) -> None:
     begin = partial.PartialFile.__init__
 
     def begin_in_place(
-        self: partial.PartialFile, folder: Path, blobs: Path, file: FileRef, chunk_bytes: int, digests: Digests
-    ) -> None:
-        begin(self, blobs, blobs, file, chunk_bytes, digests)
+        self: partial.PartialFile, folder: Path, blobs: Path, file: FileRef, chunk_bytes: int, digests: Digests,
+        boot: bytes | None = None,
+    ) -> None:  # fmt: skip
+        begin(self, blobs, blobs, file, chunk_bytes, digests, boot)
 
     stack.enter_context(mock.patch.object(partial.PartialFile, "__init__", begin_in_place))
 

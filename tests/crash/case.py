@@ -166,12 +166,12 @@ class Case:
         )  # fmt: skip
         return Heard().hear_all(self.before).hear_all(told)
 
-    def come_back(self, heard: Heard) -> str | None:
+    def come_back(self, heard: Heard, *, power_cut: bool = False) -> str | None:
         """Start the agent again on what lies in place; return the promise that is broken, or None."""
 
         def work(tell: Tell) -> None:
             try:
-                come_back(self.place, self.scenario, self.seed, heard)
+                come_back(self.place, self.scenario, self.seed, heard, power_cut=power_cut)
             except Violation as err:
                 tell("violation", str(err))
 

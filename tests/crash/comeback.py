@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from crash.device import STATE, Device, adjusted
+from crash.device import AFTER_POWER_CUT, BOOT, STATE, Device, adjusted
 from crash.heard import Heard, Violation, demand
 from crash.scenarios import Scenario, play
 from device_rig import MODEL
@@ -31,7 +31,7 @@ _LATER_S = 360_000.0  # the clock of a device that comes back never shows a time
 _PLACED = (InstallState.PLACED, InstallState.ON_TRIAL, InstallState.COMMITTED)
 
 
-def come_back(folder: Path, scenario: Scenario, seed: int, heard: Heard) -> None:
+def come_back(folder: Path, scenario: Scenario, seed: int, heard: Heard, *, power_cut: bool) -> None:
     """Start again on what is in the folder, and play the story to its end.
 
     Raises:
@@ -39,7 +39,7 @@ def come_back(folder: Path, scenario: Scenario, seed: int, heard: Heard) -> None
     """
     before = look(folder / STATE, heard)
 
-    with adjusted(lambda: device):
+    with adjusted(lambda: device, AFTER_POWER_CUT if power_cut else BOOT):
         device = Device(folder, seed, heard.hear, outbox_bytes=scenario.outbox_bytes, later_s=_LATER_S)
         demand(device.has_identity(), "the identity has changed")
         scenario.prepare(device)

@@ -60,7 +60,7 @@ class Cuts:
         except Violation as err:
             return str(err)
         _write_out(image, case.place)
-        return case.come_back(heard)
+        return case.come_back(heard, power_cut=True)
 
     def _fresh_disk(self) -> Disk:
         return Disk(self._case.place / STATE, self._case.only_state_given())

@@ -17,7 +17,7 @@ from unittest import mock
 
 from crash.forks import Tell
 from device_rig import DEVICE, MODEL, Rig
-from regatta_agent import partial
+from regatta_agent import bootstrap, partial
 from regatta_agent.events import Event
 from regatta_agent.outbox import Outbox
 from regatta_agent.serving.events import WindowClosed
@@ -33,8 +33,9 @@ from regatta_protocol.messages import InstallState, RaceItem, Reported, ServingW
 from regatta_protocol.testing import Faults, MemoryBus
 from regatta_provisioning.identity import Identity
 
-__all__ = ["LAST_VERSION", "RACE_KEY", "STARTED", "STATE", "Device", "adjusted", "enrol"]
+__all__ = ["AFTER_POWER_CUT", "BOOT", "LAST_VERSION", "RACE_KEY", "STARTED", "STATE", "Device", "adjusted", "enrol"]
 
+BOOT, AFTER_POWER_CUT = b"a run of a linux", b"the run after it"  # ids of the kernel's boots
 LAST_VERSION = 3
 RACE_KEY = Digest("5" * 64)
 STATE = "state"  # the state folder's name
@@ -256,9 +257,10 @@ def enrol(state_dir: Path) -> None:
 
 
 @contextmanager
-def adjusted(device_of: Callable[[], Device]) -> Iterator[None]:
-    """Sync more often than a board does, and let a device say how much of its disk is free."""
+def adjusted(device_of: Callable[[], Device], boot: bytes = BOOT) -> Iterator[None]:
+    """Sync more often than a board does, and let a device say how much of its disk is free, and which boot this is."""
     with ExitStack() as stack:
         stack.enter_context(mock.patch.object(partial, "_LEAST_SYNC_BYTES", _SYNC_BYTES))
+        stack.enter_context(mock.patch.object(bootstrap, "kernel_boot", lambda _sysroot: boot))
         stack.enter_context(mock.patch.object(Store, "free_bytes", lambda _store: device_of().free_bytes()))
         yield

@@ -155,3 +155,27 @@ def test_an_unreachable_broker_is_named_by_status(wire: Wire, tmp_path: Path) ->
     finally:
         agent.terminate()
         assert agent.wait(20) == 0
+
+
+@pytest.mark.parametrize(
+    ("fault", "status", "said"),
+    [
+        ("(signal.setitimer(signal.ITIMER_REAL, 1.0), threading.Event().wait())", -signal.SIGALRM, "in <lambda>"),
+        ("(_ for _ in ()).throw(MemoryError('nothing left'))", 70, "MemoryError: nothing left"),
+    ],
+    ids=["hangs", "finds no memory"],
+)
+def test_a_loop_that_cannot_go_on_ends_the_process_and_says_where(
+    wire: Wire, tmp_path: Path, fault: str, status: int, said: str
+) -> None:
+    """With nobody's help (the hung one would have had 90 s); whoever supervises it starts it again."""
+    state = enrolled(wire, tmp_path, DEVICE)
+    program = f"""
+import signal, threading
+from regatta_agent import loop
+loop.Loop._tend_batch = lambda self: {fault}
+{_PROGRAM}"""
+    argv = [sys.executable, "-c", program, "run", "--state-dir", str(state), "--run-dir", str(tmp_path / "run")]
+    done = subprocess.run(argv, capture_output=True, text=True, timeout=60)
+
+    assert (done.returncode, said in done.stderr) == (status, True), done.stderr[-2000:]

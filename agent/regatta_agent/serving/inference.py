@@ -34,6 +34,7 @@ __all__ = ["InferRequest", "NamedTensor", "RegionSlice", "SharedMemory", "Wanted
 MAX_TENSORS = 256  # TFLite models with more inputs or outputs are not known to us
 MAX_CLASSES = 1000
 _MAX_TIMEOUT_US = 3_600_000_000
+_MAX_JSON_BYTES = 8 * 1024 * 1024  # parsed, `{},{},…` takes fifty times as much memory
 _KEPT_HEADERS = 32  # a client sends the same JSON part with each request that has no id of its own
 _KEPT_HEADER_BYTES = 4096
 
@@ -132,6 +133,8 @@ def parse_infer(body: bytes, header_length: bytes | None, shared: SharedMemory |
     length = _header_length(header_length, len(body))
     if length == 0 and header_length is not None:
         return InferRequest(None, (), (), binary_default=True, raw=memoryview(body))
+    if length > _MAX_JSON_BYTES:
+        raise Rejected(f"{length} bytes of JSON are over the limit of {_MAX_JSON_BYTES}: send tensors as binary data")
     read = _read_again if header_length is not None and length <= _KEPT_HEADER_BYTES else _read_header
     tensors, request = read(body if length == len(body) else body[:length], shared is not None)
     rest = memoryview(body)[length:]

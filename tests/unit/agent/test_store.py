@@ -73,6 +73,43 @@ def test_only_what_was_synced_is_believed_after_a_cut(store: Store) -> None:
     assert again.bitmap() == b"\x01"
 
 
+@pytest.mark.parametrize(
+    ("boot", "missing"), [(b"a" * 16, [2, 3, 4, 5]), (b"b" * 16, [1, 2, 3, 4, 5]), (None, [1, 2, 3, 4, 5])]
+)
+def test_what_was_written_is_there_after_a_kill_and_not_after_a_power_cut(
+    store: Store, monkeypatch: pytest.MonkeyPatch, boot: bytes | None, missing: list[int]
+) -> None:
+    """As long as the same kernel runs it holds what was not synced; under another, or an unknown one, nobody knows."""
+    monkeypatch.setattr("regatta_agent.partial._LEAST_SYNC_BYTES", 4 * CHUNK)
+    killed = PartialFile(store.partial, store.blobs, FILE, CHUNK, store.digests, b"a" * 16)
+    killed.open()
+    killed.write(0, piece(0))
+    killed.sync()
+    killed.write(1, piece(1))  # and no more: nothing is synced or closed
+
+    again = PartialFile(store.partial, store.blobs, FILE, CHUNK, store.digests, boot)
+    again.open()
+    assert again.missing() == missing
+    for index in missing:
+        again.write(index, piece(index))
+    with mock.patch("os.fsync") as sync:
+        assert again.finish()
+    assert sync.call_count >= 2, "the content is synced before its rename, and the folder after"
+    assert store.blob_path(FILE.digest).read_bytes() == DATA
+    assert list(store.partial.iterdir()) == []
+
+
+def test_bits_of_a_file_that_is_cut_short_are_gone_at_once(store: Store) -> None:
+    """A kill before the next sync leaves no word of chunks that are not there."""
+    file = partial(store)
+    file.write(0, piece(0))
+    file.sync()
+    file.close()
+    (store.partial / FILE.digest).write_bytes(b"")
+
+    assert partial(store).missing() == partial(store).missing() == [0, 1, 2, 3, 4, 5]
+
+
 def test_another_chunk_size_begins_anew(store: Store) -> None:
     """Bits of other chunks say nothing."""
     file = partial(store)

@@ -93,7 +93,7 @@ def test_all_of_a_message_is_in_the_request() -> None:
     assert len(model_path("a" * 9999, "1" * 9999)) < 600, "which is remembered"
 
 
-def _input(datatype: str, shape: int = 1, **contents: list[int]) -> dict[str, Any]:
+def _input(datatype: str, shape: int = 1, **contents: list[Any]) -> dict[str, Any]:
     return {"inputs": [{"name": "x", "datatype": datatype, "shape": [shape], "contents": contents or None}]}
 
 
@@ -107,6 +107,7 @@ def _input(datatype: str, shape: int = 1, **contents: list[int]) -> dict[str, An
         (_input("INT8", int_contents=[128]), "-128, 127"),
         (_input("FP16"), "in raw_input_contents"),
         (_input("FP32", shape=-1), "not valid"),
+        (_input("BYTES", shape=70_000, bytes_contents=[b""] * 70_000), "70000 elements came"),
         ({"inputs": [{"name": "x", "shape": [1] * 17}]}, "shape of 17 sizes"),
         ({"inputs": [{"name": "x"}] * 257}, "257 inputs came"),
         ({"outputs": [{"name": "x"}] * 257}, "257 outputs came"),

@@ -55,6 +55,7 @@ def test_outputs_inherit_the_request_s_wish_for_binary() -> None:
         (b"[" * 100_000, None, "JSON"),
         (b"{}", None, "inputs"),
         (_body(), None, "inputs"),
+        (b" " * (8 << 20) + b"{}", None, "over the limit of 8388608: send tensors as binary data"),
         (_body(ENTRY), None, "no data"),
         (_body({**ENTRY, "data": [1, 2], "parameters": {"binary_data_size": 8}}), b"9", "not valid|Request"),
         (_body(_binary(8)), None, "header Inference-Header-Content-Length is missing"),

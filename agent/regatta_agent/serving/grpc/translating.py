@@ -43,6 +43,7 @@ HEADER_LENGTH = b"inference-header-content-length"
 _REGION = "shared_memory_region"
 _LONGEST_NAME = 256  # characters; what follows is not asked for, as no model has such a name
 _MOST_PARAMETERS = 64
+_MOST_STRINGS = 65_536  # one by one: an empty one is two bytes of a message, and was measured at 250 of memory here
 _FIELDS = {
     "BOOL": ("bool_contents", np.dtype("?")),
     "INT8": ("int_contents", np.dtype("i4")),
@@ -167,6 +168,8 @@ def _packed(tensor: ModelInferRequest.InferInputTensor) -> bytes:
         raise Rejected(f"{name}: {err}") from err
     if len(elements) != count:
         raise Rejected(f"{name}: shape {shape} needs {count} elements and {len(elements)} came")
+    if field == "bytes_contents" and count > _MOST_STRINGS:
+        raise Rejected(f"{name}: {count} elements came: send more than {_MOST_STRINGS} of BYTES in raw_input_contents")
     array: Array = np.fromiter(elements, dtype, count)
     typed: Array = array.astype(DATATYPES[tensor.datatype], copy=False)
     if dtype.kind in "iu" and not np.array_equal(typed, array):

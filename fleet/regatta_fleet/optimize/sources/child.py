@@ -7,7 +7,8 @@ from pathlib import Path
 
 from regatta_fleet.optimize.process import serve
 from regatta_fleet.optimize.samples import read_samples
-from regatta_fleet.optimize.sources.made import convert_onnx, write_made
+from regatta_fleet.optimize.sources.made import write_made
+from regatta_fleet.optimize.sources.onnx_model import convert_onnx
 from regatta_fleet.optimize.sources.resolve import ConvertAnswer, ConvertSpec
 from regatta_fleet.optimize.sources.tensorflow_model import convert_keras, convert_savedmodel
 from regatta_fleet.optimize.usercode import guarded, load_file, load_module
