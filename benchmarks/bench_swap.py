@@ -31,6 +31,7 @@ from models import default_models, sample_of  # noqa: E402
 from ways import Asker, regatta  # noqa: E402
 
 CLIENTS = 4
+ROUND_S = 25.0
 
 
 class Swapping:
@@ -68,7 +69,7 @@ class Swapping:
         return began, renamed, time.monotonic()
 
 
-def swap_under_load(model: Path, requests: int, rate: float, every_s: float) -> dict[str, Any]:
+def swap_under_load(model: Path, requests: int, rate: float, pause_s: float) -> dict[str, Any]:
     """Return what clients noticed until so many requests were made."""
     swaps: list[tuple[float, float, float]] = []
     ended: list[float] = []
@@ -77,10 +78,12 @@ def swap_under_load(model: Path, requests: int, rate: float, every_s: float) -> 
     with tempfile.TemporaryDirectory() as name, contextlib.ExitStack() as stack:
         swapping = Swapping(model, Path(name), stack)
         while len(took_us) + failed < requests:
+            round_ends = time.monotonic() + ROUND_S
             for asker in swapping.askers:
-                asker.begin(f"log {every_s} {rate / CLIENTS}")
-            time.sleep(every_s / 3)  # the time between swaps is what the others are held against
-            swaps.append(swapping.swap())
+                asker.begin(f"log {ROUND_S} {rate / CLIENTS}")
+            while time.monotonic() + pause_s < round_ends:
+                time.sleep(pause_s)  # the steady time, which the swaps are held against
+                swaps.append(swapping.swap())
             for asker in swapping.askers:
                 lost, answered = asker.done()
                 failed += lost
@@ -125,12 +128,12 @@ def main() -> None:
     parser.add_argument("model", nargs="?", type=Path, help="with one input [KWS of ../shared/data]")
     parser.add_argument("--requests", type=int, default=100_000)
     parser.add_argument("--rate", type=float, default=1000.0, help="of all clients together; 0: as fast as they can")
-    parser.add_argument("--every", type=float, default=4.0, help="seconds between swaps")
+    parser.add_argument("--pause", type=float, default=2.0, help="seconds from one swap to the next")
     options = parser.parse_args()
     model = options.model or next(iter(default_models()), None)
     if model is None:
         parser.error("there are no models beside this checkout: name one")
-    print(json.dumps(swap_under_load(model, options.requests, options.rate, options.every)))
+    print(json.dumps(swap_under_load(model, options.requests, options.rate, options.pause)))
 
 
 if __name__ == "__main__":

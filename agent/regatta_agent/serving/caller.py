@@ -127,7 +127,7 @@ class Caller:
         deadline = time.monotonic() + self._timeout_s
         connection = self._connected()
         try:
-            connection.settimeout(self._timeout_s)
+            _limit(connection, self._timeout_s)
             # A worker that refuses early (413) answers and stops reading, so the answer is looked for all the same.
             with contextlib.suppress(BrokenPipeError, ConnectionResetError):
                 _send(connection, [call.head(self._target), call.body, *call.tail], deadline)
@@ -164,7 +164,9 @@ class Caller:
         while end < 0:
             if have > MAX_HEADER_BYTES:
                 raise TooLarge(f"the answer of {self._target.text} has headers over {MAX_HEADER_BYTES} bytes")
-            count = _receive_into(connection, self._buffer[have:], deadline)
+            if have:
+                _limit(connection, deadline - time.monotonic())
+            count = _receive_into(connection, self._buffer[have:])
             if count == 0:
                 where = "within" if have else "before"
                 raise ClosedBeforeAnswer(f"{self._target.text} closed the connection {where} an answer")
@@ -178,7 +180,8 @@ class Caller:
         body = memoryview(bytearray(size))  # its own, for arrays of the answer lie in it
         body[:begun] = self._buffer[end + 4 : have]
         while begun < size:
-            count = _receive_into(connection, body[begun:], deadline)
+            _limit(connection, deadline - time.monotonic())
+            count = _receive_into(connection, body[begun:])
             if count == 0:
                 raise ClosedBeforeAnswer(f"{self._target.text} closed the connection within an answer")
             begun += count
@@ -207,7 +210,7 @@ def _send(connection: socket.socket, parts: Sequence[bytes | memoryview], deadli
         return
     left = [memoryview(part) for part in parts if len(part)]
     while left:
-        connection.settimeout(max(0.001, deadline - time.monotonic()))
+        _limit(connection, deadline - time.monotonic())
         sent = connection.sendmsg(left)
         while left and sent >= len(left[0]):
             sent -= len(left.pop(0))
@@ -234,9 +237,14 @@ def _connect_unix(path: str, timeout_s: float) -> socket.socket:
     return connection
 
 
-def _receive_into(connection: socket.socket, buffer: memoryview, deadline: float) -> int:
+def _limit(connection: socket.socket, timeout_s: float) -> None:
+    """Let the next call take so long; a system call, which most exchanges need not make."""
+    if connection.gettimeout() != timeout_s:
+        connection.settimeout(max(0.001, timeout_s))
+
+
+def _receive_into(connection: socket.socket, buffer: memoryview) -> int:
     """Return how many bytes came; 0 when the connection ended."""
-    connection.settimeout(max(0.001, deadline - time.monotonic()))
     try:
         return connection.recv_into(buffer)
     except ConnectionResetError:

@@ -7,11 +7,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from regatta_agent.serving.failover import Failover, Switch
 from regatta_agent.serving.seat import Seat, Signature, is_guarded
 from regatta_agent.serving.spec import Contender
+from regatta_agent.serving.tensors import Array
 from regatta_protocol.manifest import TensorSpec
 from regatta_protocol.measurement import Latency
+from regatta_runtimes.errors import InvokeFailed
 from regatta_runtimes.testing import FakeSession
+from serving_process import tiny_spec
 
 INT8 = TensorSpec(name="in8", dtype="int8", shape=(1, 3), scale=0.5, zero_point=-10)
 FLOAT = TensorSpec(name="in", dtype="float32", shape=(1, 3))
@@ -39,6 +43,41 @@ def test_the_same_tensors_pass_untouched() -> None:
     x = np.array([[1.5, np.float32(1e-30), -3.0]], np.float32)
 
     np.testing.assert_array_equal(seat.run([x])[0], x)
+
+
+def test_a_stack_is_computed_as_its_samples_are() -> None:
+    """One after another, in the tensors that clients see; how long each took on average is noted."""
+    seat = Seat(_contender(), FakeSession(FLOAT, FLOAT, lambda x: x * np.float32(2)), Signature((INT8,), (INT8,)), 3.0)
+    stack = np.arange(-15, 15, dtype=np.int8).reshape(10, 3)
+
+    (outputs,) = seat.run_each([stack])
+
+    np.testing.assert_array_equal(outputs, np.concatenate([seat.run([row])[0] for row in stack[:, np.newaxis]]))
+    assert seat.compute_ns > 0
+    assert seat.running_since_ns is None
+
+
+def test_a_stack_that_fails_is_computed_by_the_standby(tmp_path: Path) -> None:
+    """The sample that what serves cannot compute, and those behind it; the order stays."""
+
+    def unless_negative(x: Array) -> Array:
+        if x[0, 0] < 0:
+            raise InvokeFailed("negative")
+        return x + np.float32(1)
+
+    standby = Contender(candidate_id="litert/float32/none/t1", variant_path=Path("m.tflite"))
+    spec = tiny_spec(tmp_path, standbys=(standby,))
+    signature = Signature((FLOAT,), (FLOAT,))
+    switches: list[Switch] = []
+    winner = Seat(spec.winner(), FakeSession(FLOAT, FLOAT, unless_negative), signature, 3.0)
+    failover = Failover(spec, winner, switches.append, lambda: None)
+    failover.hold(Seat(standby, FakeSession(FLOAT, FLOAT, lambda x: x + np.float32(1)), signature, 3.0))
+    stack = np.array([[0, 1, 2], [-3, 4, 5], [6, 7, 8]], np.float32)
+
+    (outputs,) = failover.run_each([stack])
+
+    np.testing.assert_array_equal(outputs, stack + 1)
+    assert [switch.placement for switch in switches] == [standby.candidate_id]
 
 
 @pytest.mark.parametrize(("p99_us", "hang_s"), [(None, float("inf")), (100.0, 0.5), (50_000.0, 0.5), (400_000.0, 4.0)])
