@@ -131,7 +131,11 @@ class Loop:
         self.stop()
 
     def start(self) -> None:
-        """Take up the work where it was left, and serve at once what the disk knows; the network may come later."""
+        """Take up the work where it was left, and serve at once what the disk knows; the network may come later.
+
+        Raises:
+            Misuse: when the certificates cannot be read, and there is nothing to serve without them either.
+        """
         parts = self._parts
         parts.store.prepare()
         parts.workers.prepare()
@@ -139,7 +143,7 @@ class Loop:
         self.record = outcomes.recovered(self._keeper.load(int(self.wall())), parts.limits)
         self._settle()
         parts.status.say(self.online, None, None, self._offline_since_s)
-        parts.bus.start()
+        self._connect()
         parts.notifier.ready()
         logger.info("event=started generation=%d versions=%d", self.record.generation, len(list(self.record.all())))
 
@@ -222,6 +226,15 @@ class Loop:
     def _space_bytes(self) -> int:
         """Return what is free in both folders that a job writes to: with more than that, a full one is tried again."""
         return self._parts.store.free_bytes() + self._parts.workers.free_bytes()
+
+    def _connect(self) -> None:
+        try:
+            self._parts.bus.start()
+        except Misuse as err:  # a damaged certificate is the operator's to mend, and no fault of the model that serves
+            if not any(self.record.serving(name) for name in self.record.installs):
+                raise
+            self._offline = str(err)
+            logger.error("event=offline_for_good reason=%s action=serving_what_is_here", err)
 
     def _take_in(self, event: Event) -> None:
         """Let one event change the record, in memory. `_settle` persists it before anything is done about it."""

@@ -5,16 +5,19 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from pathlib import Path
+from unittest import mock
 
 import pytest
 
 from device_rig import Rig
 from regatta_agent.serving.events import Failed, Ready, SelfTest
 from regatta_agent.serving.spec import ServeSpec
+from regatta_agent.status import read_status
 from regatta_agent.testing import ScriptedChild
 from regatta_agent.traffic import TrafficFile
 from regatta_protocol.codec import encode
 from regatta_protocol.durable import write_durably
+from regatta_protocol.errors import Misuse
 from regatta_protocol.ids import digest_of_bytes
 
 _SIZE_BYTES = 400_000
@@ -134,6 +137,26 @@ def test_a_damaged_file_costs_at_most_itself(
     assert rig.fleet.sent_bytes - sent <= rest + may_cost_bytes
     rig.fleet.assign(1, "r3")
     assert rig.run(until=rig.committed(1), seconds=120), rig.install(1)
+
+
+def test_a_damaged_certificate_costs_the_connection_and_not_the_service(rig: Rig) -> None:
+    """What was served goes on, and `status` says what to mend; a device that has nothing to serve ends at once."""
+    rig.outbox.close()
+    rig.make()
+    rig.launcher.serve = honest
+    rig.bus.start = mock.Mock(side_effect=Misuse("cannot connect to the broker without cert.pem"))  # type: ignore[method-assign]
+    rig.start()
+    assert rig.run(until=rig.committed(1), seconds=5)
+    shown = read_status(rig.config.run_dir)
+    assert shown is not None and not shown.online and "cert.pem" in (shown.offline or "")
+
+    for path in rig.config.state_dir.glob("record*.json"):
+        path.unlink()
+    rig.outbox.close()
+    rig.make()
+    rig.bus.start = mock.Mock(side_effect=Misuse("cannot connect to the broker without cert.pem"))  # type: ignore[method-assign]
+    with pytest.raises(Misuse, match=r"cert\.pem"):
+        rig.start()
 
 
 def test_no_file_of_the_state_folder_is_left_out(rig: Rig) -> None:

@@ -125,7 +125,7 @@ def turn():
 def hang():
     threading.Event().wait()
 with armed(2.0) as alarm:
-    for _ in range(60):
+    for _ in range(45):
         turn()
         alarm.put_off()
     print("turned", flush=True)

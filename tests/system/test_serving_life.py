@@ -42,6 +42,8 @@ NOT_IN_A_WORKER = {  # what a worker must not hold that serves an image model on
     "regatta_protocol.messages": "what the agent and the fleet say to each other",
     "regatta_runtimes.job": "what a race is asked",
     "regatta_runtimes.fpga.loader": "few boards have an FPGA",
+    "regatta_runtimes.delegates": "the processor computes, by the runtime's own kernels",
+    "tomllib": "delegate files are read by who needs a delegate",
     "regatta_agent.client": "only while a next version is in its shadow",
     "click": "commands only",
 }

@@ -14,7 +14,6 @@ import numpy as np
 
 from regatta_protocol.errors import Rejected
 from regatta_protocol.manifest import TensorSpec
-from regatta_runtimes.backends.plugin import load_plugin
 from regatta_runtimes.candidate import Candidate
 from regatta_runtimes.errors import CreateFailed, InvokeFailed, PrepareFailed, one_line
 from regatta_runtimes.session import Array, check_kinds, check_shapes
@@ -63,7 +62,11 @@ class InterpreterSession:
             CreateFailed: when the delegate cannot be loaded, or the vendor refuses the model.
             PrepareFailed: when the delegate refuses the graph, or the tensors cannot be allocated.
         """
-        delegates = [] if candidate.delegate in RESOLVERS else [load_plugin(vendor, candidate)]
+        delegates = []
+        if candidate.delegate not in RESOLVERS:
+            from regatta_runtimes.backends.plugin import load_plugin  # brings the table of delegates, half a megabyte
+
+            delegates.append(load_plugin(vendor, candidate))
         try:
             interpreter = vendor.Interpreter(
                 model_path=str(model_path),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import stat
 import threading
 from pathlib import Path
@@ -87,6 +88,12 @@ def test_devices_must_have_an_address(tmp_path: Path) -> None:
     assert server_info(fleet, "fleet.example", 1, "0").device_url == f"https://fleet.example:{fleet.device_port}"
     six = fleet.model_copy(update={"advertise": "::1"})
     assert server_info(six, "::1", 1, "0").device_url == f"https://[::1]:{fleet.device_port}"
+
+
+def test_answers_do_not_wait_for_acknowledgements() -> None:
+    """What the listener accepts has Nagle's algorithm turned off by asyncio, which looks at the protocol for that."""
+    with listen("127.0.0.1", 0, "device API") as listener:
+        assert listener.proto == socket.IPPROTO_TCP
 
 
 def test_a_taken_port_is_told(tmp_path: Path) -> None:

@@ -2,25 +2,45 @@
 
 from __future__ import annotations
 
+import io
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from random import Random
+from typing import TYPE_CHECKING, cast
 
 import pytest
+import uvicorn
+from cryptography.hazmat.primitives.asymmetric import ec
+from fastapi import FastAPI
 
+from fault_proxy import Weather, fault_proxy
 from fleet_parts import DIGITS, SimulatedFleet
 from regatta_fleet import batching, pulling, receiving
+from regatta_fleet.api.device import device_app
 from regatta_fleet.database import devices
+from regatta_fleet.database.engine import open_database, sqlite_url
 from regatta_fleet.errors import Conflict, Expired, NotFound
+from regatta_fleet.home import listen
 from regatta_fleet.receiving import Receiver
 from regatta_fleet.results import ResultsStore
 from regatta_fleet.schemas import BatchRequest, ResultsOnDevice, ResultsRequest
 from regatta_protocol.batch import BatchReport, BatchState, BatchSummary, ResultsReport, ResultsState
 from regatta_protocol.bus import Message
 from regatta_protocol.codec import encode
-from regatta_protocol.errors import BadDigest, StorageFull, TooLarge
+from regatta_protocol.errors import BadDigest, Retryable, StorageFull, TooLarge
 from regatta_protocol.ids import DeviceId, digest_of_bytes
 from regatta_protocol.messages import Reported
 from regatta_protocol.topics import Up, up
-from regatta_provisioning.uploading import ResultsOffer, ResultsTicket
+from regatta_protocol.traffic import Amount
+from regatta_provisioning.authority import Authority
+from regatta_provisioning.identity import Identity
+from regatta_provisioning.keys import make_csr, write_private_key
+from regatta_provisioning.uploading import ResultsOffer, ResultsTicket, send_results
+
+if TYPE_CHECKING:
+    from regatta_fleet.enrolling import Enroller
 
 PI = DeviceId("pi-1")
 OUTPUT = bytes(range(256)) * 40
@@ -36,8 +56,8 @@ def _counted_often(monkeypatch: pytest.MonkeyPatch) -> None:
 class Pulling:
     """A fleet whose device has done a job, and a server that can be killed."""
 
-    def __init__(self, folder: Path, limit_bytes: int = 100_000) -> None:
-        self.fleet = SimulatedFleet()
+    def __init__(self, folder: Path, limit_bytes: int = 100_000, database: str = "sqlite://") -> None:
+        self.fleet = SimulatedFleet(open_database(database))
         self.fleet.enroll("pi-1")
         self.fleet.push(1)
         self.store = ResultsStore(folder / "results", limit_bytes, reserve_bytes=0)
@@ -253,6 +273,69 @@ def test_forgotten_outputs_leave_nothing_and_a_revoked_device_keeps_nobody_waiti
     with rig.fleet.database.write() as tx:
         batching.note_revoked(tx, PI, 1006.0)
     assert rig.state() is _S.CANCELLED
+
+
+@contextmanager
+def _served(app: FastAPI, authority: Authority, folder: Path) -> Iterator[int]:
+    """Serve the device API over HTTPS, as server.py does; yields its port."""
+    key_path, certificate_path = authority.issue_server(folder / "tls", "device-api", ("127.0.0.1",))
+    config = uvicorn.Config(
+        app, log_config=None, lifespan="off", ssl_keyfile=key_path, ssl_certfile=certificate_path, timeout_keep_alive=15
+    )
+    server = uvicorn.Server(config)
+    with listen("127.0.0.1", 0, "device API") as listener:
+        thread = threading.Thread(target=server.run, args=([listener],))
+        thread.start()
+        try:
+            yield int(listener.getsockname()[1])
+        finally:
+            server.should_exit = True
+            thread.join(20)
+
+
+def _identity(authority: Authority, folder: Path, port: int) -> Identity:
+    folder.mkdir()
+    write_private_key(folder / "key.pem", key := ec.generate_private_key(ec.SECP256R1()))
+    (folder / "cert.pem").write_text(authority.sign_device_csr(make_csr(key, PI), PI))
+    (folder / "ca.pem").write_text(authority.ca_pem)
+    return Identity(
+        fleet="lab", device=PI, broker_host="", broker_port=1, api_url=f"https://127.0.0.1:{port}",
+        key_path=folder / "key.pem", certificate_path=folder / "cert.pem", ca_path=folder / "ca.pem",
+        root_path=folder, assignment_key="", assignment_key_id="",
+    )  # fmt: skip
+
+
+def test_a_line_that_breaks_all_the_time_brings_a_large_output_nearly_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The device's side over real HTTPS: connections die within 0.6 MB, and each try goes on where the last ended."""
+    monkeypatch.setattr(receiving, "COUNTED_EVERY_BYTES", 1024 * 1024)
+    output = Random(7).randbytes(3_000_000)
+    rig = Pulling(tmp_path, limit_bytes=10_000_000, database=sqlite_url(tmp_path / "fleet.sqlite"))
+    rig.ask()
+    authority = Authority.create(tmp_path / "authority", "lab")
+    rig.receiver = Receiver(
+        rig.fleet.database, rig.store, lambda *proof: authority.holder_of(*proof).device, rig.changed.append
+    )
+    app = device_app(cast("Enroller", None), rig.receiver, "0.1.0")  # nobody enrols here
+    tries, spent = 0, 0
+
+    def tell(_sent_bytes: int, amount: Amount) -> None:
+        nonlocal spent
+        spent += amount.sent
+
+    with _served(app, authority, tmp_path) as port, fault_proxy(port) as proxy:
+        proxy.weather = Weather(cut_up_bytes=600_000)
+        identity = _identity(authority, tmp_path / "identity", proxy.port)
+        while rig.state() is not _S.HERE:
+            tries += 1
+            assert tries < 50
+            with suppress(Retryable):
+                send_results(identity, "b-1", io.BytesIO(output), len(output), digest_of_bytes(output), tell)
+
+    assert rig.kept() == output
+    assert tries > 3 and proxy.bytes["up"] < 1.5 * len(output)
+    assert spent > 0.5 * len(output)
 
 
 def test_only_devices_of_the_batch_can_be_asked(tmp_path: Path) -> None:

@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 
 from regatta_fleet.optimize.evaluate import answers_of
+from regatta_fleet.optimize.model_builder import ModelBuilder
 from regatta_fleet.optimize.model_file import model_bytes, write_model
 from regatta_fleet.optimize.steps import Answers, Check, Prune, Quantize, Search, run_step
 from regatta_protocol.errors import Rejected
-from tiny_models import depthwise_chain, plain_chain, write_samples_file, write_tree
+from tiny_models import depthwise_chain, normal, plain_chain, write_samples_file, write_tree
 
 
 def test_a_check_counts_the_models_work(tmp_path: Path) -> None:
@@ -97,11 +98,27 @@ def test_a_scheme_that_is_the_same_as_another_is_left_out(tmp_path: Path) -> Non
     """No layer of this model is over a single channel."""
     model = write_tree(tmp_path / "m.tflite", depthwise_chain())
     samples = write_samples_file(tmp_path / "s.npz", 20, 8, 8, 2)
-    outputs = {name: str(tmp_path / f"{name}.tflite") for name in ("int8", "int8-float-stem")}
+    outputs = {name: str(tmp_path / f"{name}.tflite") for name in ("int8", "int8-unfolded", "int8-float-stem")}
 
     made = run_step(Quantize.model_validate({"model": str(model), "samples": str(samples), "outputs": outputs})).made
 
     assert [one.scheme for one in made] == ["int8"]
+
+
+def test_a_folded_stride_is_told_and_the_file_without_it_is_there(tmp_path: Path) -> None:
+    builder = ModelBuilder("gray")
+    place = builder.conv("a", builder.input("x", (1, 8, 8, 1)), normal(8, 5, 5, 1), normal(8), (1, 4, 4, 8), stride=2)
+    model = write_tree(tmp_path / "m.tflite", builder.finish([place]))
+    samples = write_samples_file(tmp_path / "s.npz", 20, 8, 8, 1)
+    outputs = {name: str(tmp_path / f"{name}.tflite") for name in ("int8", "int8-unfolded")}
+
+    made = run_step(Quantize.model_validate({"model": str(model), "samples": str(samples), "outputs": outputs})).made
+
+    assert [(one.scheme, any("SPACE_TO_DEPTH" in note for note in one.notes)) for one in made] == [
+        ("int8", True),
+        ("int8-unfolded", False),
+    ]
+    assert (answers_of(Path(outputs["int8"]), samples) == answers_of(Path(outputs["int8-unfolded"]), samples)).all()
 
 
 def test_a_search_tells_each_layer(tmp_path: Path) -> None:

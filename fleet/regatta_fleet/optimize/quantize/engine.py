@@ -2,8 +2,9 @@
 
 Only in the optimizer's child process: calibration runs the model. The model comes normalized (`model_file.normalize`),
 for the quantizer reads operators only where TensorFlow 2.4 and later put them, and needs a signature; every channel
-gets a range (`layers.with_ranges`), and pools over all become means (`pools`); what comes out must hold quantized
-weights, and is made compact.
+gets a range (`layers.with_ranges`); what comes out must hold quantized weights, and is made compact. Static int8 starts
+from a graph that is written otherwise, with means for pools over all (`pools`) and strides folded (`fold`); other
+schemes, and recipes layer by layer, gain nothing by that and start from the graph as it is.
 
 Calibration keeps the minimum and maximum over the samples; the quantizer's default, a moving average of them, loses 6
 to 9 dB of output SNR (./run bench-optimize prints both).
@@ -49,14 +50,21 @@ class Quantized:
 class Source:
     """A float model that is quantized in one way or several, with the ranges of its tensors once they are known.
 
-    `folded` tells the convolutions that static int8 folds first (`fold`): only there it pays.
+    `folded` tells the convolutions that the scheme int8 folds first.
     """
 
     def __init__(self, model: ModelTree) -> None:
-        ranged, self.dead_channels = with_ranges(model)
-        self.model, self.means = with_means(ranged)
-        folded, self.folded = fold(self.model)
-        self._content, self._folded_content = model_bytes(self.model), model_bytes(folded)
+        self.model, self.dead_channels = with_ranges(model)
+        self._content = model_bytes(self.model)
+        whole, means = with_means(self.model)
+        folded, self.folded = fold(whole)
+        words = ("average pool over the whole written as MEAN",) if means else ()
+        unfolded = model_bytes(whole), words
+        self._rewritten: dict[Scheme, tuple[bytes, tuple[str, ...]]] = {  # the graph that a scheme starts from
+            "int8": (model_bytes(folded), (*(one.words for one in self.folded), *words)),
+            "int8-unfolded": unfolded,
+            "int8-float-stem": unfolded,
+        }
         self._ranges: dict[str, Any] | None = None
 
     def calibrate(self, samples: Floats, *, moving_average: bool = False) -> None:
@@ -97,13 +105,11 @@ class Source:
         stem = stem_layers(self.model)
         if scheme == "int8-float-stem" and not stem:
             raise Rejected("no convolution is over a single channel: it would be int8 itself")
-        if scheme != "int8":
-            return self.quantize(scheme_recipe(scheme, stem))
-        made = self._quantize(self._folded_content, scheme_recipe(scheme))
-        return replace(made, rewritten=(*(one.words for one in self.folded), *made.rewritten))
+        content, words = self._rewritten.get(scheme, (self._content, ()))
+        return replace(self._quantize(content, scheme_recipe(scheme, stem)), rewritten=words)
 
     def quantize(self, recipe: Recipe) -> Quantized:
-        """Return the model by the recipe, nothing folded.
+        """Return the model by the recipe, its graph as it is.
 
         Raises:
             Rejected: when the quantizer refuses the model or leaves it as it was, or ranges are needed and not known.
@@ -121,8 +127,7 @@ class Source:
             )
         made = parse_model(bytes(result.quantized_model or b""), "the quantized model")
         found = check_changed(self.model, made)
-        pools = ("average pool over the whole written as MEAN",) if self.means else ()
-        return Quantized(model_bytes(compact(made)), found, pools)
+        return Quantized(model_bytes(compact(made)), found)
 
 
 @contextlib.contextmanager
