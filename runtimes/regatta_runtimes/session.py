@@ -8,9 +8,9 @@ imported by the backend alone, when it opens. Real value of a quantized tensor =
 from __future__ import annotations
 
 import importlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol, cast
+from typing import Any, Protocol, cast, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
@@ -25,6 +25,7 @@ __all__ = [
     "BACKENDS",
     "Array",
     "Backend",
+    "Repeating",
     "Session",
     "check_kinds",
     "check_shapes",
@@ -32,6 +33,8 @@ __all__ = [
     "load_backend",
     "open_session",
     "quantize",
+    "run_each",
+    "samples_of",
 ]
 
 Array = npt.NDArray[Any]
@@ -62,6 +65,14 @@ class Session(Protocol):
 
     def close(self) -> None:
         """Release the model. May be called twice; nothing else may follow."""
+
+
+@runtime_checkable
+class Repeating(Protocol):
+    """A session that computes many samples with less around each than as many calls of `run` have."""
+
+    def run_each(self, stacks: Sequence[Array]) -> Iterator[list[Array]]:
+        """Yield what `run` returns for each sample; see the function of the same name."""
 
 
 class Backend(Protocol):
@@ -108,6 +119,23 @@ def open_session(candidate: Candidate, model_path: Path, extra: Mapping[str, str
         CreateFailed: when the runtime cannot build the model.
     """
     return load_backend(candidate.runtime, extra).open_session(candidate, model_path)
+
+
+def run_each(session: Session, stacks: Sequence[Array]) -> Iterator[list[Array]]:
+    """Yield the outputs of many samples, one after another; raises as Session.run when it comes to one.
+
+    Args:
+        session: what computes.
+        stacks: of each input n samples along the first dimension, where the model has 1 or -1.
+    """
+    if isinstance(session, Repeating):
+        return session.run_each(stacks)
+    return (session.run(sample) for sample in samples_of(stacks))
+
+
+def samples_of(stacks: Sequence[Array]) -> Iterator[tuple[Array, ...]]:
+    """Yield the inputs of each sample, [1, …], without copying."""
+    return zip(*(stack[:, np.newaxis] for stack in stacks), strict=True)
 
 
 def check_kinds(inputs: Sequence[Array], specs: Sequence[TensorSpec], dtypes: Sequence[np.dtype[Any]]) -> None:

@@ -12,7 +12,7 @@ from regatta_protocol.errors import Rejected
 from regatta_runtimes.candidate import Candidate
 from regatta_runtimes.errors import CreateFailed, RuntimeMissing
 from regatta_runtimes.runtime import RUNTIMES
-from regatta_runtimes.session import Session, open_session
+from regatta_runtimes.session import Session, open_session, run_each
 from regatta_runtimes.testing import dense
 from tiny_models import dense_model
 from tiny_onnx import dense_onnx
@@ -54,6 +54,19 @@ def test_it_computes(session: Session) -> None:
     outputs = session.run([x])
 
     np.testing.assert_allclose(outputs[0], x @ WEIGHTS.T + BIAS, rtol=1e-5)
+
+
+def test_many_samples_are_computed_as_one_is(session: Session) -> None:
+    """Each in its order, owned by the caller; a stack of another dtype or shape is refused, and nothing is spoiled."""
+    stack = np.random.default_rng(0).normal(size=(20, 4)).astype(np.float32)
+
+    outputs = [one for (one,) in run_each(session, [stack])]
+
+    np.testing.assert_array_equal(outputs, [session.run([row])[0] for row in stack[:, np.newaxis]])
+    for wrong in (stack.astype(np.float64), stack[:, :3]):
+        with pytest.raises(Rejected):
+            list(run_each(session, [wrong]))
+    np.testing.assert_array_equal(next(run_each(session, [stack]))[0], outputs[0])
 
 
 def test_outputs_belong_to_the_caller(session: Session) -> None:

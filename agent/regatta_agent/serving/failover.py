@@ -23,6 +23,7 @@ from regatta_agent.serving.tensors import Array
 from regatta_protocol.errors import Misuse, RegattaError
 from regatta_protocol.manifest import TensorSpec
 from regatta_runtimes.errors import InvokeFailed
+from regatta_runtimes.session import samples_of
 
 __all__ = ["Failover", "Opened", "Switch", "open_failover"]
 
@@ -126,7 +127,7 @@ class Failover:
             outputs = seat.run_each(stacks)
         except InvokeFailed as err:
             logger.warning("event=stack_failed samples=%d error=%s", len(stacks[0]), err)
-            answers = [self.run(sample) for sample in zip(*(stack[:, np.newaxis] for stack in stacks), strict=True)]
+            answers = [self.run(sample) for sample in samples_of(stacks)]
             return [np.concatenate(column) for column in zip(*answers, strict=True)]
         if seat.pace.add(seat.compute_ns, time.monotonic_ns()):
             self._on_slow()

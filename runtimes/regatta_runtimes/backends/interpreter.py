@@ -6,7 +6,7 @@ the AUTO resolver; it may take no node at all (tflite-runtime 2.14 on int8 model
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from regatta_protocol.errors import Rejected
 from regatta_protocol.manifest import TensorSpec
 from regatta_runtimes.candidate import Candidate
 from regatta_runtimes.errors import CreateFailed, InvokeFailed, PrepareFailed, one_line
-from regatta_runtimes.session import Array, check_kinds, check_shapes
+from regatta_runtimes.session import Array, check_kinds, check_shapes, samples_of
 
 __all__ = ["RESOLVERS", "InterpreterSession"]
 
@@ -113,6 +113,26 @@ class InterpreterSession:
                 self._interpreter.set_tensor(detail["index"], array)
             self._interpreter.invoke()
             return [self._interpreter.get_tensor(detail["index"]) for detail in self._output_details]
+        except (RuntimeError, ValueError, SystemError) as err:
+            raise InvokeFailed(f"{self._candidate.id} failed to infer: {one_line(err)}") from err
+
+    def run_each(self, stacks: Sequence[Array]) -> Iterator[list[Array]]:
+        """Yield the outputs of each sample; see session.run_each."""
+        if self._interpreter is None:
+            raise Rejected(f"{self._candidate.id} is closed: open a new session")
+        check_kinds(stacks, self._inputs, self._dtypes)
+        first = [stack[:1] for stack in stacks]
+        if any(array.shape != shape for array, shape in zip(first, self._shapes, strict=True)):
+            self._resize(first)
+        put, invoke, get = self._interpreter.set_tensor, self._interpreter.invoke, self._interpreter.get_tensor
+        inputs = [detail["index"] for detail in self._input_details]
+        outputs = [detail["index"] for detail in self._output_details]
+        try:
+            for sample in samples_of(stacks):
+                for index, array in zip(inputs, sample, strict=True):
+                    put(index, array)
+                invoke()
+                yield [get(index) for index in outputs]
         except (RuntimeError, ValueError, SystemError) as err:
             raise InvokeFailed(f"{self._candidate.id} failed to infer: {one_line(err)}") from err
 
