@@ -42,7 +42,7 @@ DEVICES = ("quay-1", "quay-2")
 MODEL = ModelName("tiny")
 # A small race, and short waits: this is about survival.
 _AGENT_CONFIG = "race_threads = [1]\nrace_budget_s = 2\ntelemetry_period_s = 0.5\nbackoff_base_s = 0.2\n"
-_DEADLINE_S = 45.0
+_DEADLINE_S = 75.0
 _STARVED_S = 10.0  # at most, until a fault is felt
 _RECORDS = 40_000  # of a batch job: long enough to be met at it
 _PULLED = 12_000  # of another: 3.5 MB of results
