@@ -1,6 +1,6 @@
 """Whether a placement has become slower than its race said, by more than the policy allows. Pure.
 
-Inferences are looked at in windows of so many, of a quarter of a second when so many take longer, or of so many seconds
+Inferences are looked at in windows of so many, of a tenth of a second when so many take longer, or of so many seconds
 when they come rarely; a window's figure is its median, so that single slow ones count for nothing, and only several
 slow windows in a row count. That the placement is slow does not say why: a comparison with the next best one, now,
 tells it from the load of the machine.
@@ -13,7 +13,7 @@ from statistics import median
 __all__ = ["Drift", "Pace", "is_faster"]
 
 _WINDOW = 50
-_WINDOW_NS = 250_000_000  # so that one of 20 ms an inference is known as slow within a second
+_WINDOW_NS = 100_000_000  # so that one of 20 ms an inference has been compared with the next best within a second
 _PATIENCE_NS = 10_000_000_000  # for _LEAST
 _LEAST = 5  # in a window that its time has ended
 _SLOW_WINDOWS = 2
