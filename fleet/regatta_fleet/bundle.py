@@ -33,16 +33,9 @@ from regatta_protocol.durable import read_bounded, rename_durably, sync_folder, 
 from regatta_protocol.errors import BadDigest, Rejected
 from regatta_protocol.fitting import check_processing
 from regatta_protocol.ids import Digest, digest_of_file
-from regatta_protocol.manifest import (
-    MAX_FILE_BYTES,
-    MAX_MANIFEST_BYTES,
-    FileRef,
-    ImageInput,
-    Policy,
-    TensorSpec,
-    Variant,
-)
-from regatta_protocol.processing import Processing
+from regatta_protocol.manifest import MAX_FILE_BYTES, MAX_MANIFEST_BYTES, FileRef, Policy, Variant
+from regatta_protocol.processing import ImageInput, Processing, as_json
+from regatta_protocol.values import TensorSpec
 from regatta_runtimes.candidate import Candidate
 from regatta_runtimes.golden import write_golden
 from regatta_runtimes.inspect import ModelFacts, inspect_model
@@ -217,9 +210,9 @@ def bundle_from_model(
             golden=parts.add(golden),
             evaluation=None if evaluation is None else parts.add(evaluation),
             labels=None if labels is None else parts.write("labels.txt", labels_text(labels)),
-            input=input_image(source, facts),
-            audio=given.audio,
-            result=given.result,
+            input=as_json(input_image(source, facts)),
+            audio=as_json(given.audio),
+            result=as_json(given.result),
             policy=source.policy,
             source=model.name,
             lineage=(f"{model.name} as given",),

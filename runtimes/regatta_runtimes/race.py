@@ -29,8 +29,9 @@ from regatta_protocol.durable import read_bounded, write_durably
 from regatta_protocol.errors import RegattaError, Rejected
 from regatta_protocol.ids import Digest, digest_of_file
 from regatta_protocol.manifest import Policy
-from regatta_protocol.measurement import Accuracy, BoardFacts, Outcome, PriorRace, RaceReport
+from regatta_protocol.measurement import BoardFacts, Outcome, PriorRace, RaceReport
 from regatta_protocol.parent import die_with_parent
+from regatta_protocol.values import Accuracy
 from regatta_protocol.wire import Wire
 from regatta_runtimes.board import probe_board
 from regatta_runtimes.candidate import Candidate
