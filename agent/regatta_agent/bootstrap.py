@@ -25,6 +25,7 @@ from regatta_agent.courier import Courier
 from regatta_agent.desired import DesiredState
 from regatta_agent.events import INBOX_LENGTH, Event
 from regatta_agent.loop import Loop, Parts
+from regatta_agent.lost_identity import NoBroker, stand_in
 from regatta_agent.outbox import Outbox
 from regatta_agent.partial import kernel_boot
 from regatta_agent.priors import Priors
@@ -46,10 +47,10 @@ from regatta_protocol.errors import Misuse, Rejected
 from regatta_protocol.measurement import BoardFacts
 from regatta_protocol.traffic import Ledger
 from regatta_protocol.update_window import parse_window
-from regatta_provisioning.identity import Identity, load_identity
+from regatta_provisioning.identity import Identity, mend_identity
 from regatta_provisioning.notify import Notifier
 
-__all__ = ["assemble", "limits_of", "run_agent"]
+__all__ = ["assemble", "limits_of", "run_agent", "who_we_are"]
 
 logger = logging.getLogger(__name__)
 
@@ -64,9 +65,12 @@ def run_agent(config: AgentConfig) -> None:
     """Run the agent until SIGTERM or SIGINT.
 
     Raises:
-        Misuse: when the device is not enrolled, another agent runs on its state, or a delegate file is wrong.
+        Misuse: when the device is not enrolled or its identity lost, and it has nothing to serve without; when another
+            agent runs on its state; when a delegate file is wrong.
     """
-    identity = load_identity(config.state_dir / "identity")
+    clock = SystemClock()
+    traffic = TrafficBook(config.state_dir, config.run_dir, clock.wall())
+    identity, make_bus = who_we_are(config, partial(_mqtt_bus, ledger=traffic.ledger, keepalive_s=config.keepalive_s))
     config.run_dir.mkdir(parents=True, exist_ok=True, mode=0o750)
     lock = StateLock(config.state_dir)
     lock.take()
@@ -78,8 +82,6 @@ def run_agent(config: AgentConfig) -> None:
         config.outbox_max_bytes,
         max_age_s=config.outbox_max_age_s,
     )
-    clock = SystemClock()
-    traffic = TrafficBook(config.state_dir, config.run_dir, clock.wall())
     try:
         with armed() as alarm:
             outbox.open()
@@ -89,7 +91,7 @@ def run_agent(config: AgentConfig) -> None:
                 inbox=inbox,
                 launcher=launcher,
                 outbox=outbox,
-                make_bus=partial(_mqtt_bus, ledger=traffic.ledger, keepalive_s=config.keepalive_s),
+                make_bus=make_bus,
                 board=_board(config),
                 clock=clock,
                 rng=Random(),  # noqa: S311 - jitter, not secrets
@@ -104,6 +106,24 @@ def run_agent(config: AgentConfig) -> None:
         launcher.close()
         outbox.close()
         lock.release()
+
+
+def who_we_are(config: AgentConfig, make_bus: BusMaker) -> tuple[Identity, BusMaker]:
+    """Return the device's identity, mended, and what connects it: nothing when it is lost and the record has its name.
+
+    Raises:
+        Misuse: when it is lost, or the device was never enrolled, and the record knows of no assignment either.
+    """
+    folder = config.state_dir / "identity"
+    try:
+        return mend_identity(folder), make_bus
+    except Misuse as err:
+        why = str(err)
+        identity = stand_in(folder, RecordFile(config.state_dir).load())
+        if identity is None:
+            raise
+    logger.error("event=identity_lost reason=%s action=serving_what_is_here", why)
+    return identity, lambda _inbox, _identity, _will: NoBroker(why)
 
 
 def assemble(

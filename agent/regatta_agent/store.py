@@ -72,8 +72,7 @@ class Store:
         """
         for folder in self._folders:
             make_folder_durably(folder, mode=0o700)
-        leftovers = [path for folder in self._folders for path in folder.rglob(".*.tmp")]
-        leftovers += self._state_dir.glob(".*.tmp")  # of the record; each bears the id of the process that wrote it
+        leftovers = list(self._state_dir.rglob(".*.tmp"))  # each bears the id of the process that wrote it
         # Cut after a download had moved to its place: its bits, or its old name that came back with a power cut.
         leftovers += [path for path in self.partial.iterdir() if self._is_done_with(path.name.removesuffix(".bits"))]
         try:

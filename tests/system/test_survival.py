@@ -34,6 +34,7 @@ from regatta_protocol.batch import BatchState
 from regatta_protocol.errors import RegattaError, Retryable
 from regatta_protocol.ids import ModelName, ModelRef
 from regatta_protocol.messages import InstallState
+from regatta_provisioning.sealed import SEALED_FILE
 from tiny_models import write_tiny_model
 
 pytestmark = [pytest.mark.system, pytest.mark.timeout(150)]
@@ -265,6 +266,24 @@ def test_an_agent_killed_at_work_ends_where_it_would_have(fleet: Fleet) -> None:
     fleet.start(name)
     fleet.await_served(name, version)
     assert fleet.state(name, version) == InstallState.COMMITTED
+
+
+def test_an_agent_whose_identity_was_damaged_in_a_power_cut_comes_back(fleet: Fleet) -> None:
+    """Certificate, key, CA, root and name emptied: the same device connects again, and takes its next version."""
+    name = DEVICES[0]
+    identity = fleet.folder / name / "state" / "identity"
+    before = {path.name: path.read_bytes() for path in identity.iterdir()}
+    version = fleet.push()
+
+    fleet.kill(name)
+    for path in identity.iterdir():
+        if path.name != SEALED_FILE:
+            path.write_bytes(b"")
+    fleet.start(name)
+
+    fleet.await_completed(fleet.roll_out(version, "100%", name))
+    fleet.await_served(name, version)
+    assert {path.name: path.read_bytes() for path in identity.iterdir()} == before
 
 
 @pytest.mark.parametrize("kind", [resource.RLIMIT_AS, resource.RLIMIT_NOFILE], ids=["memory", "descriptors"])
