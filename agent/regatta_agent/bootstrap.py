@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
 from random import Random
@@ -25,7 +25,7 @@ from regatta_agent.courier import Courier
 from regatta_agent.desired import DesiredState
 from regatta_agent.events import INBOX_LENGTH, Event
 from regatta_agent.loop import Loop, Parts
-from regatta_agent.lost_identity import NoBroker, stand_in
+from regatta_agent.lost_identity import BusMaker, who_we_are
 from regatta_agent.outbox import Outbox
 from regatta_agent.partial import kernel_boot
 from regatta_agent.priors import Priors
@@ -47,18 +47,16 @@ from regatta_protocol.errors import Misuse, Rejected
 from regatta_protocol.measurement import BoardFacts
 from regatta_protocol.traffic import Ledger
 from regatta_protocol.update_window import parse_window
-from regatta_provisioning.identity import Identity, mend_identity
+from regatta_provisioning.identity import Identity
 from regatta_provisioning.notify import Notifier
 
-__all__ = ["assemble", "limits_of", "run_agent", "who_we_are"]
+__all__ = ["assemble", "limits_of", "run_agent"]
 
 logger = logging.getLogger(__name__)
 
 _LONGEST_WINDOW_S = 60.0  # a worker that hangs is noticed by its windows; the outbox merges what waits longer
 _BOOT_DIGITS = 16  # 64 random bits tell starts apart, and are in every heartbeat
 _PROBE_S = 30.0  # Python's start from a cold SD card takes seconds; reading /sys takes some 10 ms
-
-BusMaker = Callable[["queue.Queue[Event]", Identity, Will], Bus]
 
 
 def run_agent(config: AgentConfig) -> None:
@@ -70,7 +68,8 @@ def run_agent(config: AgentConfig) -> None:
     """
     clock = SystemClock()
     traffic = TrafficBook(config.state_dir, config.run_dir, clock.wall())
-    identity, make_bus = who_we_are(config, partial(_mqtt_bus, ledger=traffic.ledger, keepalive_s=config.keepalive_s))
+    connect = partial(_mqtt_bus, ledger=traffic.ledger, keepalive_s=config.keepalive_s)
+    identity, make_bus = who_we_are(config.state_dir, connect)
     config.run_dir.mkdir(parents=True, exist_ok=True, mode=0o750)
     lock = StateLock(config.state_dir)
     lock.take()
@@ -106,24 +105,6 @@ def run_agent(config: AgentConfig) -> None:
         launcher.close()
         outbox.close()
         lock.release()
-
-
-def who_we_are(config: AgentConfig, make_bus: BusMaker) -> tuple[Identity, BusMaker]:
-    """Return the device's identity, mended, and what connects it: nothing when it is lost and the record has its name.
-
-    Raises:
-        Misuse: when it is lost, or the device was never enrolled, and the record knows of no assignment either.
-    """
-    folder = config.state_dir / "identity"
-    try:
-        return mend_identity(folder), make_bus
-    except Misuse as err:
-        why = str(err)
-        identity = stand_in(folder, RecordFile(config.state_dir).load())
-        if identity is None:
-            raise
-    logger.error("event=identity_lost reason=%s action=serving_what_is_here", why)
-    return identity, lambda _inbox, _identity, _will: NoBroker(why)
 
 
 def assemble(
@@ -193,7 +174,7 @@ def assemble(
             ),
             reporter=Reporter(bus, device, board, boot, __version__, config.heartbeat_period_s),
             quarantine=quarantine,
-            renewing=Renewing(launcher, identity.certificate_path.parent, rng, boot),
+            renewing=Renewing(launcher, identity.certificate_path.parent, rng, boot, store.free_bytes),
             batch=BatchRunner(
                 launcher,
                 BatchSettings(config.batch_folder, config.batch_inputs, config.run_dir, config.disk_reserve_bytes),

@@ -411,7 +411,7 @@ class Loop:
             races = (ref for ref, kind in parts.actions.kinds().items() if kind in (JobKind.RACE, JobKind.RERACE))
             racing = next(map(str, races), None)
         if self.record.batch:
-            facts = parts.batch.facts(self.wall(), parts.workers.links(), racing)
+            facts = parts.batch.facts(self.record.batch, self.wall(), parts.workers.links(), racing)
             self._keep_batch(batches.planned(self.record.batch, facts))
         runs = self.record.batch
         saved = batches.running(runs) is None or self._keeper.keep(self.record)

@@ -1,4 +1,4 @@
-"""Serving without an identity: what stands in for it and for the broker when the identity is damaged beyond mending.
+"""Who this device is at a start, and serving without that: what stands in when the identity is damaged beyond mending.
 
 What serves needs no fleet, and the record still says for which device the fleet signed its last assignment. Nothing is
 fetched, reported or renewed until the device is enrolled again.
@@ -6,17 +6,45 @@ fetched, reported or renewed until the device is enrolled again.
 
 from __future__ import annotations
 
+import logging
+import queue
+from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
 
 from regatta_agent.core.installs import AgentRecord
+from regatta_agent.events import Event
+from regatta_agent.record import RecordFile
+from regatta_protocol.bus import Bus, Will
 from regatta_protocol.errors import Misuse, Retryable
-from regatta_provisioning.identity import Identity
+from regatta_provisioning.identity import Identity, mend_identity
 
-__all__ = ["NoBroker", "stand_in"]
+__all__ = ["BusMaker", "who_we_are"]
+
+logger = logging.getLogger(__name__)
+
+BusMaker = Callable[["queue.Queue[Event]", Identity, Will], Bus]
 
 
-class NoBroker:
+def who_we_are(state_dir: Path, make_bus: BusMaker) -> tuple[Identity, BusMaker]:
+    """Return the device's identity, mended, and what connects it; when it is lost, its name and no connection.
+
+    Raises:
+        Misuse: when it is lost, or the device was never enrolled, and no assignment says its name either.
+    """
+    folder = state_dir / "identity"
+    try:
+        return mend_identity(folder), make_bus
+    except Misuse as err:
+        identity = _stand_in(folder, RecordFile(state_dir).load())
+        if identity is None:
+            raise
+        why = str(err)
+    logger.error("event=identity_lost reason=%s action=serving_what_is_here", why)
+    return identity, lambda _inbox, _identity, _will: _NoBroker(why)
+
+
+class _NoBroker:
     """A `Bus` that leads nowhere, and says why."""
 
     def __init__(self, reason: str) -> None:
@@ -42,7 +70,7 @@ class NoBroker:
         """Do nothing."""
 
 
-def stand_in(folder: Path, record: AgentRecord) -> Identity | None:
+def _stand_in(folder: Path, record: AgentRecord) -> Identity | None:
     """Return an identity of the device's name and nothing else, or None when the record does not know the name."""
     if record.assignment is None:
         return None

@@ -10,7 +10,7 @@ from unittest import mock
 import pytest
 
 from device_rig import Rig
-from regatta_agent.bootstrap import who_we_are
+from regatta_agent.lost_identity import who_we_are
 from regatta_agent.serving.events import Failed, Ready, SelfTest
 from regatta_agent.serving.spec import ServeSpec
 from regatta_agent.status import read_status
@@ -172,7 +172,7 @@ def test_an_identity_that_is_lost_costs_the_connection_and_not_the_service(rig: 
     rig.outbox.close()
     for name in (IDENTITY_FILE, SEALED_FILE):
         (rig.config.state_dir / "identity" / name).write_bytes(b"")
-    rig.identity, rig._bus = who_we_are(rig.config, connect)  # type: ignore[method-assign]
+    rig.identity, rig._bus = who_we_are(rig.config.state_dir, connect)  # type: ignore[method-assign]
     rig.make()
     rig.launcher.serve = honest
     rig.start()
@@ -186,7 +186,7 @@ def test_an_identity_that_is_lost_costs_the_connection_and_not_the_service(rig: 
     for path in rig.config.state_dir.glob("record*.json"):
         path.unlink()
     with pytest.raises(Misuse, match=r"damaged .*regatta-agent enroll TOKEN"):
-        who_we_are(rig.config, connect)
+        who_we_are(rig.config.state_dir, connect)
 
 
 def test_no_file_of_the_state_folder_is_left_out(rig: Rig) -> None:

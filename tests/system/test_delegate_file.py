@@ -108,7 +108,7 @@ def test_what_was_raced_is_what_serves(rig: RealRig, tmp_path: Path, library: Pa
 
 def test_a_wrong_delegate_file_stops_the_agent_at_its_start(rig: RealRig, monkeypatch: pytest.MonkeyPatch) -> None:
     """With the file's name, instead of failing every race later."""
-    monkeypatch.setattr("regatta_agent.bootstrap.mend_identity", lambda _folder: rig.identity)
+    monkeypatch.setattr("regatta_agent.lost_identity.mend_identity", lambda _folder: rig.identity)
     rig.config.delegate_files[0].write_text("[mine")
 
     with pytest.raises(Misuse, match=r"delegate_files: .*mine\.toml cannot be read"):

@@ -16,6 +16,7 @@ from regatta_protocol.ids import Digest, ModelName, ModelRef
 from regatta_protocol.update_window import UpdateWindow
 
 __all__ = [
+    "SPACE_CAME_BYTES",
     "Advance",
     "Begin",
     "Cancel",
@@ -33,6 +34,9 @@ __all__ = [
     "Unpoint",
     "WorkerFacts",
 ]
+
+
+SPACE_CAME_BYTES = 1_000_000  # more than when a disk was found full: worth a try; less comes and goes with logs
 
 
 class JobKind(StrEnum):

@@ -38,7 +38,6 @@ __all__ = ["plan", "wake_at"]
 
 _S = InstallState
 
-_SPACE_CAME_BYTES = 1_000_000  # less comes and goes with logs
 _RACES = (JobKind.RACE, JobKind.RERACE)
 _NEW_START: dict[str, Any] = {
     "attempt": 0, "waits": 0, "deaths": 0, "bad_digests": (), "degraded": None, "guarded": False,
@@ -279,7 +278,7 @@ def _complete(facts: Facts, install: Install) -> bool:
 def _due_later(install: Install, facts: Facts) -> bool:
     """Return whether a back-off is still running; one that lies absurdly far off is a clock that jumped."""
     space_bytes = facts.free_bytes + facts.run_free_bytes
-    if install.full_at_bytes is not None and space_bytes >= install.full_at_bytes + _SPACE_CAME_BYTES:
+    if install.full_at_bytes is not None and space_bytes >= install.full_at_bytes + SPACE_CAME_BYTES:
         return False
     return install.not_before is not None and facts.now_s < install.not_before < facts.now_s + 2 * 3600.0
 
