@@ -81,9 +81,7 @@ class BatchRunner:
         self._told_s: float | None = None
         self._summary: BatchSummary | None = None
 
-    def facts(
-        self, runs: tuple[BatchRun, ...], now_s: float, serving: Iterable[str], racing: str | None
-    ) -> BatchFacts:
+    def facts(self, runs: tuple[BatchRun, ...], now_s: float, serving: Iterable[str], racing: str | None) -> BatchFacts:
         """Return the world as these jobs depend on it; `now_s` is seconds since 1970."""
         settings = self._settings
         waiting = any(run.full_at_bytes is not None for run in runs)  # else nothing is asked of what may be a network's

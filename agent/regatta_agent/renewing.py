@@ -31,9 +31,7 @@ _SPACE_CAME_BYTES = 65_536  # then it is asked for at once: the identity takes 2
 class Renewing:
     """Used by the loop's thread only."""
 
-    def __init__(
-        self, launcher: Launcher, folder: Path, rng: Random, boot: str, free_bytes: Callable[[], int]
-    ) -> None:
+    def __init__(self, launcher: Launcher, folder: Path, rng: Random, boot: str, free_bytes: Callable[[], int]) -> None:
         """
         Args:
             folder: of the identity.

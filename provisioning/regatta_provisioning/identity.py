@@ -1,7 +1,7 @@
 """Who this device is: the folder that enrolment leaves, the only reader of it, and what mends it.
 
-`identity.json` names the other files: the key, its certificate, the fleet's CA and the pinned root. All of them are kept
-a second time in `identity.sealed` (sealed.py), so that no single damaged file costs the device its name.
+`identity.json` names the other files: the key, its certificate, the fleet's CA and the pinned root. All of them are
+kept a second time in `identity.sealed` (sealed.py), so that no single damaged file costs the device its name.
 
 Rules:
 - The sealed file is written before those that it holds; when it is whole, it is right.
@@ -99,7 +99,7 @@ def load_identity(folder: Path) -> Identity:
     """Return the device's identity, also when some of its files wait to be mended.
 
     Raises:
-        Misuse: when the device is not enrolled, or its identity is damaged beyond mending or not readable for this user.
+        Misuse: when the device is not enrolled, or the identity is damaged beyond mending or not for this user to read.
         Exhausted: when it cannot be opened for want of descriptors or memory.
     """
     sealed = read_sealed(folder)

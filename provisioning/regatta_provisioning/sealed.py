@@ -1,6 +1,7 @@
 """The identity folder a second time, in one file that carries its digest: a damaged file of the folder comes from here.
 
-    <SHA-256 of all that follows the line, in hex>\\n{"schema_version":1,"files":{"identity.json":"…","key-….pem":"…",…}}
+    <SHA-256 of all that follows this line, in hex>
+    {"schema_version":1,"files":{"identity.json":"…","key-….pem":"…",…}}
 
 A boot loader keeps its environment so: two copies, a checksum, and the whole one counts (U-Boot, "Redundant
 environment"). identity.py writes this file before those that it holds, so where it is whole and they differ, it is

@@ -20,6 +20,7 @@ __all__ = ["SCENARIOS", "Act", "Scenario", "play"]
 
 _S = InstallState
 _SETTLED_S = 15.0
+_RESTART_S = 2.0  # by systemd, at the soonest (regatta-agent.service)
 _WINDOWS = 90  # half as many again as one batch holds
 
 
@@ -245,6 +246,7 @@ def _damage_identity(device: Device) -> None:
                 path = device.identity_folder / name
                 path.write_bytes(path.read_bytes()[:-7])
             (device.identity_folder / "identity.json").unlink(missing_ok=True)
+        device.clock.pass_by(_RESTART_S)
         device.make()
         device.begin()
 

@@ -172,7 +172,7 @@ def test_an_identity_that_is_lost_costs_the_connection_and_not_the_service(rig: 
     rig.outbox.close()
     for name in (IDENTITY_FILE, SEALED_FILE):
         (rig.config.state_dir / "identity" / name).write_bytes(b"")
-    rig.identity, rig._bus = who_we_are(rig.config.state_dir, connect)  # type: ignore[method-assign]
+    rig.identity, rig._bus = who_we_are(rig.config.state_dir, connect)  # type: ignore[method-assign, assignment]
     rig.make()
     rig.launcher.serve = honest
     rig.start()

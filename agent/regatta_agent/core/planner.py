@@ -15,6 +15,7 @@ from __future__ import annotations
 from typing import Any
 
 from regatta_agent.core.facts import (
+    SPACE_CAME_BYTES,
     Advance,
     Begin,
     Facts,

@@ -158,7 +158,7 @@ def test_any_damaged_file_is_mended(enrolled: Enrolled, name: str, damage: str) 
 def test_whatever_is_damaged_together_nothing_is_made_up(
     whole: Enrolled, tmp_path_factory: pytest.TempPathFactory, damages: dict[str, str]
 ) -> None:
-    """With the sealed file whole, or all others, all is as it was; else it is told how to enrol, and nothing is deleted."""
+    """With the sealed file whole, or all others, all is as it was; else it says how to enrol, and deletes nothing."""
     folder = tmp_path_factory.mktemp("damaged") / "identity"
     shutil.copytree(whole.folder, folder)
     enrolled = Enrolled(folder, whole.files, whole.identity)
