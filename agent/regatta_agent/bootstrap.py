@@ -44,6 +44,7 @@ from regatta_protocol import __version__, topics
 from regatta_protocol.bus import Bus, Will
 from regatta_protocol.codec import decode
 from regatta_protocol.errors import Misuse, Rejected
+from regatta_protocol.ids import parse_model_ref
 from regatta_protocol.measurement import BoardFacts
 from regatta_protocol.traffic import Ledger
 from regatta_protocol.update_window import parse_window
@@ -210,6 +211,8 @@ def limits_of(config: AgentConfig) -> Limits:
         backoff_cap_s=config.backoff_cap_s,
         disk_reserve_bytes=config.disk_reserve_bytes,
         keep_previous=config.keep_previous,
+        pinned=frozenset(map(parse_model_ref, config.pinned)),
+        disk_budget_bytes=config.disk_budget_bytes,
         update_window=tuple(map(parse_window, config.update_window)),
         metered=config.link == "metered",
     )

@@ -129,6 +129,7 @@ class Store:
             return None
         missing = self.missing(manifest)
         return StoredVersion(
+            size_bytes=sum(file.size_bytes for file in manifest.files()),
             manifest_digest=digest_of_bytes(data),
             missing=len(missing),
             missing_bytes=sum(max(0, file.size_bytes - self._kept_bytes(file.digest)) for file in missing),

@@ -30,7 +30,7 @@ from regatta_agent.core.installs import AgentRecord, Install, RaceSummary
 from regatta_agent.core.rerace import rerace_reason
 from regatta_agent.core.standbys import start_of
 from regatta_agent.core.states import IN_PROGRESS, Event
-from regatta_agent.core.switching import JOBS, WITH_WORKER, cancelled, collected, switched
+from regatta_agent.core.switching import JOBS, WITH_WORKER, cancelled, collected, needed_bytes, switched
 from regatta_agent.core.windows import window_wait
 from regatta_protocol.ids import ModelName, ModelRef
 from regatta_protocol.messages import DesiredModel, InstallState
@@ -162,13 +162,11 @@ def _obstacle(facts: Facts, limits: Limits, install: Install, kind: JobKind) -> 
     if not facts.online:
         return "offline: it goes on when the broker can be reached"
     stored = facts.stored.get(install.ref)
-    if kind is JobKind.FILES and stored is not None:
-        needs = stored.missing_bytes + limits.disk_reserve_bytes
-        if facts.free_bytes < needs:
-            return (
-                f"needs {_megabytes(stored.missing_bytes)} MB and {_megabytes(limits.disk_reserve_bytes)} MB reserve, "
-                f"{_megabytes(facts.free_bytes)} MB free: free some space and it goes on"
-            )
+    if kind is JobKind.FILES and stored is not None and facts.free_bytes < needed_bytes(stored, limits):
+        return (
+            f"needs {_megabytes(stored.missing_bytes)} MB and {_megabytes(limits.disk_reserve_bytes)} MB reserve, "
+            f"{_megabytes(facts.free_bytes)} MB free: free some space and it goes on"
+        )
     return None
 
 
