@@ -143,6 +143,7 @@ def regatta(
     model: Path, folder: Path, version: int = 1, guarded: bool = False, grpc: bool = False
 ) -> Iterator[tuple[str, int]]:
     """Run a serving worker, with gRPC too if `grpc`, and give the path of its socket and its process id."""
+    from regatta_agent.serving import giving_way
     from regatta_agent.serving.spec import ServeSpec
 
     socket_path = folder / f"m-{version}.sock"
@@ -157,12 +158,16 @@ def regatta(
     )
     path = folder / f"m-{version}.json"
     path.write_text(spec.model_dump_json(exclude_none=True))
+    # as the agent starts the next one of a model that is served
+    give_way = [] if version == 1 else [giving_way.OPTION]
     worker = subprocess.Popen(
-        [sys.executable, "-m", "regatta_agent.serving", str(path)],
+        [sys.executable, "-m", "regatta_agent.serving", str(path), *give_way],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
     )
+    if give_way:
+        giving_way.begin_for(worker.pid)
     assert worker.stdout is not None
     try:
         if b'"ready"' not in worker.stdout.readline():
