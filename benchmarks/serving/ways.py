@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import signal
 import socket
 import subprocess
 import sys
@@ -19,6 +18,8 @@ import venv
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
+
+import psutil
 
 HERE = Path(__file__).resolve().parent
 PEERS = HERE.parents[1] / "build" / "peers"
@@ -86,15 +87,16 @@ def served(way: str, model: Path, folder: Path, guarded: bool) -> Iterator[str]:
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=output,
-            start_new_session=True,  # they start workers of their own
             env={**os.environ, "PYTHONPATH": str(HERE), "REGATTA_BENCH_MODEL": str(model)},
         )
     try:
         _await(way, server, where, port, log)
         yield where
     finally:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(server.pid, signal.SIGKILL)
+        workers = psutil.Process(server.pid).children(recursive=True)  # some lead groups of their own
+        for process in (server, *workers):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
         server.wait()
 
 
