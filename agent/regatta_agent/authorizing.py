@@ -6,9 +6,9 @@ clock is not set, which is told apart by the time that the fleet's answer carrie
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
+from typing import NamedTuple
 
 from regatta_agent.children import Launcher
 from regatta_agent.errors import NotSent, Unanswered, WrongClock
@@ -31,8 +31,7 @@ _ANSWER_TIMEOUT_S = 30.0  # a cellular link needs seconds; a lost request is ask
 _CLOCK_TOLERANCE_S = 600.0  # what a board's clock may be off before it, and not the fleet, is why metadata are expired
 
 
-@dataclass(frozen=True)
-class TrustFloor:
+class TrustFloor(NamedTuple):
     """What the device will not go below."""
 
     role_versions: dict[str, int]

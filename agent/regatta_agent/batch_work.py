@@ -25,7 +25,7 @@ __all__ = ["BatchWork"]
 _RACES = (JobKind.RACE, JobKind.RERACE)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False, repr=False)  # no value: what else it would be given is 5 KB of this process
 class BatchWork:
     """Runs jobs and sends results, beside no race. Used by the loop's thread only."""
 

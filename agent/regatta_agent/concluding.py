@@ -34,7 +34,7 @@ __all__ = ["Conclusions"]
 logger = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False, repr=False)  # no value: what else it would be given is 5 KB of this process
 class Conclusions:
     """Draws them, with the means that it takes. Holds no state of its own; used by the loop's thread only."""
 

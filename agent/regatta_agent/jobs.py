@@ -9,8 +9,7 @@ checking.py, racing.py and verification.py.
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from regatta_agent.events import Event
 from regatta_agent.workers import WorkerDeath
@@ -39,46 +38,39 @@ __all__ = [
 logger = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
-class AssignmentVerified:
+class AssignmentVerified(NamedTuple):
     signed: SignedAssignment
     assignment: Assignment
 
 
-@dataclass(frozen=True)
-class Authorized:
+class Authorized(NamedTuple):
     digest: Digest
     size_bytes: int
     role_versions: dict[str, int]
     root_version: int | None
 
 
-@dataclass(frozen=True)
 class ManifestFetched:
     """The manifest is stored."""
 
 
-@dataclass(frozen=True)
 class FilesFetched:
     """Every file is stored."""
 
 
-@dataclass(frozen=True)
-class FilesChecked:
+class FilesChecked(NamedTuple):
     """The files of a version whose worker could not start were read; the damaged ones are gone."""
 
     death: WorkerDeath
 
 
-@dataclass(frozen=True)
-class Raced:
+class Raced(NamedTuple):
     report: RaceReport
     bundled: Policy  # the bundle's policy
     assigned: Policy | None = None  # the policy that it was raced by, when it is not the bundle's
 
 
-@dataclass(frozen=True)
-class Failed:
+class Failed(NamedTuple):
     error: RegattaError
     root_version: int | None = None
 

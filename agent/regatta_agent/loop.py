@@ -55,7 +55,7 @@ _FETCHING_TURN_S = 0.1  # lost chunks are noticed after 0.5 s or more (core/tran
 _MAX_EVENTS = 256  # taken in before planning
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False, repr=False)  # no value: what else it would be given is 5 KB of this process
 class Parts:
     """What the loop is built of (bootstrap.py builds it)."""
 

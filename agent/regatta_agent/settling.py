@@ -31,7 +31,7 @@ logger = logging.getLogger(__name__)
 _MAX_PLANS = 200  # in one turn; each records at least one step, and no version takes more than about 12
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False, repr=False)  # no value: what else it would be given is 5 KB of this process
 class Settling:
     """From a record to the one that nothing more follows from now. Holds no state; used by the loop's thread only."""
 
