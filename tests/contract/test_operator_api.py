@@ -14,7 +14,8 @@ import pytest
 import requests
 
 from regatta_fleet.bootstrap import running
-from regatta_fleet.client import FleetClient, Refused
+from regatta_fleet.calling import Refused
+from regatta_fleet.client import FleetClient
 from regatta_fleet.schemas import BatchRequest, BundleDraft, ResultsRequest, RolloutRequest, TokenRequest
 from regatta_fleet.settings import Settings
 from regatta_fleet.testing import FakeFleet, serve

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from regatta_fleet.client import FleetClient, Refused, Unreachable
+from regatta_fleet.calling import Refused, Unreachable
+from regatta_fleet.client import FleetClient
 from regatta_fleet.schemas import RolloutRequest, TokenRequest
 from regatta_fleet.testing import FakeFleet, serve
 from regatta_protocol.errors import Rejected, Retryable, StorageFull, TooLarge
@@ -220,7 +221,7 @@ def test_nonsense_is_not_understood(body: bytes) -> None:
 
 def test_endless_answers_are_cut(monkeypatch: pytest.MonkeyPatch) -> None:
     """No answer can fill the memory."""
-    monkeypatch.setattr("regatta_fleet.client._MAX_ANSWER_BYTES", 100_000)
+    monkeypatch.setattr("regatta_fleet.calling._MAX_ANSWER_BYTES", 100_000)
 
     with misbehaving(answer(200, b" " * 200_000)) as (url, _), pytest.raises(TooLarge):
         impatient(url).status()
