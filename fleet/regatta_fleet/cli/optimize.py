@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from regatta_fleet.cli import output, tables
+from regatta_fleet.cli import model_tables, output
 from regatta_fleet.cli.connection import examples, home_option, json_option, open_client, url_option
 from regatta_fleet.cli.described import processing_option, read_described
 from regatta_protocol.ids import parse_model_name
@@ -145,7 +145,7 @@ def optimize(
             report if manifest is None else {"report": output.plain(report), "manifest": output.plain(manifest)}
         )
         return
-    output.print_table(tables.optimized(report))
+    output.print_table(model_tables.optimized(report))
     if manifest is not None:
         output.line(f"pushed {manifest.ref}", "good")
     else:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from regatta_fleet.cli import output, tables
+from regatta_fleet.cli import model_tables, output
 from regatta_fleet.cli.connection import examples, home_option, json_option, open_client, url_option
 from regatta_protocol.ids import parse_device_id
 from regatta_protocol.quantity import parse_latency_us
@@ -130,7 +130,7 @@ def search(
     if as_json:
         output.print_json(report)
         return
-    output.print_table(tables.optimized(report))
+    output.print_table(model_tables.optimized(report))
     output.hint(f"what was tried: {output_folder / 'search.md'}")
     output.hint(f"push it: `regatta model push {output_folder} --name NAME`")
 
