@@ -87,7 +87,9 @@ def push(
     A bare model file is inspected, run on reference kernels for its golden samples and measured, all here. Only files
     that the server lacks are uploaded: after an interruption the same command goes on with the next file.
     """
-    from regatta_fleet.bundle import Bundle, BundleSource, bundle_from_model
+    from regatta_fleet.bare_model import bundle_from_model
+    from regatta_fleet.bundle import Bundle
+    from regatta_fleet.bundle_source import BundleSource
 
     known = parse_model_name(name)
     policy = given_policy(options).model_dump(exclude_unset=True)

@@ -210,7 +210,8 @@ def _page(stage: Stage) -> str:
 
 def _optimize(stage: Stage) -> Bundle:
     # numpy and the quantizer take a second to import: not before they are needed.
-    from regatta_fleet.bundle import Bundle, BundleSource
+    from regatta_fleet.bundle import Bundle
+    from regatta_fleet.bundle_source import BundleSource
     from regatta_fleet.examples import digits
     from regatta_fleet.examples.digits.data import calibration, evaluation
     from regatta_fleet.optimize.pipeline import optimize
@@ -225,7 +226,8 @@ def _optimize(stage: Stage) -> Bundle:
 
 
 def _damaged_bundle(stage: Stage) -> Bundle:
-    from regatta_fleet.bundle import BundleSource, bundle_from_model
+    from regatta_fleet.bare_model import bundle_from_model
+    from regatta_fleet.bundle_source import BundleSource
     from regatta_fleet.examples import digits
     from regatta_fleet.examples.digits.damage import damaged_copy
 
