@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import logging
 import queue
 import signal
-import subprocess
-import sys
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,13 +14,17 @@ from types import FrameType
 from regatta_agent.actions import Actions
 from regatta_agent.alarm import Alarm, armed
 from regatta_agent.batch_runner import BatchRunner, BatchSettings
+from regatta_agent.batch_work import BatchWork
+from regatta_agent.board_probe import probe_board_apart
 from regatta_agent.children import Launcher, ProcessLauncher
-from regatta_agent.clock import Clock, SystemClock
+from regatta_agent.clock import Clock, FlooredClock, SystemClock
+from regatta_agent.concluding import Conclusions
 from regatta_agent.config import AgentConfig
 from regatta_agent.core.facts import Limits
 from regatta_agent.courier import Courier
 from regatta_agent.desired import DesiredState
 from regatta_agent.events import INBOX_LENGTH, Event
+from regatta_agent.keeping import Keeper
 from regatta_agent.loop import Loop, Parts
 from regatta_agent.lost_identity import BusMaker, who_we_are
 from regatta_agent.outbox import Outbox
@@ -35,15 +36,16 @@ from regatta_agent.record import RecordFile
 from regatta_agent.renewing import Renewing
 from regatta_agent.reporter import Reporter, presence_will
 from regatta_agent.results_sender import ResultsSender, SendingSettings
+from regatta_agent.settling import Settling
 from regatta_agent.status import StateLock, StatusFile
 from regatta_agent.store import Store
+from regatta_agent.surroundings import Surroundings
 from regatta_agent.traffic import TrafficBook
+from regatta_agent.trouble import Trouble
 from regatta_agent.versions import versions_here
 from regatta_agent.workers import WorkerPool
 from regatta_protocol import __version__, topics
 from regatta_protocol.bus import Bus, Will
-from regatta_protocol.codec import decode
-from regatta_protocol.errors import Misuse, Rejected
 from regatta_protocol.ids import parse_model_ref
 from regatta_protocol.measurement import BoardFacts
 from regatta_protocol.traffic import Ledger
@@ -53,11 +55,8 @@ from regatta_provisioning.notify import Notifier
 
 __all__ = ["assemble", "limits_of", "run_agent"]
 
-logger = logging.getLogger(__name__)
-
 _LONGEST_WINDOW_S = 60.0  # a worker that hangs is noticed by its windows; the outbox merges what waits longer
 _BOOT_DIGITS = 16  # 64 random bits tell starts apart, and are in every heartbeat
-_PROBE_S = 30.0  # Python's start from a cold SD card takes seconds; reading /sys takes some 10 ms
 
 
 def run_agent(config: AgentConfig) -> None:
@@ -92,7 +91,7 @@ def run_agent(config: AgentConfig) -> None:
                 launcher=launcher,
                 outbox=outbox,
                 make_bus=make_bus,
-                board=_board(config),
+                board=probe_board_apart(config),
                 clock=clock,
                 rng=Random(),  # noqa: S311 - jitter, not secrets
                 boot=uuid.uuid4().hex[:_BOOT_DIGITS],
@@ -125,80 +124,76 @@ def assemble(
     traffic: TrafficBook | None = None,
 ) -> Loop:
     """Return a loop over the given adapters; the scenario tests give it fakes."""
-    device = identity.device
+    device, limits = identity.device, limits_of(config)
+    time, trouble, versions = FlooredClock(clock), Trouble(), versions_here(board)
     bus = make_bus(inbox, identity, presence_will(device, boot, __version__))
     store = Store(config.state_dir, kernel_boot(config.sysroot))
     window_s = min(config.telemetry_period_s, _LONGEST_WINDOW_S)
-    quarantine = QuarantineFile(config.state_dir)
     workers = WorkerPool(config.run_dir, store, launcher, window_s, config.power, config.sysroot, config.serving)
+    quarantine = QuarantineFile(config.state_dir)
+    race = RaceSettings(
+        config.sysroot,
+        config.race_budget_s,
+        config.race_threads,
+        quarantine,
+        Priors(config.state_dir),
+        config.delegate_files,
+        config.power,
+    )
     trust_dir = config.state_dir / "trust"
     trust_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
     actions = Actions(
-        bus,
-        launcher,
-        identity,
-        store,
-        workers,
-        RaceSettings(
-            config.sysroot,
-            config.race_budget_s,
-            config.race_threads,
-            quarantine,
-            Priors(config.state_dir),
-            config.delegate_files,
-            config.power,
-        ),
-        trust_dir=trust_dir,
-        run_dir=config.run_dir,
-        boot=boot,
+        bus, launcher, identity, store, workers, race, trust_dir=trust_dir, run_dir=config.run_dir, boot=boot
     )
+    courier = Courier(
+        outbox,
+        bus,
+        device,
+        config.telemetry_period_s,
+        free_bytes=store.free_bytes,
+        full_wait_s=limits.space_wait_s,
+    )
+    keeper = Keeper(RecordFile(config.state_dir), store, clock, limits.space_wait_s)
+    surroundings = Surroundings(store, workers, actions, time, versions, trouble)
+    conclusions = Conclusions(surroundings, store, workers, actions, courier, quarantine, time, rng, limits, versions)
     book = traffic or TrafficBook(config.state_dir, config.run_dir, clock.wall())
+    sending = SendingSettings(
+        config.batch_folder,
+        config.batch_results,
+        config.link == "metered",
+        identity.certificate_path.parent,
+    )
+    batch = BatchSettings(config.batch_folder, config.batch_inputs, config.run_dir, config.disk_reserve_bytes)
     return Loop(
         Parts(
             inbox=inbox,
             bus=bus,
-            clock=clock,
-            rng=rng,
-            limits=limits_of(config),
-            record_file=RecordFile(config.state_dir),
+            clock=time,
+            limits=limits,
+            keeper=keeper,
             store=store,
             workers=workers,
             actions=actions,
             desired=DesiredState(launcher, identity, rng, boot),
-            courier=Courier(
-                outbox,
-                bus,
-                device,
-                config.telemetry_period_s,
-                free_bytes=store.free_bytes,
-                full_wait_s=limits_of(config).space_wait_s,
-            ),
+            courier=courier,
             reporter=Reporter(bus, device, board, boot, __version__, config.heartbeat_period_s),
-            quarantine=quarantine,
             renewing=Renewing(launcher, identity.certificate_path.parent, rng, boot, store.free_bytes),
-            batch=BatchRunner(
-                launcher,
-                BatchSettings(config.batch_folder, config.batch_inputs, config.run_dir, config.disk_reserve_bytes),
-                boot,
-            ),
-            results=ResultsSender(
-                launcher,
-                SendingSettings(
-                    config.batch_folder,
-                    config.batch_results,
-                    config.link == "metered",
-                    identity.certificate_path.parent,
-                ),
-                limits_of(config),
-                book.ledger,
+            batch_work=BatchWork(
+                BatchRunner(launcher, batch, boot),
+                ResultsSender(launcher, sending, limits, book.ledger, rng, boot),
+                keeper,
+                time,
                 rng,
-                boot,
+                limits,
             ),
+            surroundings=surroundings,
+            conclusions=conclusions,
+            settling=Settling(surroundings, keeper, actions, conclusions, trouble, time, limits),
+            trouble=trouble,
             notifier=notifier,
             alarm=alarm or Alarm(),
             traffic=book,
             status=StatusFile(config.run_dir, boot, clock.wall()),
-            versions=versions_here(board),
         )
     )
 
@@ -233,29 +228,6 @@ def _mqtt_bus(inbox: queue.Queue[Event], identity: Identity, will: Will, *, ledg
         keepalive_s=keepalive_s,
     )
     return MqttBus(settings, inbox, ledger=ledger)
-
-
-def _board(config: AgentConfig) -> BoardFacts:
-    """Return what the board is, probed by a child: what that needs does not stay in this process, and cannot hang it.
-
-    A probe that fails costs its facts, not the start.
-
-    Raises:
-        Misuse: when a delegate file of the settings is wrong, for that would fail every race.
-    """
-    argv = [sys.executable, "-m", "regatta_runtimes.board", str(config.sysroot), *map(str, config.delegate_files)]
-    try:
-        done = subprocess.run(argv, stdin=subprocess.DEVNULL, capture_output=True, timeout=_PROBE_S, check=False)
-        if done.returncode == 0:
-            return decode(BoardFacts, done.stdout)
-        reason = done.stderr.decode(errors="replace").strip()[-1000:]
-    except (OSError, subprocess.TimeoutExpired, Rejected) as err:
-        logger.error("event=board_unknown sysroot=%s error=%s", config.sysroot, err)
-        return BoardFacts()
-    if done.returncode == Rejected.exit_code:
-        raise Misuse(f"delegate_files: {reason}")
-    logger.error("event=board_unknown sysroot=%s error=%s", config.sysroot, reason)
-    return BoardFacts()
 
 
 @contextmanager

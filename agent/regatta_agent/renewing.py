@@ -14,6 +14,7 @@ from random import Random
 
 from regatta_agent.children import Child, Launcher
 from regatta_agent.events import ChildEnded, ChildLine, Event
+from regatta_protocol.backoff import backoff_s
 from regatta_protocol.errors import StorageFull
 
 __all__ = ["Renewing"]
@@ -99,8 +100,7 @@ class Renewing:
         return self._full_at_bytes is not None and self._free_bytes() >= self._full_at_bytes + _SPACE_CAME_BYTES
 
     def _failed(self, why: str, now_s: float, least_s: float = 0.0) -> None:
-        cap_s = min(_BACKOFF_CAP_S, _BACKOFF_BASE_S * 2.0 ** min(self._failures, 30))
-        wait_s = least_s + self._rng.uniform(0.0, cap_s)
+        wait_s = least_s + backoff_s(self._failures, _BACKOFF_BASE_S, _BACKOFF_CAP_S, self._rng)
         self._failures += 1
         self._next_s = now_s + wait_s
         logger.warning("event=certificate_not_renewed next_s=%.0f reason=%s", wait_s, why)

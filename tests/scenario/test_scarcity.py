@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 
 from device_rig import DEVICE, MODEL, Rig
+from regatta_agent.authorizing import Authorize
 from regatta_agent.core.installs import AgentRecord
 from regatta_agent.core.states import IN_PROGRESS
 from regatta_agent.events import ChildEnded
 from regatta_agent.fetcher import FetchFiles, FetchManifest
-from regatta_agent.jobs import Authorize
 from regatta_agent.partial import PartialFile
 from regatta_agent.racing import FleetResults, Race
 from regatta_agent.record import UNSAVED_REPORTS, RecordFile

@@ -23,13 +23,14 @@ from fault_proxy import CAPTIVE_PORTAL, CLEAR, FaultProxy, Weather, fault_proxy
 from live_rig import LiveRig
 from mosquitto import Wire, running_wire
 from regatta_agent.serving.events import WindowClosed
-from regatta_protocol import mqtt, topics
+from regatta_protocol import topics
 from regatta_protocol.codec import encode
 from regatta_protocol.errors import Retryable
 from regatta_protocol.ids import DeviceId
 from regatta_protocol.measurement import BoardFacts
 from regatta_protocol.messages import Get, ServingWindow, SignedAssignment
 from regatta_protocol.mqtt import MqttConfig
+from regatta_protocol.mqtt.settings import tls_context
 from regatta_provisioning.enroll import enroll
 
 pytestmark = [pytest.mark.system, pytest.mark.timeout(300)]
@@ -303,14 +304,14 @@ def test_the_proxy_is_as_bad_as_it_says(proxy: FaultProxy) -> None:
 
 def test_a_board_out_of_memory_for_a_connection_tries_again(rig: LiveRig, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever Python raises on the network's thread, the thread goes on: offline for ever would be silent."""
-    context, failures = mqtt._tls_context, itertools.count(1)
+    context, failures = tls_context, itertools.count(1)
 
     def no_memory(config: MqttConfig) -> object:
         if next(failures) <= 2 and config.client_id == rig.device:
             raise MemoryError
         return context(config)
 
-    monkeypatch.setattr(mqtt, "_tls_context", no_memory)
+    monkeypatch.setattr("regatta_protocol.mqtt.connection.tls_context", no_memory)
     rig.proxy.cut()
 
     assert rig.live(lambda: not rig.loop.online)

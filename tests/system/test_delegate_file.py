@@ -57,7 +57,7 @@ def rig(tmp_path: Path, library: Path) -> Iterator[RealRig]:
 
 
 def _serves(rig: RealRig) -> bool:
-    return rig.state(1) == "committed" and any(worker.ready for worker in rig.loop.facts().workers.values())
+    return rig.state(1) == "committed" and any(worker.ready for worker in rig.workers().values())
 
 
 def _answer(rig: RealRig) -> np.ndarray[tuple[int, ...], np.dtype[np.float32]]:

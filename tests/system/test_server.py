@@ -48,7 +48,7 @@ from regatta_protocol.messages import (
 from regatta_protocol.mqtt import MqttBus, MqttConfig
 from regatta_protocol.topics import Up, device_filters, up
 from regatta_provisioning.assignments import verify_assignment
-from regatta_provisioning.authority import fingerprint_of, serial_of
+from regatta_provisioning.certificates import fingerprint_of, serial_of
 from regatta_provisioning.enroll import enroll
 from regatta_provisioning.enrollment import EnrollResponse
 from regatta_provisioning.renewal import renew, validity_of

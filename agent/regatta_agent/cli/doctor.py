@@ -145,7 +145,7 @@ def _runtimes(_config: AgentConfig) -> Iterable[Finding]:
     """Build and run the smallest model in each runtime: importing one proves nothing."""
     from regatta_runtimes.errors import RuntimeMissing
     from regatta_runtimes.nursery import Nursery
-    from regatta_runtimes.race import probe_runtime
+    from regatta_runtimes.working_runtimes import probe_runtime
 
     working = 0
     for name, install in _RUNTIMES.items():

@@ -285,7 +285,7 @@ def _concluded(run: BatchRun, outcome: BatchOutcome, now_s: float, rng: Random, 
     if outcome.final:
         return run.after(_E.GAVE_UP, reason=outcome.reason)
     if outcome.full:
-        wait_s = rng.uniform(limits.space_wait_s, 1.1 * limits.space_wait_s)
+        wait_s = limits.full_disk_wait_s(rng)
         return run.after(
             _E.INTERRUPTED,
             reason=f"{outcome.reason}; next in {wait_s / 60:.0f} min, or when there is space",
@@ -295,8 +295,7 @@ def _concluded(run: BatchRun, outcome: BatchOutcome, now_s: float, rng: Random, 
         )
     if run.attempt >= limits.max_attempts:
         return run.after(_E.GAVE_UP, reason=f"{outcome.reason}; given up after {run.attempt} attempts")
-    # Full jitter, as for the jobs of a version (outcomes.py).
-    wait_s = rng.uniform(0.0, min(limits.backoff_cap_s, limits.backoff_base_s * 2.0 ** min(run.attempt, 30)))
+    wait_s = limits.retry_wait_s(run.attempt, rng)
     reason = f"attempt {run.attempt} of {limits.max_attempts}: {outcome.reason}; next in {wait_s:.0f} s"
     return run.after(_E.INTERRUPTED, reason=reason, not_before=now_s + wait_s)
 

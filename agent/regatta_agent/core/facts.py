@@ -7,10 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from random import Random
 from types import MappingProxyType
 from typing import Any
 
 from regatta_agent.core.states import Event
+from regatta_protocol.backoff import backoff_s
 from regatta_protocol.enums import StrEnum
 from regatta_protocol.ids import Digest, ModelName, ModelRef
 from regatta_protocol.update_window import UpdateWindow
@@ -68,6 +70,14 @@ class Limits:
     update_window: tuple[UpdateWindow, ...] = ()  # the device's own; (): the fleet's, where it has set one
     metered: bool = False  # files wait for the window, too
     unset_clock_wait_s: float = 3600.0  # NTP sets a clock within minutes; later a window is not waited for
+
+    def retry_wait_s(self, attempt: int, rng: Random) -> float:
+        """Return the wait before try number `attempt` (from 0) of what failed."""
+        return backoff_s(attempt, self.backoff_base_s, self.backoff_cap_s, rng)
+
+    def full_disk_wait_s(self, rng: Random) -> float:
+        """Return the wait after a disk was found full, so long that there is at most one try an hour."""
+        return rng.uniform(self.space_wait_s, 1.1 * self.space_wait_s)
 
 
 @dataclass(frozen=True)

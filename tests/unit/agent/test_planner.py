@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from planning import CANDIDATE, IDLE, LIMITS, NAME, a_report, an_install, digest, on_disk, settled, wanting
-from regatta_agent.core import outcomes, rerace
+from regatta_agent.core import outcomes, rerace, worker_outcomes
 from regatta_agent.core.facts import (
     Begin,
     Cancel,
@@ -267,7 +267,7 @@ class _World:
             if install is not None and install.successor is not None and worker.candidate != install.placement:
                 self.record = rerace.successor_died(self.record, ref, "signal 11")
             else:
-                self.record = outcomes.worker_died(
+                self.record = worker_outcomes.worker_died(
                     self.record, ref, "signal 11", 1.0, self.facts.now_s, self.draw, LIMITS
                 )
         self.workers = workers
@@ -280,10 +280,10 @@ class _World:
             return worker
         if self.draw.random() > luck:
             told = Degradation(placement="litert/int8/none/t1", reason="hung", since=self.facts.now_s)
-            self.record = outcomes.degraded(self.record, ref, told, (self.facts.now_s,))
+            self.record = worker_outcomes.degraded(self.record, ref, told, (self.facts.now_s,))
             self.record = rerace.drifted(self.record, ref, worker.candidate, 10.0, 20.0)
         elif install.degraded is not None:
-            self.record = outcomes.winner_back(self.record, ref, install.winner, (self.facts.now_s,))
+            self.record = worker_outcomes.winner_back(self.record, ref, install.winner, (self.facts.now_s,))
             return replace(worker, candidate=install.winner)
         return worker
 
