@@ -25,7 +25,7 @@ from regatta_agent.core.facts import (
     Unpoint,
     WorkerFacts,
 )
-from regatta_agent.core.installs import AgentRecord, Degradation
+from regatta_agent.core.installs import AgentRecord, Degradation, Install
 from regatta_agent.core.planner import plan, wake_at
 from regatta_agent.core.states import IN_PROGRESS
 from regatta_protocol.errors import RegattaError, Rejected, Retryable, StorageFull, Untrusted
@@ -150,6 +150,46 @@ def test_wake_at_gives_the_end_of_the_next_wait() -> None:
 def test_nothing_is_collected_before_the_fleet_was_heard() -> None:
     """After a lost record, files on disk are not thrown away."""
     assert not [step for step in plan(AgentRecord(), IDLE, LIMITS) if isinstance(step, Collect)]
+
+
+@pytest.mark.parametrize("state", [InstallState.RACING, InstallState.PLACED, InstallState.ON_TRIAL])
+def test_a_version_that_ends_the_board_is_given_up(state: InstallState) -> None:
+    """Whenever it is raced, its worker started or tried: there is no loop of reboots, and version 1 serves on."""
+    record = AgentRecord().with_install(an_install(1, InstallState.COMMITTED)).with_install(an_install(2, state))
+    record, boots = wanting(record, 2), 0
+
+    def second() -> Install:
+        found = record.find(ModelRef(NAME, 2))
+        assert found is not None
+        return found
+
+    while second().state in IN_PROGRESS:
+        assert boots < LIMITS.max_attempts
+        record, boots = outcomes.recovered(record, LIMITS), boots + 1
+        if second().state is not InstallState.PLACED:
+            record, _ = settled(record, replace(IDLE, stored=on_disk(1, 2)))
+
+    assert boots == LIMITS.max_attempts
+    assert "the agent ended 8 times" in (second().reason or "")
+    serving = record.serving(NAME)
+    assert serving is not None and serving.version == 1
+
+
+@pytest.mark.parametrize(
+    "waits",
+    [
+        {"reason": "waits: window opens 02:00 UTC", "opens_at": 9000.0},
+        {"reason": "waits: this board's clock is not set, so …"},
+        {"reason": "its worker cannot be started: no space left", "not_before": 9000.0, "full_at_bytes": 100},
+    ],
+)
+def test_a_start_costs_nothing_where_a_placed_version_only_waits(waits: dict[str, Any]) -> None:
+    """A board that is switched off each night may wait for weeks."""
+    record = AgentRecord().with_install(an_install(2, InstallState.PLACED, **waits))
+    for _ in range(100):
+        record = outcomes.recovered(record, LIMITS)
+
+    assert record.find(ModelRef(NAME, 2)) == an_install(2, InstallState.PLACED, **waits)
 
 
 def _kept(limits: Limits, free_bytes: int = 10**9, state: InstallState = InstallState.COMMITTED) -> list[int]:
