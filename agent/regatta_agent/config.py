@@ -16,6 +16,7 @@ from regatta_agent.serving.settings import ServingSettings
 from regatta_protocol.bounds import Bounds, Strict
 from regatta_protocol.durable import read_bounded
 from regatta_protocol.errors import Misuse, Rejected
+from regatta_protocol.ids import parse_model_ref
 from regatta_protocol.plain import read
 from regatta_protocol.update_window import MAX_WINDOWS, parse_window
 from regatta_runtimes.power.settings import PowerSettings
@@ -53,6 +54,8 @@ class AgentConfig(Strict):
     outbox_max_bytes: Annotated[int, Bounds(ge=65_536)] = 8 * 1024 * 1024  # telemetry kept while offline
     outbox_max_age_s: Annotated[float, Bounds(ge=60)] = 30 * 86_400.0  # and how long, in time that the agent runs
     keep_previous: Annotated[int, Bounds(ge=0, le=16)] = 1  # versions kept beside the running one
+    pinned: Annotated[tuple[str, ...], Bounds(max_length=64)] = ()  # and these
+    disk_budget_bytes: Annotated[int, Bounds(ge=0)] = 0  # within it, older versions are kept too (docs/reliability.md)
     batch_folder: Path | None = None  # below it the fleet's batch jobs write results; unset: it may start none
     batch_inputs: Annotated[tuple[Path, ...], Bounds(max_length=16)] = ()  # the only folders that such jobs may read
     batch_results: Literal["never", "unmetered", "always"] = "unmetered"  # when the fleet may pull such results
@@ -60,11 +63,15 @@ class AgentConfig(Strict):
     power: PowerSettings = field(default_factory=PowerSettings)  # which sensor, and the user's own (docs/power.md)
 
     def __post_init__(self) -> None:
-        try:
-            for text in self.update_window:
-                parse_window(text)
-        except Rejected as err:
-            raise ValueError(f"update_window: {err}") from err
+        for key, texts, parse in (
+            ("update_window", self.update_window, parse_window),
+            ("pinned", self.pinned, parse_model_ref),
+        ):
+            try:
+                for text in texts:
+                    parse(text)
+            except Rejected as err:
+                raise ValueError(f"{key}: {err}") from err
 
 
 def read_settings(settings: Mapping[str, Any], source: str) -> AgentConfig:

@@ -2,8 +2,8 @@
 
 For what a serving worker reads and tells, for the agent's settings, and for parts of a manifest that only a worker
 needs: pydantic and the classes made by it would take a quarter of a worker (docs/adr/0024-workers-without-pydantic.md).
-What crosses the wire is read by codec.py. Fields that a class does not have are passed over, as on the wire, unless it is
-Strict; annotations.py says what a class may hold.
+What crosses the wire is read by codec.py. Fields that a class does not have are passed over, as on the wire, unless it
+is Strict; annotations.py says what a class may hold.
 """
 
 from __future__ import annotations

@@ -88,7 +88,7 @@ def _push(rig: RealRig, folder: Path, model: ModelName, design: str) -> str:
 
 
 def _serves(rig: RealRig) -> Callable[[], bool]:
-    return lambda: rig.state(1) == "committed" and any(w.ready for w in rig.loop.facts().workers.values())
+    return lambda: rig.state(1) == "committed" and any(w.ready for w in rig.workers().values())
 
 
 def test_a_model_serves_from_the_fpga_and_another_ones_overlay_does_not_take_it_away(

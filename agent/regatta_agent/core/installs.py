@@ -199,5 +199,20 @@ class AgentRecord(Wire):
         install = self.find(ref)
         return self if install is None else self.with_install(install.model_copy(update=changes))
 
+    def put_off(
+        self,
+        ref: ModelRef,
+        event: Event | None,
+        reason: str,
+        not_before: float | None,
+        **changes: Any,  # noqa: ANN401 - fields of Install
+    ) -> AgentRecord:
+        """Return the record in which `ref` waits for a time, after `event` or, without one, in the state that it is in.
+
+        An earlier want of space is no reason to go on sooner, unless `changes` say so.
+        """
+        changes = {"reason": reason, "not_before": not_before, "full_at_bytes": None, **changes}
+        return self.changed(ref, **changes) if event is None else self.advanced(ref, event, **changes)
+
 
 _FORGETTABLE = (InstallState.FAILED, InstallState.ROLLED_BACK, InstallState.RETIRED)

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 from regatta_agent.backlog import Backlog, read_backlog
 from regatta_agent.outbox import Outbox
+from regatta_agent.outbox_file import OutboxFile
 from regatta_agent.telemetry_batches import MAX_BATCH_ITEMS
 from regatta_protocol import sketch
 from regatta_protocol.codec import decode_zlib
@@ -249,12 +250,12 @@ def test_a_file_that_cannot_be_used_now_loses_an_item_and_counts_it(
     outbox: Outbox, monkeypatch: pytest.MonkeyPatch, words: str
 ) -> None:
     """Whatever the disk says is told as something to try again; the next batch says how many went."""
-    connection = Outbox._connection
-    monkeypatch.setattr(Outbox, "_connection", mock.Mock(side_effect=sqlite3.OperationalError(words)))
+    connection = OutboxFile._connection
+    monkeypatch.setattr(OutboxFile, "_connection", mock.Mock(side_effect=sqlite3.OperationalError(words)))
     for use in (lambda: outbox.put(window(1)), outbox.batches, outbox.new_batch, lambda: outbox.acknowledge("b")):
         with pytest.raises(Retryable, match=r"outbox\.sqlite"):
             use()
-    monkeypatch.setattr(Outbox, "_connection", connection)
+    monkeypatch.setattr(OutboxFile, "_connection", connection)
     outbox.put(window(2))
 
     assert read(outbox, outbox.new_batch()).dropped == 1

@@ -13,6 +13,7 @@ from fastapi.testclient import TestClient
 from regatta_fleet import page
 from regatta_fleet.schemas import DeviceDetail, FleetEvent, RolloutDetail, RolloutState, WaveDetail, WaveState
 from regatta_fleet.testing import FakeFleet
+from regatta_fleet.testing_app import fake_app
 from regatta_protocol.errors import Rejected
 from regatta_protocol.ids import DeviceId
 from sample_fleet import device, harbor
@@ -26,7 +27,7 @@ def fleet() -> FakeFleet:
 
 
 def browser(fleet: FakeFleet) -> TestClient:
-    return TestClient(fleet.app(), base_url="http://127.0.0.1:8090")
+    return TestClient(fake_app(fleet), base_url="http://127.0.0.1:8090")
 
 
 def unlocked(fleet: FakeFleet) -> TestClient:
