@@ -228,7 +228,7 @@ class WorkerPool:
         elif isinstance(said, WindowClosed):
             worker.requests += said.requests
             worker.errors += said.errors
-            return said.window() if said.requests else None
+            return said.window() if said.requests or said.stage_counts else None
         elif isinstance(said, Shadowed):
             worker.shadow = ShadowFacts(
                 said.socket, said.requests, said.failed, said.classified, said.agreed, said.snr_db
