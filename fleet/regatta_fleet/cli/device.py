@@ -112,6 +112,10 @@ def print_device(detail: DeviceDetail, now: float) -> None:
         output.line(f"  {name:<13} {value}")
     output.line()
     output.print_table(device_tables.device_models(detail))
+    stages = device_tables.stages(detail)
+    if stages.rows:
+        output.line()
+        output.print_table(stages)
     for race in race_tables.races(detail):
         output.line()
         output.print_table(race)
