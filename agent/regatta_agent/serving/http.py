@@ -42,6 +42,7 @@ __all__ = [
 
 logger = logging.getLogger(__name__)
 
+_READ_BYTES = 262_144  # one buffer for all: asyncio makes one for each read, which malloc may map and unmap in 20 us
 _PIPELINED = 16  # complete requests waiting on one connection; nobody here pipelines more
 _LINGER_S = 2.0  # how long a refused peer may go on sending before the connection is cut
 _HELD_BODIES = 8  # the server holds at most so many bodies of the greatest size
@@ -97,6 +98,7 @@ class HttpServer:
     limits: ServeLimits
     body_limit_bytes: int  # set again when the model is known
     connections: set[Connection] = field(default_factory=set)
+    reading: memoryview = field(default_factory=lambda: memoryview(bytearray(_READ_BYTES)))  # parsed as it comes
     draining: bool = False
     last_request_at: float = 0.0  # monotonic seconds
     held_bytes: int = 0  # of bodies being received or answered
@@ -138,7 +140,7 @@ class HttpServer:
                 connection.close()
 
 
-class Connection(asyncio.Protocol):
+class Connection(asyncio.BufferedProtocol):
     """One connection: bytes in, requests to the handler, answers out."""
 
     def __init__(self, server: HttpServer, endpoint: Endpoint) -> None:
@@ -170,7 +172,7 @@ class Connection(asyncio.Protocol):
         """Whether nothing is received, waiting or being answered."""
         return not (self._running or self._waiting or self._receiving)
 
-    # asyncio.Protocol
+    # asyncio.BufferedProtocol
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)
@@ -199,7 +201,10 @@ class Connection(asyncio.Protocol):
     def resume_writing(self) -> None:
         self._blocked_since = None
 
-    def data_received(self, data: bytes) -> None:
+    def get_buffer(self, sizehint: int) -> memoryview:
+        return self._server.reading
+
+    def buffer_updated(self, nbytes: int) -> None:
         if self._discarding or self._transport is None:
             return
         if not self._receiving:
@@ -207,7 +212,7 @@ class Connection(asyncio.Protocol):
             self.since = time.monotonic()
         self._completed = False
         try:
-            self._parser.feed_data(data)
+            self._parser.feed_data(self._server.reading[:nbytes])
         except httptools.HttpParserUpgrade:
             self._eof = True  # an upgrade may be ignored (RFC 9110, 7.8), but llhttp reads nothing after it
         except httptools.HttpParserError as err:
@@ -215,7 +220,7 @@ class Connection(asyncio.Protocol):
                 self._refusal = error_response(400, f"this is no HTTP/1.1 request that can be answered here: {err}")
         if self._receiving and self._in_headers and not self._completed:
             # llhttp keeps an unfinished header to itself, so what on_header counts is not all there is.
-            self._unparsed_bytes += len(data)
+            self._unparsed_bytes += nbytes
             if self._unparsed_bytes > self._limits.header_bytes:
                 self._refuse_headers()
         self._next()
