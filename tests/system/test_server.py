@@ -33,7 +33,7 @@ from regatta_protocol.codec import decode, decode_zlib, encode
 from regatta_protocol.errors import Rejected
 from regatta_protocol.ids import digest_of_bytes
 from regatta_protocol.manifest import Manifest, target_path
-from regatta_protocol.measurement import Accuracy, BoardFacts
+from regatta_protocol.measurement import BoardFacts
 from regatta_protocol.messages import (
     Assignment,
     Get,
@@ -47,6 +47,7 @@ from regatta_protocol.messages import (
 )
 from regatta_protocol.mqtt import MqttBus, MqttConfig
 from regatta_protocol.topics import Up, device_filters, up
+from regatta_protocol.values import Accuracy
 from regatta_provisioning.assignments import verify_assignment
 from regatta_provisioning.certificates import fingerprint_of, serial_of
 from regatta_provisioning.enroll import enroll
