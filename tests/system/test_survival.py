@@ -309,6 +309,28 @@ def test_an_agent_whose_identity_was_damaged_in_a_power_cut_comes_back(fleet: Fl
     assert {path.name: path.read_bytes() for path in identity.iterdir()} == before
 
 
+def test_an_agent_whose_identity_is_lost_serves_until_it_is_enrolled_again(fleet: Fleet) -> None:
+    """Both copies emptied: its model answers, `status` says what to do, and with a token for its name it is back."""
+    name = DEVICES[1]
+    served = RecordFile(fleet.folder / name / "state").load().serving(MODEL)
+    assert served is not None
+    fleet.kill(name)
+    for path in (fleet.folder / name / "state" / "identity").iterdir():
+        path.write_bytes(b"")
+
+    fleet.start(name)
+    fleet.await_served(name, served.version)
+    assert "regatta-agent enroll TOKEN --force" in fleet.run("regatta_agent", "status", *fleet.folders(name))
+    token = fleet.regatta("device", "token", "--device", name)["token"]
+    assert "restart it" in fleet.run("regatta_agent", "enroll", token, "--force", *fleet.folders(name)[:2])
+    fleet.kill(name)
+    fleet.start(name)
+
+    version = fleet.push()
+    fleet.await_completed(fleet.roll_out(version, "100%", name))
+    fleet.await_served(name, version)
+
+
 @pytest.mark.parametrize("kind", [resource.RLIMIT_AS, resource.RLIMIT_NOFILE], ids=["memory", "descriptors"])
 def test_an_agent_without_memory_or_descriptors_recovers_or_ends(fleet: Fleet, kind: int) -> None:
     """Not one more in the middle of an update: it never hangs, loses nothing, and converges when there are some."""
