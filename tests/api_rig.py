@@ -17,6 +17,8 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from fastapi.testclient import TestClient
 
 from fleet_parts import make_variant, reference
+from regatta_fleet.announcing import Announcer
+from regatta_fleet.answering import Answers
 from regatta_fleet.api.device import device_app
 from regatta_fleet.api.operator import OperatorParts, operator_app
 from regatta_fleet.blobs import BlobStore
@@ -114,8 +116,10 @@ def serving(tmp_path: Path) -> Iterator[Server]:
     broker = MemoryBroker()
     bus = MemoryBus(broker, "regatta-server", inbox, filters=SERVER_FILTERS)
     pump = ChunkPump(bus, Sender(blobs.open))
+    announcer = Announcer("fleet-1", database, bus, key, lambda: clock[0])
+    answers = Answers(database, metadata, lambda: clock[0])
     controller = Controller(
-        "fleet-1", database, bus, inbox, Ingest(database), key, metadata, pump, clock=lambda: clock[0]
+        database, bus, inbox, Ingest(database), announcer, answers, metadata, pump, clock=lambda: clock[0]
     )
     revoking = RevokingAuthority(authority, tmp_path / "crl.pem", lambda: reloads.append(1), lambda _device: None)
     facts = FleetFacts(
