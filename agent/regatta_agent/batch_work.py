@@ -47,7 +47,7 @@ class BatchWork:
         wanted = record.assignment.results if record.assignment is not None else ()
         racing = next((str(ref) for ref, kind in facts.jobs.items() if kind in _RACES), None)
         if record.batch:
-            world = self.runner.facts(self.clock.wall(record.time_floor), facts.links, racing)
+            world = self.runner.facts(record.batch, self.clock.wall(record.time_floor), facts.links, racing)
             record = _with_runs(record, batches.planned(record.batch, world))
         saved = batches.running(record.batch) is None or self.keeper.keep(record)
         record = self._noted(record, self.runner.follow(record.batch, may_start=saved))

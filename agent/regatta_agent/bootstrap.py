@@ -5,7 +5,7 @@ from __future__ import annotations
 import queue
 import signal
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
 from random import Random
@@ -26,6 +26,7 @@ from regatta_agent.desired import DesiredState
 from regatta_agent.events import INBOX_LENGTH, Event
 from regatta_agent.keeping import Keeper
 from regatta_agent.loop import Loop, Parts
+from regatta_agent.lost_identity import BusMaker, who_we_are
 from regatta_agent.outbox import Outbox
 from regatta_agent.partial import kernel_boot
 from regatta_agent.priors import Priors
@@ -45,10 +46,11 @@ from regatta_agent.versions import versions_here
 from regatta_agent.workers import WorkerPool
 from regatta_protocol import __version__, topics
 from regatta_protocol.bus import Bus, Will
+from regatta_protocol.ids import parse_model_ref
 from regatta_protocol.measurement import BoardFacts
 from regatta_protocol.traffic import Ledger
 from regatta_protocol.update_window import parse_window
-from regatta_provisioning.identity import Identity, load_identity
+from regatta_provisioning.identity import Identity
 from regatta_provisioning.notify import Notifier
 
 __all__ = ["assemble", "limits_of", "run_agent"]
@@ -56,16 +58,18 @@ __all__ = ["assemble", "limits_of", "run_agent"]
 _LONGEST_WINDOW_S = 60.0  # a worker that hangs is noticed by its windows; the outbox merges what waits longer
 _BOOT_DIGITS = 16  # 64 random bits tell starts apart, and are in every heartbeat
 
-BusMaker = Callable[["queue.Queue[Event]", Identity, Will], Bus]
-
 
 def run_agent(config: AgentConfig) -> None:
     """Run the agent until SIGTERM or SIGINT.
 
     Raises:
-        Misuse: when the device is not enrolled, another agent runs on its state, or a delegate file is wrong.
+        Misuse: when the device is not enrolled or its identity lost, and it has nothing to serve without; when another
+            agent runs on its state; when a delegate file is wrong.
     """
-    identity = load_identity(config.state_dir / "identity")
+    clock = SystemClock()
+    traffic = TrafficBook(config.state_dir, config.run_dir, clock.wall())
+    connect = partial(_mqtt_bus, ledger=traffic.ledger, keepalive_s=config.keepalive_s)
+    identity, make_bus = who_we_are(config.state_dir, connect)
     config.run_dir.mkdir(parents=True, exist_ok=True, mode=0o750)
     lock = StateLock(config.state_dir)
     lock.take()
@@ -77,8 +81,6 @@ def run_agent(config: AgentConfig) -> None:
         config.outbox_max_bytes,
         max_age_s=config.outbox_max_age_s,
     )
-    clock = SystemClock()
-    traffic = TrafficBook(config.state_dir, config.run_dir, clock.wall())
     try:
         with armed() as alarm:
             outbox.open()
@@ -88,7 +90,7 @@ def run_agent(config: AgentConfig) -> None:
                 inbox=inbox,
                 launcher=launcher,
                 outbox=outbox,
-                make_bus=partial(_mqtt_bus, ledger=traffic.ledger, keepalive_s=config.keepalive_s),
+                make_bus=make_bus,
                 board=probe_board_apart(config),
                 clock=clock,
                 rng=Random(),  # noqa: S311 - jitter, not secrets
@@ -175,7 +177,7 @@ def assemble(
             desired=DesiredState(launcher, identity, rng, boot),
             courier=courier,
             reporter=Reporter(bus, device, board, boot, __version__, config.heartbeat_period_s),
-            renewing=Renewing(launcher, identity.certificate_path.parent, rng, boot),
+            renewing=Renewing(launcher, identity.certificate_path.parent, rng, boot, store.free_bytes),
             batch_work=BatchWork(
                 BatchRunner(launcher, batch, boot),
                 ResultsSender(launcher, sending, limits, book.ledger, rng, boot),
@@ -204,6 +206,8 @@ def limits_of(config: AgentConfig) -> Limits:
         backoff_cap_s=config.backoff_cap_s,
         disk_reserve_bytes=config.disk_reserve_bytes,
         keep_previous=config.keep_previous,
+        pinned=frozenset(map(parse_model_ref, config.pinned)),
+        disk_budget_bytes=config.disk_budget_bytes,
         update_window=tuple(map(parse_window, config.update_window)),
         metered=config.link == "metered",
     )

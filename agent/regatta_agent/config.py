@@ -11,11 +11,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from regatta_agent.serving.settings import ServingSettings
 from regatta_protocol.durable import read_bounded
-from regatta_protocol.errors import Misuse
+from regatta_protocol.errors import Misuse, Rejected
+from regatta_protocol.ids import parse_model_ref
 from regatta_protocol.update_window import MAX_WINDOWS, UpdateWindowField
 from regatta_runtimes.power.settings import PowerSettings
 
@@ -28,6 +29,14 @@ _METERED = {"telemetry_period_s": 1800.0, "heartbeat_period_s": 1800.0, "keepali
 _Windows = Annotated[
     tuple[UpdateWindowField, ...], BeforeValidator(lambda given: (given,) if isinstance(given, str) else given)
 ]
+
+
+def _names_a_version(text: str) -> str:
+    try:
+        parse_model_ref(text)
+    except Rejected as err:
+        raise ValueError(str(err)) from err
+    return text
 
 
 class AgentConfig(BaseModel):
@@ -54,6 +63,8 @@ class AgentConfig(BaseModel):
     outbox_max_bytes: int = Field(default=8 * 1024 * 1024, ge=65_536)  # telemetry kept while offline
     outbox_max_age_s: float = Field(default=30 * 86_400.0, ge=60)  # and how long, in time that the agent runs
     keep_previous: int = Field(default=1, ge=0, le=16)  # versions kept beside the running one
+    pinned: tuple[Annotated[str, AfterValidator(_names_a_version)], ...] = Field(default=(), max_length=64)  # and these
+    disk_budget_bytes: int = Field(default=0, ge=0)  # within it, older versions are kept too (docs/reliability.md)
     batch_folder: Path | None = None  # below it the fleet's batch jobs write results; unset: it may start none
     batch_inputs: tuple[Path, ...] = Field(default=(), max_length=16)  # the only folders that such jobs may read
     batch_results: Literal["never", "unmetered", "always"] = "unmetered"  # when the fleet may pull such results

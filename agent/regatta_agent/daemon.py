@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from regatta_agent.bytecode import start_lean
+from regatta_agent.holding_back import forgive, hold_back
 from regatta_agent.unloaded import deferred, leave_out
 
 __all__ = ["DEFERRED", "LEFT_OUT", "OPTIONS", "DaemonOptions", "daemon_options", "run_daemon"]
@@ -52,6 +53,7 @@ def run_daemon(options: DaemonOptions) -> None:
         Misuse: when the settings are wrong, the device is not enrolled, or another agent runs on its state.
     """
     start_lean()  # before anything is imported that would only be imported again
+    hold_back()
     os.environ["PYDANTIC_DISABLE_PLUGINS"] = "__all__"  # the wire's validators are not a stranger's to change
     os.environ.pop("MALLOC_ARENA_MAX", None)  # the unit sets it for this process: workers infer with many threads
     leave_out(LEFT_OUT)
@@ -65,3 +67,4 @@ def run_daemon(options: DaemonOptions) -> None:
             level=config.log_level.upper(), stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s %(message)s"
         )
     run_agent(config)
+    forgive()

@@ -109,8 +109,9 @@ class Loop:
         parts = self._parts
         parts.store.prepare()
         parts.workers.prepare()
-        # A first start, or a record that was lost, counts from the time: the fleet takes no number that it has had.
-        self.record = outcomes.recovered(parts.keeper.load(int(self.wall())), parts.limits)
+        # A first start, or a record that was lost, counts from the time: the fleet takes no number that it has had. In
+        # milliseconds, which outrun UNSAVED_REPORTS within a restart.
+        self.record = outcomes.recovered(parts.keeper.load(int(self.wall() * 1000)), parts.limits)
         self._settle()
         parts.status.say(self.online, None, None, self._offline_since_s)
         self._connect()

@@ -31,7 +31,14 @@ from regatta_protocol.ids import Digest, ModelRef, digest_of_bytes
 from regatta_protocol.measurement import CandidateResult, PriorRace, RaceReport
 from regatta_protocol.messages import InstallState, RaceItem, Reported, ServingWindow, TelemetryBatch, TelemetryItem
 from regatta_protocol.testing import Faults, MemoryBus
-from regatta_provisioning.identity import Identity
+from regatta_provisioning.identity import (
+    IDENTITY_FILE,
+    Identity,
+    IdentityFile,
+    mend_identity,
+    replace_certificate,
+)
+from regatta_provisioning.sealed import read_sealed, write_sealed
 
 __all__ = ["AFTER_POWER_CUT", "BOOT", "LAST_VERSION", "RACE_KEY", "STARTED", "STATE", "Device", "adjusted", "enrol"]
 
@@ -45,7 +52,15 @@ _FAR_STEP_S = 20.0  # less than a worker may be silent, and than an answer may t
 _RESTART_S = 300.0  # by systemd, at the latest (regatta-agent.service)
 _SYNC_BYTES = 2 * DEFAULT_CHUNK_BYTES  # in place of 4 MiB, so that small models have syncs in mid-download too
 _FAULTY = Faults(drop=0.1, truncate=0.05, duplicate=0.1, reorder=0.1, max_delay_s=0.3)
-_IDENTITY = {"key.pem": b"the device's key", "cert.pem": b"its certificate", "ca.pem": b"ca", "root.json": b"{}"}
+_NEXT_CERTIFICATE = b"its next certificate"
+_IDENTITY = {
+    "key.pem": b"the device's key", "cert.pem": b"its certificate", "ca.pem": b"ca", "root.json": b"{}",
+    IDENTITY_FILE: encode(IdentityFile(
+        fleet="fleet", device=DEVICE, broker_host="localhost", broker_port=1, api_url="https://localhost",
+        assignment_key="", assignment_key_id="k",
+        key="key.pem", certificate="cert.pem", ca="ca.pem", root="root.json",
+    )),
+}  # fmt: skip
 
 
 class _TellingBus(MemoryBus):
@@ -166,10 +181,28 @@ class Device(Rig):
                 model=MODEL, version=1, placement=STARTED[0], start=0, stop=0, requests=0, errors=0
             )))  # fmt: skip
 
+    @property
+    def identity_folder(self) -> Path:
+        return self.config.state_dir / "identity"
+
+    def start(self) -> Device:
+        mend_identity(self.identity_folder)
+        super().start()
+        return self
+
+    def renew_certificate(self) -> None:
+        """Do what the agent's child does with a certificate that the fleet renewed; it tries again another day."""
+        try:
+            replace_certificate(self.identity_folder, _NEXT_CERTIFICATE)
+        except (OSError, RegattaError) as err:
+            self.tell("not renewed", str(err))
+
     def has_identity(self) -> bool:
-        """Return whether the identity is whole."""
-        folder = self.config.state_dir / "identity"
-        return {path.name: path.read_bytes() for path in folder.iterdir()} == _IDENTITY
+        """Return whether the identity is whole, once it is mended: the same key, and one of its two certificates."""
+        mend_identity(self.identity_folder)
+        sealed = read_sealed(self.identity_folder)
+        found = {name: (self.identity_folder / name).read_bytes() for name in _IDENTITY}
+        return found == sealed and found in (_IDENTITY, {**_IDENTITY, "cert.pem": _NEXT_CERTIFICATE})
 
     def make_outbox(self) -> Outbox:
         outbox = _TellingOutbox(self.config.state_dir / "outbox.sqlite", self.device, self.outbox_bytes)
@@ -254,6 +287,7 @@ def enrol(state_dir: Path) -> None:
     (state_dir / "identity").mkdir(parents=True)
     for name, content in _IDENTITY.items():
         (state_dir / "identity" / name).write_bytes(content)
+    write_sealed(state_dir / "identity", _IDENTITY)
 
 
 @contextmanager

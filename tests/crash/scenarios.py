@@ -20,6 +20,7 @@ __all__ = ["SCENARIOS", "Act", "Scenario", "play"]
 
 _S = InstallState
 _SETTLED_S = 15.0
+_RESTART_S = 2.0  # by systemd, at the soonest (regatta-agent.service)
 _WINDOWS = 90  # half as many again as one batch holds
 
 
@@ -124,6 +125,10 @@ _BEFORE_FILES = (_S.ASSIGNED, _S.AUTHORIZED)
 def _superseded(device: Device) -> bool:
     """Version 2 is racing or, with even seeds, downloading; or it is further already."""
     return _beyond(2, *(_BEFORE_RACE if device.seed % 2 else _BEFORE_FILES))(device)
+
+
+def _served(device: Device) -> bool:
+    return device.committed(1)()
 
 
 def _withdraw(generation: int) -> Act:
@@ -232,6 +237,20 @@ def _damage_previous(device: Device) -> None:
     device.want(3, 1)
 
 
+def _damage_identity(device: Device) -> None:
+    """While the agent is down, its key and its certificate lose their ends, and its name and the fleet's are gone."""
+    if device.once("damage"):
+        device.kill()
+        with device.forgiven():
+            for name in ("key.pem", "cert.pem"):
+                path = device.identity_folder / name
+                path.write_bytes(path.read_bytes()[:-7])
+            (device.identity_folder / "identity.json").unlink(missing_ok=True)
+        device.clock.pass_by(_RESTART_S)
+        device.make()
+        device.begin()
+
+
 def _own_results(device: Device) -> None:
     device.race_key = device.launcher.race_key = RACE_KEY
 
@@ -294,6 +313,10 @@ SCENARIOS = {
                 Act(_damage_previous, lambda device: device.committed(1)()),
             ),
             {1: _COMMITTED, 2: _RETIRED}, _ONE, prepare=_own_results,
+        ),
+        Scenario(
+            "identity", "the certificate is renewed, and later files of the identity lie damaged",
+            (Act(Device.renew_certificate, _served), Act(_damage_identity, _served)), {1: _COMMITTED}, _ONE,
         ),
     )
 }  # fmt: skip

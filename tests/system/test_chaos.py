@@ -33,7 +33,7 @@ from regatta_protocol.mqtt import MqttConfig
 from regatta_protocol.mqtt.settings import tls_context
 from regatta_provisioning.enroll import enroll
 
-pytestmark = [pytest.mark.system, pytest.mark.timeout(120)]
+pytestmark = [pytest.mark.system, pytest.mark.timeout(300)]
 
 _BIG_BYTES = 3_000_000
 # 5 % with a clock that is moved by hand (scenario/test_update_link.py); a busy machine's pauses look like lost chunks.
@@ -81,7 +81,7 @@ def update(rig: LiveRig) -> None:
     """Give version 2, and see it arrive without an attempt or many extra bytes."""
     before, connections = rig.proxy.bytes["down"], rig.proxy.connections
     rig.fleet.assign(2, "r2", trial_s=0.1)
-    assert rig.live(serving(rig, rig.committed(2)), limit_s=60), rig.install(2)
+    assert rig.live(serving(rig, rig.committed(2))), rig.install(2)
 
     spent = rig.proxy.bytes["down"] - before - _HELLO_BYTES * (rig.proxy.connections - connections + 1)
     assert spent <= _MOST * _BIG_BYTES, f"{spent} bytes for {_BIG_BYTES}"
@@ -137,7 +137,7 @@ def test_ten_minutes_of_silence_are_noticed_and_gone_on_after(rig: LiveRig) -> N
         items = [item for batch in batches.values() for item in batch.items]
         return sum(item.requests for item in items if isinstance(item, ServingWindow))
 
-    assert rig.live(lambda: told() >= windows, limit_s=15), told()
+    assert rig.live(lambda: told() >= windows), told()
     assert told() == windows
 
 
@@ -206,8 +206,8 @@ def test_enrolment_through_a_captive_portal_says_so_and_works_afterwards(tmp_pat
     assert (tmp_path / "identity" / "identity.json").exists()
 
 
-def test_doubled_reordered_and_replayed_messages_do_no_harm(rig: LiveRig) -> None:
-    """Every message twice, chunks in any order, the first assignment again and again: version 2 is what serves."""
+def test_lost_cut_doubled_reordered_and_replayed_messages_do_no_harm(rig: LiveRig) -> None:
+    """Every message twice and once cut short, chunks lost and in any order, the first assignment again and again."""
     first, say, send, chance = rig.fleet.wish, rig.fleet.say, rig.fleet._send, random.Random(3)  # type: ignore[attr-defined]
     assert isinstance(first, SignedAssignment)
     held: list[tuple[str, bytes]] = []
@@ -216,6 +216,7 @@ def test_doubled_reordered_and_replayed_messages_do_no_harm(rig: LiveRig) -> Non
         if "/chunk/" in topic:
             held.append((topic, payload))
             return
+        say(topic, payload[: len(payload) // 2], qos=qos)
         for _ in range(2):
             say(topic, payload, qos=qos, retain=retain)
         say(topics.desired(rig.device), encode(first), retain=False)
@@ -224,6 +225,10 @@ def test_doubled_reordered_and_replayed_messages_do_no_harm(rig: LiveRig) -> Non
         send(get)
         chance.shuffle(held)
         for topic, payload in (*held, held[0]):
+            if chance.random() < 0.1:
+                continue
+            if chance.random() < 0.1:
+                say(topic, payload[: chance.randrange(len(payload))], qos=0)
             say(topic, payload, qos=0)
         held.clear()
 

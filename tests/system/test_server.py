@@ -24,6 +24,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 from fleet_parts import DIGITS, make_variant, reference
 from mosquitto import connected, require_mosquitto
+from processes import children_of
 from regatta_fleet.home import ServerInfo, read_server_info
 from regatta_fleet.schemas import BundleDraft
 from regatta_protocol.bus import Connected, Event, Message
@@ -357,8 +358,7 @@ def test_a_killed_broker_comes_back_and_nothing_is_forgotten(server: Server, tmp
     with connected(device.config) as (_bus, inbox):
         _await(inbox, lambda each: b"digits" in each.payload)
         assert server.process is not None
-        children = Path(f"/proc/{server.process.pid}/task").glob("*/children")
-        pids = [int(pid) for path in children for pid in path.read_text().split()]
+        pids = children_of(server.process.pid)
         (broker,) = [pid for pid in pids if b"mosquitto" in Path(f"/proc/{pid}/cmdline").read_bytes()]
 
         os.kill(broker, signal.SIGKILL)

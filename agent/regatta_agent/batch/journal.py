@@ -22,7 +22,7 @@ from pydantic import BaseModel, ConfigDict
 
 from regatta_protocol.codec import decode
 from regatta_protocol.durable import read_bounded, remove_durably, write_durably
-from regatta_protocol.errors import Rejected
+from regatta_protocol.errors import Rejected, TooNew
 
 __all__ = ["Journal", "Progress", "Settings"]
 
@@ -69,6 +69,19 @@ class Journal:
     def exists(self) -> bool:
         """Whether an earlier run left a journal."""
         return self._path.exists()
+
+    @property
+    def is_damaged(self) -> bool:
+        """Whether an earlier run left what nothing can go on with: bytes that are no journal, or a spool cut short."""
+        try:
+            earlier = decode(Progress, read_bounded(self._path, _MAX_BYTES), _MAX_BYTES)
+            return self._spool_path.stat().st_size < earlier.spool_bytes
+        except FileNotFoundError:
+            return self._path.exists()  # then it is the spool that is gone
+        except TooNew:
+            return False
+        except Rejected:
+            return True
 
     @property
     def spool_path(self) -> Path:

@@ -18,6 +18,7 @@ from regatta_protocol.ids import Digest, ModelName, ModelRef
 from regatta_protocol.update_window import UpdateWindow
 
 __all__ = [
+    "SPACE_CAME_BYTES",
     "Advance",
     "Begin",
     "Cancel",
@@ -35,6 +36,9 @@ __all__ = [
     "Unpoint",
     "WorkerFacts",
 ]
+
+
+SPACE_CAME_BYTES = 1_000_000  # more than when a disk was found full: worth a try; less comes and goes with logs
 
 
 class JobKind(StrEnum):
@@ -61,6 +65,8 @@ class Limits:
     rerace_interval_s: float = 6 * 3600.0  # between races beside a serving worker, whatever asks for them
     disk_reserve_bytes: int = 16 * 1024 * 1024  # left free for logs, the outbox and the record
     keep_previous: int = 1  # retired versions of a wanted model that stay on disk
+    pinned: frozenset[ModelRef] = frozenset()  # versions that stay on disk once they are there
+    disk_budget_bytes: int = 0  # retired versions beyond those stay while all that is kept takes no more
     update_window: tuple[UpdateWindow, ...] = ()  # the device's own; (): the fleet's, where it has set one
     metered: bool = False  # files wait for the window, too
     unset_clock_wait_s: float = 3600.0  # NTP sets a clock within minutes; later a window is not waited for
@@ -107,6 +113,7 @@ class StoredVersion:
     manifest_digest: Digest
     missing: int  # files
     missing_bytes: int  # still to be fetched; what is kept of unfinished files is taken off
+    size_bytes: int = 0  # of all its files; one that several versions share counts for each
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from regatta_agent.core import batches
 from regatta_agent.core.facts import Limits
 from regatta_agent.core.installs import AgentRecord, Install, RaceSummary
 from regatta_agent.core.states import Event
+from regatta_agent.core.windows import waits_for_window
 from regatta_agent.errors import NotSent, Unanswered, WrongBlob, WrongClock
 from regatta_protocol.errors import Exhausted, RegattaError, Rejected, StorageFull, Untrusted
 from regatta_protocol.ids import Digest, ModelRef
@@ -169,14 +170,18 @@ def failed(
 
 
 def recovered(record: AgentRecord, limits: Limits) -> AgentRecord:
-    """Return the record as it stands after a start: what was in the middle of a child's work is done again."""
+    """Return the record as it stands after a start: what was in the middle of a child's work is done again.
+
+    That is an attempt, for it may be what ended the board: a race, a worker that was being started, a trial.
+    """
     record = record.model_copy(update={"batch": batches.recovered(record.batch, limits)})
     for install in list(record.all()):
         if install.degraded is not None and install.placement == install.winner:
             record = record.changed(install.ref, degraded=None)  # its worker is gone, and the next one tries the winner
         if install.racing_again:
             record = record.changed(install.ref, racing_again=False)  # again after the interval, not at every start
-        if install.state not in (_S.RACING, _S.ON_TRIAL):
+        starting = install.state is _S.PLACED and not waits_for_window(install) and install.full_at_bytes is None
+        if install.state not in (_S.RACING, _S.ON_TRIAL) and not starting:
             continue
         attempt = install.attempt + 1
         if attempt >= limits.max_attempts:
@@ -184,7 +189,10 @@ def recovered(record: AgentRecord, limits: Limits) -> AgentRecord:
             record = _ended(record, install, reason, attempt)
         else:
             reason = f"the agent was started again while it was {install.state}"
-            record = record.advanced(install.ref, Event.INTERRUPTED, reason=reason, attempt=attempt)
+            if starting:
+                record = record.changed(install.ref, reason=reason, attempt=attempt)
+            else:
+                record = record.advanced(install.ref, Event.INTERRUPTED, reason=reason, attempt=attempt)
     return record
 
 
