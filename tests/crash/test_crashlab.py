@@ -61,7 +61,7 @@ def test_a_sample_of_every_layer_and_story_breaks_no_promise() -> None:
         ("blob-in-place", "random", 100),  # moments by the clock: about 5 of them hit
         ("no-sync", "cut", 40),
         ("no-folder-sync", "cut", 40),
-        ("deaf", "error", 120),
+        ("deaf", "error", 240),
         ("impatient", "error", 40),
     ],
 )
