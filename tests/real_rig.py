@@ -17,7 +17,8 @@ from regatta_agent.events import Event
 from regatta_agent.testing import ScriptedLauncher
 from regatta_protocol.codec import encode
 from regatta_protocol.ids import ModelRef, digest_of_bytes
-from regatta_protocol.manifest import FileRef, Manifest, TensorSpec, Variant, target_path
+from regatta_protocol.manifest import FileRef, Manifest, Variant, target_path
+from regatta_protocol.values import TensorSpec
 from regatta_provisioning.assignments import AssignmentKey
 from regatta_provisioning.repository import MetadataRepository
 from regatta_runtimes.golden import write_golden

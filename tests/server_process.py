@@ -20,7 +20,6 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from regatta_fleet.home import ServerInfo, read_server_info
 from regatta_protocol.bus import Message
 from regatta_protocol.codec import decode, encode
-from regatta_protocol.measurement import Accuracy
 from regatta_protocol.messages import (
     Assignment,
     InstallState,
@@ -30,6 +29,7 @@ from regatta_protocol.messages import (
 )
 from regatta_protocol.mqtt import MqttBus, MqttConfig
 from regatta_protocol.topics import Up, device_filters, up
+from regatta_protocol.values import Accuracy
 from regatta_provisioning.assignments import verify_assignment
 from regatta_provisioning.certificates import fingerprint_of
 from regatta_provisioning.enrollment import EnrollResponse

@@ -21,6 +21,7 @@ __all__ = ["DEFERRED", "LEFT_OUT", "OPTIONS", "DaemonOptions", "daemon_options",
 LEFT_OUT = {  # what libraries import, and this process never calls
     "urllib.request": "paho asks it for a proxy, and only where PySocks is installed; brings http and email, 1 MB",
     "importlib.metadata": "pydantic looks for plug-ins with it, which are off here; brings email, zipfile, csv, 1.5 MB",
+    "pydantic.json_schema": "the fleet describes its HTTP API with it, 0.3 MB",
 }
 DEFERRED = {  # what the standard library and pydantic import in case they need it
     "locale": "subprocess asks it for the encoding of text, and is given bytes, 0.2 MB",
@@ -56,8 +57,8 @@ def run_daemon(options: DaemonOptions) -> None:
     hold_back()
     os.environ["PYDANTIC_DISABLE_PLUGINS"] = "__all__"  # the wire's validators are not a stranger's to change
     os.environ.pop("MALLOC_ARENA_MAX", None)  # the unit sets it for this process: workers infer with many threads
-    leave_out(LEFT_OUT)
     with deferred(DEFERRED):
+        leave_out(LEFT_OUT)
         from regatta_agent.bootstrap import run_agent
         from regatta_agent.config import load_config
 

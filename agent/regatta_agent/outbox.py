@@ -24,7 +24,8 @@ from regatta_agent.telemetry_batches import MAX_BATCH_ITEMS, Chosen, choose, enc
 from regatta_protocol.codec import encode_zlib
 from regatta_protocol.errors import Retryable, TooLarge
 from regatta_protocol.ids import DeviceId
-from regatta_protocol.messages import OtherItem, RaceItem, ServingWindow, TelemetryBatch
+from regatta_protocol.messages import OtherItem, RaceItem, TelemetryBatch
+from regatta_protocol.values import ServingWindow
 
 __all__ = ["MAX_BATCH_ITEMS", "Outbox"]
 

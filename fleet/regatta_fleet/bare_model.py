@@ -17,7 +17,7 @@ from regatta_protocol.durable import write_durably
 from regatta_protocol.errors import Rejected
 from regatta_protocol.ids import Digest
 from regatta_protocol.manifest import FileRef, Variant
-from regatta_protocol.processing import Processing
+from regatta_protocol.processing import Processing, as_json
 from regatta_runtimes.candidate import Candidate
 from regatta_runtimes.golden import write_golden
 from regatta_runtimes.inspect import ModelFacts, inspect_model
@@ -76,9 +76,9 @@ def bundle_from_model(
             golden=parts.add(golden),
             evaluation=None if evaluation is None else parts.add(evaluation),
             labels=None if labels is None else parts.write("labels.txt", labels_text(labels)),
-            input=input_image(source, facts),
-            audio=given.audio,
-            result=given.result,
+            input=as_json(input_image(source, facts)),
+            audio=as_json(given.audio),
+            result=as_json(given.result),
             policy=source.policy,
             source=model.name,
             lineage=(f"{model.name} as given",),

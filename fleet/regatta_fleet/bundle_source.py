@@ -13,8 +13,9 @@ from regatta_fleet.overlay import OverlaySource
 from regatta_protocol.durable import read_bounded
 from regatta_protocol.errors import Rejected
 from regatta_protocol.fitting import check_processing
-from regatta_protocol.manifest import ImageInput, Policy, TensorSpec
-from regatta_protocol.processing import Processing
+from regatta_protocol.manifest import Policy
+from regatta_protocol.processing import ImageInput, Processing
+from regatta_protocol.values import TensorSpec
 from regatta_runtimes.inspect import ModelFacts
 
 __all__ = ["BundleSource", "check_given", "golden_count", "guess_image", "input_image", "read_labels"]

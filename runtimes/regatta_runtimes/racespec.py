@@ -5,7 +5,7 @@ from __future__ import annotations
 from pydantic import Field
 
 from regatta_protocol.manifest import Policy
-from regatta_protocol.measurement import Accuracy
+from regatta_protocol.values import Accuracy
 from regatta_protocol.wire import Wire
 from regatta_runtimes.fpga.overlay import OverlayFiles
 from regatta_runtimes.nursery import DEFAULT_MEMORY_BYTES

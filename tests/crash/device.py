@@ -10,6 +10,7 @@ import itertools
 import queue
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from dataclasses import replace
 from pathlib import Path
 from random import Random
 from typing import Literal
@@ -29,8 +30,10 @@ from regatta_protocol.codec import decode, decode_zlib, encode
 from regatta_protocol.errors import RegattaError
 from regatta_protocol.ids import Digest, ModelRef, digest_of_bytes
 from regatta_protocol.measurement import CandidateResult, PriorRace, RaceReport
-from regatta_protocol.messages import InstallState, RaceItem, Reported, ServingWindow, TelemetryBatch, TelemetryItem
+from regatta_protocol.messages import InstallState, RaceItem, Reported, TelemetryBatch, TelemetryItem
+from regatta_protocol.plain import to_json
 from regatta_protocol.testing import Faults, MemoryBus
+from regatta_protocol.values import ServingWindow
 from regatta_provisioning.identity import (
     IDENTITY_FILE,
     Identity,
@@ -177,7 +180,7 @@ class Device(Rig):
             return
         self._beat_s = self.clock.monotonic()
         for child in self.launcher.alive("worker:"):
-            child.say(encode(WindowClosed(
+            child.say(to_json(WindowClosed(
                 model=MODEL, version=1, placement=STARTED[0], start=0, stop=0, requests=0, errors=0
             )))  # fmt: skip
 
@@ -234,7 +237,7 @@ class Device(Rig):
                 model=MODEL, version=1, placement=STARTED[0], start=at - 5, stop=at, requests=1, errors=0,
                 latency_counts={next(self._windows): 1},
             )  # fmt: skip
-            child.say(encode(window))
+            child.say(to_json(window))
 
     def race(self, model: str, version: int, prior: PriorRace | None) -> RaceReport:
         report = super().race(model, version, prior)
@@ -278,8 +281,7 @@ class Device(Rig):
 def _hastened(result: CandidateResult) -> CandidateResult:
     if result.latency is None:
         return result
-    faster = {"p50_us": 20.0, "p90_us": 20.0, "p99_us": 20.0}
-    return result.model_copy(update={"latency": result.latency.model_copy(update=faster)})
+    return result.model_copy(update={"latency": replace(result.latency, p50_us=20.0, p90_us=20.0, p99_us=20.0)})
 
 
 def enrol(state_dir: Path) -> None:

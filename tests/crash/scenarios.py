@@ -13,8 +13,8 @@ from crash.device import RACE_KEY, STARTED, Device
 from crash.heard import Violation
 from device_rig import MODEL
 from regatta_agent.serving.events import Drifted, Recovered
-from regatta_protocol.codec import encode
 from regatta_protocol.messages import InstallState
+from regatta_protocol.plain import to_json
 
 __all__ = ["SCENARIOS", "Act", "Scenario", "play"]
 
@@ -192,7 +192,7 @@ def _kill_worker(device: Device) -> None:
 def _say_recovered(device: Device) -> None:
     if device.placement(1) == STARTED[1]:
         for child in device.launcher.alive("worker:")[:1]:
-            child.say(encode(Recovered(placement=STARTED[0], retried=(device.clock.wall(),))))
+            child.say(to_json(Recovered(placement=STARTED[0], retried=(device.clock.wall(),))))
 
 
 def _drift(device: Device) -> None:
@@ -204,7 +204,7 @@ def _drift(device: Device) -> None:
 def _say_drifted(device: Device) -> None:
     if device.placement(1) == STARTED[0]:
         for child in device.launcher.alive("worker:")[:1]:
-            child.say(encode(Drifted(placement=STARTED[0], expected_us=50.0, found_us=90.0)))
+            child.say(to_json(Drifted(placement=STARTED[0], expected_us=50.0, found_us=90.0)))
 
 
 def _placed(placement: str) -> Callable[[Device], bool]:

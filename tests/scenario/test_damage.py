@@ -21,6 +21,7 @@ from regatta_protocol.codec import encode
 from regatta_protocol.durable import write_durably
 from regatta_protocol.errors import Misuse
 from regatta_protocol.ids import digest_of_bytes
+from regatta_protocol.plain import to_json
 from regatta_provisioning.identity import IDENTITY_FILE
 from regatta_provisioning.sealed import SEALED_FILE
 
@@ -31,11 +32,11 @@ def honest(child: ScriptedChild, spec: ServeSpec) -> None:
     """Serve as a runtime would: from the file, if it is the model."""
     content = spec.variant_path.read_bytes()
     if digest_of_bytes(content) != spec.variant_path.name:
-        child.say(encode(Failed(family="rejected", reason="this is no model")))
+        child.say(to_json(Failed(family="rejected", reason="this is no model")))
         child.end(1)
         return
     spec.socket_path.touch()
-    child.say(encode(Ready(load_us=1000.0, self_test=SelfTest(samples=4, passed=True, reason="equal"))))
+    child.say(to_json(Ready(load_us=1000.0, self_test=SelfTest(samples=4, passed=True, reason="equal"))))
 
 
 def start(rig: Rig) -> Rig:

@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 
 from device_rig import Rig
-from regatta_agent.serving.spec import ServeSpec
+from regatta_agent.serving.spec import MAX_SPEC_BYTES, ServeSpec
 from regatta_agent.testing import ScriptedChild
 from regatta_protocol.bus import Bus
-from regatta_protocol.codec import decode
+from regatta_protocol.plain import read_json
 from regatta_protocol.topics import Up, up
 from regatta_provisioning.verifying import AssignmentJob, MetadataJob, parse_job
 
@@ -43,7 +43,7 @@ def of_races(_child: ScriptedChild, _stdin: bytes) -> bool:
 
 
 def of_the_new_version(child: ScriptedChild, _stdin: bytes) -> bool:
-    return decode(ServeSpec, Path(child.argv[3]).read_bytes()).version == 2
+    return read_json(ServeSpec, Path(child.argv[3]).read_bytes(), MAX_SPEC_BYTES).version == 2
 
 
 def hang(rig: Rig, monkeypatch: pytest.MonkeyPatch, program: str, which: Which) -> None:

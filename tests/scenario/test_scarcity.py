@@ -26,6 +26,7 @@ from regatta_protocol.codec import encode
 from regatta_protocol.errors import StorageFull
 from regatta_protocol.ids import ModelRef
 from regatta_protocol.messages import InstallState
+from regatta_protocol.plain import to_json
 from regatta_provisioning.verifying import parse_job
 from scarcity import SmallDisk, no_descriptors, small_disk
 
@@ -57,7 +58,7 @@ def chatty(rig: Rig) -> None:
         window = WindowClosed(
             model=MODEL, version=version, placement="litert/int8/xnnpack/t1", start=1.0, stop=2.0, requests=5, errors=0
         )
-        child.say(encode(window))
+        child.say(to_json(window))
 
 
 @pytest.mark.parametrize("state", sorted(IN_PROGRESS - {InstallState.VERIFIED}))  # which is racing before it is written

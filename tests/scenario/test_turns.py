@@ -13,8 +13,8 @@ from regatta_agent.serving.events import Failed, Ready, SelfTest
 from regatta_agent.serving.spec import ServeSpec
 from regatta_agent.testing import ScriptedChild
 from regatta_agent.workers import WorkerPool
-from regatta_protocol.codec import encode
 from regatta_protocol.ids import digest_of_bytes
+from regatta_protocol.plain import to_json
 
 _TURN_BYTES = 64 * 1024
 _SIZE_BYTES = 1_500_000
@@ -40,11 +40,11 @@ def rig(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Rig:
 def _honest(child: ScriptedChild, spec: ServeSpec) -> None:
     """Serve from the file if it is the model; reading it counts for no turn of the agent."""
     if digest_of_bytes(spec.variant_path.read_bytes()) != spec.variant_path.name:
-        child.say(encode(Failed(family="rejected", reason="this is no model")))
+        child.say(to_json(Failed(family="rejected", reason="this is no model")))
         child.end(1)
         return
     spec.socket_path.touch()
-    child.say(encode(Ready(load_us=1000.0, self_test=SelfTest(samples=4, passed=True, reason="equal"))))
+    child.say(to_json(Ready(load_us=1000.0, self_test=SelfTest(samples=4, passed=True, reason="equal"))))
 
 
 def _counted(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> list[int]:

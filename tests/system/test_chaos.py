@@ -28,9 +28,11 @@ from regatta_protocol.codec import encode
 from regatta_protocol.errors import Retryable
 from regatta_protocol.ids import DeviceId
 from regatta_protocol.measurement import BoardFacts
-from regatta_protocol.messages import Get, ServingWindow, SignedAssignment
+from regatta_protocol.messages import Get, SignedAssignment
 from regatta_protocol.mqtt import MqttConfig
 from regatta_protocol.mqtt.settings import tls_context
+from regatta_protocol.plain import to_json
+from regatta_protocol.values import ServingWindow
 from regatta_provisioning.enroll import enroll
 
 pytestmark = [pytest.mark.system, pytest.mark.timeout(300)]
@@ -121,7 +123,7 @@ def test_ten_minutes_of_silence_are_noticed_and_gone_on_after(rig: LiveRig) -> N
             windows += 1
             at = float(windows)
             child.say(
-                encode(WindowClosed(model=MODEL, version=1, placement="p", start=at, stop=at, requests=1, errors=0))
+                to_json(WindowClosed(model=MODEL, version=1, placement="p", start=at, stop=at, requests=1, errors=0))
             )
         assert rig.serves()
     assert rig.install(2).reason == "offline: it goes on when the broker can be reached"

@@ -18,7 +18,7 @@ from real_rig import RealRig, push_model
 from regatta_agent.bootstrap import run_agent
 from regatta_agent.client import Client
 from regatta_protocol.errors import Misuse
-from regatta_protocol.manifest import TensorSpec
+from regatta_protocol.values import TensorSpec
 from tiny_models import unary_model
 
 pytestmark = pytest.mark.system

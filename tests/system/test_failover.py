@@ -7,6 +7,7 @@ import signal
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from regatta_agent.client import Client
 from regatta_agent.serving.events import Degraded, Failed, Recovered, WindowClosed, WorkerEvent
 from regatta_agent.serving.spec import Contender, ServeLimits, ServeSpec
 from regatta_protocol.errors import Retryable
-from regatta_protocol.measurement import Latency
+from regatta_protocol.values import Latency
 from serving_process import ServingProcess
 from tiny_models import unary_model, write_abs_golden
 
@@ -208,7 +209,7 @@ def test_a_slow_machine_moves_nobody(tmp_path: Path, accelerator: Accelerator) -
     accelerator.breaks("slow")
     spec = _spec(tmp_path, accelerator, candidate_id=STANDBY, plugin=None, latency=never)
     standby = Contender(candidate_id=WINNER, variant_path=spec.variant_path, plugin=accelerator.plugin)
-    with _serving(spec.model_copy(update={"standbys": (standby,)}), tmp_path) as worker:
+    with _serving(replace(spec, standbys=(standby,)), tmp_path) as worker:
         load = _load(worker)
         wait_until(lambda: children_of(worker.process.pid), 60.0, "the next best one is opened to compare")
         wait_until(lambda: not children_of(worker.process.pid), 60.0, "and closed again")
@@ -261,7 +262,7 @@ def test_a_winner_at_rest_comes_back_guarded(tmp_path: Path, accelerator: Accele
 
 def test_a_request_that_none_can_compute_degrades_nothing(tmp_path: Path, accelerator: Accelerator) -> None:
     """Without a standby that is sound, the answer is an error and the winner keeps its place."""
-    spec = _spec(tmp_path, accelerator, standbys=(), limits=LIMITS.model_copy(update={"checkup_s": 60.0}))
+    spec = _spec(tmp_path, accelerator, standbys=(), limits=replace(LIMITS, checkup_s=60.0))
     with _serving(spec, tmp_path) as worker:
         accelerator.breaks("invoke")
         with Client(worker.spec.socket_path) as client, pytest.raises(Exception, match="the device is gone"):

@@ -16,7 +16,8 @@ from emulated_fpga import MANAGER, EmulatedFpga, build_shim, overlay, shim
 from real_rig import RealRig
 from regatta_protocol.codec import encode
 from regatta_protocol.ids import ModelName, ModelRef, digest_of_bytes
-from regatta_protocol.manifest import FileRef, Manifest, Overlay, TensorSpec, Variant, target_path
+from regatta_protocol.manifest import FileRef, Manifest, Overlay, Variant, target_path
+from regatta_protocol.values import TensorSpec
 from tiny_models import unary_model, write_abs_golden
 
 pytestmark = pytest.mark.system

@@ -16,6 +16,7 @@ from processes import children_of
 from regatta_agent.client import Client
 from regatta_agent.serving.spec import Contender, ServeLimits, ServeSpec
 from regatta_protocol.errors import RegattaError
+from regatta_protocol.ids import ModelName
 from serving_process import ServingProcess, raw_exchange
 from tiny_models import dense_model
 
@@ -33,7 +34,7 @@ def worker(tmp_path: Path) -> Iterator[ServingProcess]:
     model.write_bytes(dense_model(WEIGHTS, np.zeros(1024, np.float32)))
     other = Contender(candidate_id=COMPANION, variant_path=model)
     spec = ServeSpec(
-        model="dense",
+        model=ModelName("dense"),
         version=1,
         candidate_id=WINNER,
         variant_path=model,

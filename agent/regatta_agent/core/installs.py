@@ -14,9 +14,9 @@ from pydantic import Field, field_validator
 from regatta_agent.core.batches import BatchRun
 from regatta_agent.core.states import Event, next_state
 from regatta_protocol.ids import DigestField, ModelName, ModelNameField, ModelRef
-from regatta_protocol.measurement import Accuracy, Latency, Power
 from regatta_protocol.messages import Assignment, InstallState, SignedAssignment
 from regatta_protocol.policy import Policy
+from regatta_protocol.values import Accuracy, Latency, Power
 from regatta_protocol.wire import Wire
 
 __all__ = ["AgentRecord", "Degradation", "Install", "RaceSummary"]

@@ -200,7 +200,7 @@ def _overlay_words(manifest: Manifest) -> str:
 
 
 def _input_words(manifest: Manifest) -> str:
-    picture, sound = manifest.input, manifest.processing.audio
+    picture, sound = manifest.processing.image, manifest.processing.audio
     if sound is not None:
         each = sound.features_per_frame
         return f"sound at {sound.sample_rate_hz} Hz, {sound.frames} frames of {each} ({sound.features})"

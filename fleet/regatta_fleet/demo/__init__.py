@@ -34,7 +34,7 @@ from regatta_fleet.home import read_server_info
 from regatta_fleet.schemas import GateConfig, RolloutDetail, RolloutRequest, ServingSummary, TokenRequest
 from regatta_protocol.errors import RegattaError, Retryable
 from regatta_protocol.ids import DeviceId, ModelName, ModelRef
-from regatta_protocol.measurement import Power
+from regatta_protocol.values import Power
 
 if TYPE_CHECKING:
     from regatta_fleet.bundle import Bundle

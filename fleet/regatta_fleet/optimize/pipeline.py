@@ -36,8 +36,9 @@ from regatta_protocol.durable import write_durably
 from regatta_protocol.errors import Rejected
 from regatta_protocol.ids import Digest
 from regatta_protocol.manifest import FileRef, LineageStep, Policy, Variant
-from regatta_protocol.measurement import Accuracy, CandidateResult
-from regatta_protocol.processing import Processing
+from regatta_protocol.measurement import CandidateResult
+from regatta_protocol.processing import Processing, as_json
+from regatta_protocol.values import Accuracy
 from regatta_runtimes.golden import write_golden
 from regatta_runtimes.inspect import ModelFacts, inspect_model
 
@@ -236,9 +237,9 @@ def _write(
         golden=refs["golden"],
         evaluation=refs.get("evaluation"),
         labels=refs.get("labels"),
-        input=input_image(source, facts),
-        audio=None if source.processing is None else source.processing.audio,
-        result=None if source.processing is None else source.processing.result,
+        input=as_json(input_image(source, facts)),
+        audio=None if source.processing is None else as_json(source.processing.audio),
+        result=None if source.processing is None else as_json(source.processing.result),
         policy=source.policy,
         source=report.source,
         lineage=(

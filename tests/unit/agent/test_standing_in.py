@@ -20,8 +20,9 @@ from regatta_agent.core.standbys import next_candidate, standbys_for, start_of
 from regatta_protocol.errors import Retryable
 from regatta_protocol.ids import ModelRef
 from regatta_protocol.manifest import Policy
-from regatta_protocol.measurement import Outcome, Power
+from regatta_protocol.measurement import Outcome
 from regatta_protocol.messages import InstallState
+from regatta_protocol.values import Power
 
 CPU, PLAIN, TPU, TPU_TOO = (
     "litert/int8/xnnpack/t1",

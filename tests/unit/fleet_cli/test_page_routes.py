@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 
 import pytest
@@ -177,7 +178,7 @@ def hostile_fleet() -> FakeFleet:
             "reason": HOSTILE,
             "degraded": HOSTILE,
             "placement": HOSTILE,
-            "power": power and power.model_copy(update={"reason": HOSTILE}),
+            "power": power and replace(power, reason=HOSTILE),
             "serving": False,
         }
     )
