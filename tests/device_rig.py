@@ -358,4 +358,13 @@ class Rig:
         return self.bus
 
 
-__all__ = ["DEVICE", "MODEL", "Connected", "Digest", "Disconnected", "Fleet", "Rig"]
+def installed(folder: Path, version: int = 1, **settings: object) -> Rig:
+    """Return a rig that serves `version`."""
+    rig = Rig(folder, **settings).start()  # type: ignore[arg-type]
+    rig.fleet.push(version)
+    rig.fleet.assign(version)
+    assert rig.run(until=rig.committed(version)), rig.install(version)
+    return rig
+
+
+__all__ = ["DEVICE", "MODEL", "Connected", "Digest", "Disconnected", "Fleet", "Rig", "installed"]
