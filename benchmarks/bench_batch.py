@@ -3,9 +3,9 @@
 Raw is a bare loop in this process, on one thread: each sample is set, invoked and got, with what surrounds a stack done
 once, as in the worker. It is measured twice: over samples that lie in memory (and in the processor's caches), which is
 the runtime alone, and over the mapped .npy file that the batch job reads, which is the best that a program without a
-worker can do. Batch is `regatta-agent batch` of the same records (.npy in, .npy out) by a model file, on one thread too,
-from its first record to the renamed output; the worker's start is not in it, nor the interpreter's. Rounds of the three
-are interleaved, and the figures are medians of all rounds.
+worker can do. Batch is `regatta-agent batch` of the same records (.npy in, .npy out) by a model file, on one thread
+too, from its first record to the renamed output; the worker's start is not in it, nor the interpreter's. Rounds of the
+three are interleaved, and the figures are medians of all rounds.
 """
 
 from __future__ import annotations
