@@ -47,12 +47,13 @@ class ServingProcess:
         folder: Path,
         program: Sequence[str] = ("-m", "regatta_agent.serving"),
         pass_fds: Sequence[int] = (),
+        options: Sequence[str] = (),
     ) -> None:
         self.spec = spec
         path = folder / f"spec-{spec.model}-{spec.version}.json"
         path.write_bytes(spec.model_dump_json(exclude_none=True).encode())
         self.process = subprocess.Popen(
-            [sys.executable, *program, str(path)],
+            [sys.executable, *program, str(path), *options],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,

@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import IO, Protocol
 
 from regatta_agent.events import ChildEnded, ChildLine, Event
+from regatta_agent.serving import giving_way
 from regatta_protocol.errors import Exhausted
 from regatta_protocol.threads import BoundedThread
 
@@ -54,7 +55,14 @@ class Child(Protocol):
 class Launcher(Protocol):
     """Starts children; their output comes as events under their name."""
 
-    def launch(self, name: str, argv: Sequence[str], stdin: bytes | None, pass_fds: Sequence[int] = ()) -> Child:
+    def launch(
+        self,
+        name: str,
+        argv: Sequence[str],
+        stdin: bytes | None,
+        pass_fds: Sequence[int] = (),
+        gives_way: bool = False,
+    ) -> Child:
         """Start a child.
 
         Args:
@@ -62,6 +70,7 @@ class Launcher(Protocol):
             argv: program and arguments.
             stdin: written to it and closed; None keeps its standard input open until `finish`.
             pass_fds: files that it inherits, under the same numbers.
+            gives_way: start it behind all else on the processor; it comes back by itself, see serving/giving_way.py.
 
         Raises:
             OSError: when it cannot be started.
@@ -79,7 +88,14 @@ class ProcessLauncher:
         self._closed = threading.Event()
         self._running: dict[str, _Process] = {}
 
-    def launch(self, name: str, argv: Sequence[str], stdin: bytes | None, pass_fds: Sequence[int] = ()) -> Child:
+    def launch(
+        self,
+        name: str,
+        argv: Sequence[str],
+        stdin: bytes | None,
+        pass_fds: Sequence[int] = (),
+        gives_way: bool = False,
+    ) -> Child:
         popen = subprocess.Popen(
             list(argv),
             stdin=subprocess.PIPE,
@@ -90,6 +106,8 @@ class ProcessLauncher:
             pass_fds=pass_fds,
         )
         _let_go_first(popen.pid)
+        if gives_way:
+            giving_way.begin_for(popen.pid)
         child = _Process(name, popen, self._inbox, self._closed)
         self._running = {key: other for key, other in self._running.items() if other.running()}
         try:

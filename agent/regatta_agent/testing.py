@@ -97,7 +97,12 @@ class ScriptedLauncher:
     children: list[ScriptedChild] = field(default_factory=list)
 
     def launch(
-        self, name: str, argv: Sequence[str], stdin: bytes | None, pass_fds: Sequence[int] = ()
+        self,
+        name: str,
+        argv: Sequence[str],
+        stdin: bytes | None,
+        pass_fds: Sequence[int] = (),
+        gives_way: bool = False,
     ) -> ScriptedChild:
         child = ScriptedChild(name, tuple(argv), self, pid=10_000 + len(self.children))
         self.children.append(child)

@@ -20,6 +20,7 @@ from regatta_agent.children import Child, Launcher
 from regatta_agent.core.facts import ShadowFacts, StartWorker, WorkerFacts
 from regatta_agent.events import ChildEnded, ChildLine
 from regatta_agent.overlays import overlay_of
+from regatta_agent.serving import giving_way
 from regatta_agent.serving.events import (
     Degraded,
     Drifted,
@@ -144,11 +145,13 @@ class WorkerPool:
         stem = f"{ref.name}-{ref.version}-{self._started}"
         spec = self._spec(manifest, step, self._folder / f"{stem}.sock")
         spec_path = self._folder / f"{stem}.json"
-        argv = [sys.executable, *inherited_flags(), "-m", "regatta_agent.serving", str(spec_path)]
+        gives_way = self._serves(ref.name)
+        options = [giving_way.OPTION] if gives_way else []
+        argv = [sys.executable, *inherited_flags(), "-m", "regatta_agent.serving", str(spec_path), *options]
         shared = () if spec.tcp_fd is None else (spec.tcp_fd,)
         try:
             spec_path.write_bytes(encode(spec))
-            child = self._launcher.launch(f"worker:{stem}", argv, None, shared)
+            child = self._launcher.launch(f"worker:{stem}", argv, None, shared, gives_way)
         except OSError:
             spec_path.unlink(missing_ok=True)
             raise
@@ -169,6 +172,11 @@ class WorkerPool:
         self._tcp.close()
         for worker in list(self._workers.values()):
             self.stop(worker.ref, now_s)
+
+    def _serves(self, name: ModelName) -> bool:
+        """Return whether a worker of the model may be serving, which one that starts must not keep waiting."""
+        ready = (one for one in self._workers.values() if one.ready_s is not None and not one.is_ending)
+        return any(one.ref.name == name for one in ready)
 
     def running(self) -> int:
         """Return how many worker processes have not ended."""

@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import signal
 import socket
 import subprocess
 import sys
@@ -19,6 +18,8 @@ import venv
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
+
+import psutil
 
 HERE = Path(__file__).resolve().parent
 PEERS = HERE.parents[1] / "build" / "peers"
@@ -86,15 +87,16 @@ def served(way: str, model: Path, folder: Path, guarded: bool) -> Iterator[str]:
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=output,
-            start_new_session=True,  # they start workers of their own
             env={**os.environ, "PYTHONPATH": str(HERE), "REGATTA_BENCH_MODEL": str(model)},
         )
     try:
         _await(way, server, where, port, log)
         yield where
     finally:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(server.pid, signal.SIGKILL)
+        workers = psutil.Process(server.pid).children(recursive=True)  # some lead groups of their own
+        for process in (server, *workers):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
         server.wait()
 
 
@@ -143,6 +145,7 @@ def regatta(
     model: Path, folder: Path, version: int = 1, guarded: bool = False, grpc: bool = False
 ) -> Iterator[tuple[str, int]]:
     """Run a serving worker, with gRPC too if `grpc`, and give the path of its socket and its process id."""
+    from regatta_agent.serving import giving_way
     from regatta_agent.serving.spec import ServeSpec
 
     socket_path = folder / f"m-{version}.sock"
@@ -157,12 +160,16 @@ def regatta(
     )
     path = folder / f"m-{version}.json"
     path.write_text(spec.model_dump_json(exclude_none=True))
+    # as the agent starts the next one of a model that is served
+    give_way = [] if version == 1 else [giving_way.OPTION]
     worker = subprocess.Popen(
-        [sys.executable, "-m", "regatta_agent.serving", str(path)],
+        [sys.executable, "-m", "regatta_agent.serving", str(path), *give_way],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
     )
+    if give_way:
+        giving_way.begin_for(worker.pid)
     assert worker.stdout is not None
     try:
         if b'"ready"' not in worker.stdout.readline():

@@ -10,6 +10,7 @@ import pytest
 from device_rig import MODEL, Rig
 from regatta_agent.loop import Loop
 from regatta_agent.quarantine_file import QuarantineFile
+from regatta_agent.serving import giving_way
 from regatta_agent.serving.events import Degraded, Drifted, Recovered, WorkerEvent
 from regatta_agent.serving.spec import ServeSpec
 from regatta_protocol.codec import decode, encode
@@ -191,6 +192,18 @@ def test_a_new_runtime_is_raced_beside_the_worker_and_its_winner_takes_over_with
     rig.run(5.0)
     assert rig.races == [1, 1]
     assert (rig.install(1).state, rig.install(1).race is not None) == ("committed", True)
+
+
+def test_only_a_worker_that_starts_beside_one_that_serves_gives_way(tmp_path: Path) -> None:
+    """The first one has nobody to give way to, and whoever waits for it shall not wait longer."""
+    rig = Rig(tmp_path)
+    rig.start()
+    for generation in (1, 2):
+        rig.fleet.push(generation)
+        rig.fleet.assign(generation)
+        assert rig.run(until=rig.committed(generation))
+    workers = [child for child in rig.launcher.children if child.name.startswith("worker:")]
+    assert [giving_way.OPTION in worker.argv for worker in workers] == [False, True]
 
 
 @pytest.mark.parametrize("factor", [0.9, 2.0])

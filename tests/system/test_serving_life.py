@@ -11,9 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 
 from regatta_agent.client import Client
+from regatta_agent.serving import giving_way
 from regatta_protocol import sketch
 from regatta_protocol.errors import Misuse, Rejected, Retryable
 from regatta_runtimes.golden import write_golden
@@ -195,6 +197,22 @@ def test_a_swap_under_load_is_noticed_by_nobody(tmp_path: Path) -> None:
     assert sum(counted.values()) == answered
     assert sum(sketch.total(window.latency_counts) for window in windows) == answered
     assert not workers[0].spec.socket_path.exists()
+
+
+@pytest.mark.parametrize("guarded", [False, True])
+def test_a_worker_that_gave_way_competes_when_it_is_ready(folder: Path, guarded: bool) -> None:
+    """Every thread of it, and a runner that it has started, which would have inherited giving way."""
+    spec = tiny_spec(folder, version=5 + guarded, guarded=guarded)
+    process = ServingProcess(spec, folder, options=[giving_way.OPTION])
+    try:
+        process.ready()
+        family = [psutil.Process(process.process.pid)]
+        family += family[0].children()
+        policies = {os.sched_getscheduler(thread.id) for one in family for thread in one.threads()}
+    finally:
+        process.kill()
+    assert len(family) == 1 + guarded
+    assert policies == {os.SCHED_OTHER}
 
 
 def test_sigterm_drains_and_tells_the_last_window(folder: Path) -> None:

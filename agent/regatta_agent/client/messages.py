@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from functools import lru_cache
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -15,6 +16,7 @@ from regatta_protocol.errors import Rejected, Retryable, TooLarge
 
 __all__ = [
     "Arrays",
+    "Described",
     "Item",
     "Part",
     "Processed",
@@ -23,6 +25,7 @@ __all__ = [
     "checked",
     "encode_inputs",
     "encode_item",
+    "header_of",
     "is_sent_whole",
     "json_of",
     "parse_score",
@@ -34,6 +37,16 @@ Arrays = Array | Sequence[Array] | Mapping[str, Array]
 Item = bytes | Array  # a file's content, a picture's pixels (uint8 [h, w, c]) or a sound (int16 or float32 [n])
 Part = bytes | memoryview
 _RESULT = "result"
+_KEPT_BYTES = 4096  # of an answer's JSON part
+
+
+class Described(NamedTuple):
+    """An input as a request's JSON part has it."""
+
+    name: str
+    datatype: str
+    shape: tuple[int, ...]
+    parameters: tuple[tuple[str, int | str], ...]
 
 
 class ServerBusy(Retryable):
@@ -79,36 +92,35 @@ def checked(answer: Answer) -> Answer:
     raise Rejected(text)
 
 
-def encode_inputs(wanted: Sequence[Mapping[str, Any]], arrays: Arrays) -> tuple[list[dict[str, Any]], list[Part]]:
-    """Return the request's input entries and their binary parts.
+def encode_inputs(wanted: Sequence[Mapping[str, Any]], arrays: Arrays) -> tuple[tuple[Described, ...], list[Part]]:
+    """Return the descriptions of a request's inputs, and their binary parts.
 
     Raises:
         Rejected: when there are more or fewer arrays than inputs.
     """
+    shapes = {str(entry["name"]): entry["shape"] for entry in wanted}
     named: Mapping[str, Array]
     if isinstance(arrays, Mapping):
         named = arrays
     else:
         given = [arrays] if isinstance(arrays, np.ndarray) else list(arrays)
-        if len(given) != len(wanted):
-            names = ", ".join(str(entry["name"]) for entry in wanted)
-            raise Rejected(f"{len(given)} arrays were given and the model takes {len(wanted)}: {names}")
-        named = {str(entry["name"]): array for entry, array in zip(wanted, given, strict=True)}
-    shapes = {str(entry["name"]): entry["shape"] for entry in wanted}
-    entries, tail = [], []
+        if len(given) != len(shapes):
+            raise Rejected(f"{len(given)} arrays were given and the model takes {len(shapes)}: {', '.join(shapes)}")
+        named = dict(zip(shapes, given, strict=True))
+    described, tail = [], []
     for name, given_array in named.items():
-        array, shape = given_array, shapes.get(name, [])
+        array, shape = given_array, shapes.get(name, ())
         if array.ndim + 1 == len(shape) and shape[0] in (1, -1):
             array = array[np.newaxis]
         if array.dtype.kind == "f" and array.dtype != np.float32:
             array = array.astype(np.float32)
         entry, data = _encode(name, array)
-        entries.append(entry)
+        described.append(entry)
         tail.append(data)
-    return entries, tail
+    return tuple(described), tail
 
 
-def encode_item(item: Item) -> tuple[dict[str, Any], Part]:
+def encode_item(item: Item) -> tuple[Described, Part]:
     """Return the one input of a processed request and its binary part."""
     if isinstance(item, np.ndarray):
         return _encode("item", item)
@@ -117,12 +129,21 @@ def encode_item(item: Item) -> tuple[dict[str, Any], Part]:
     return _encode("item", file)
 
 
-def _encode(name: str, array: Array) -> tuple[dict[str, Any], Part]:
+@lru_cache(maxsize=64)  # a client asks for the same again and again
+def header_of(wish: str, inputs: tuple[Described, ...]) -> bytes:
+    """Return the JSON part of a request.
+
+    Args:
+        wish: what it asks for, the members of a JSON object but for the inputs.
+        inputs: of the request.
+    """
+    entries = [{**one._asdict(), "parameters": dict(one.parameters)} for one in inputs]
+    return f'{{{wish},"inputs":{json.dumps(entries, separators=(",", ":"))}}}'.encode()
+
+
+def _encode(name: str, array: Array) -> tuple[Described, Part]:
     data = _bytes_of(array)
-    parameters = {"binary_data_size": len(data)}
-    return {
-        "name": name, "shape": list(array.shape), "datatype": datatype_of(array.dtype), "parameters": parameters
-    }, data  # fmt: skip
+    return Described(name, datatype_of(array.dtype), array.shape, (("binary_data_size", len(data)),)), data
 
 
 def _bytes_of(array: Array) -> Part:
@@ -193,13 +214,22 @@ def json_of(answer: Answer) -> dict[str, Any]:
     Raises:
         Rejected: when there is no JSON object.
     """
+    text = bytes(answer.body[: _header_length(answer)])
+    return _parsed_again(text) if len(text) <= _KEPT_BYTES else _parsed(text)
+
+
+def _parsed(text: bytes) -> dict[str, Any]:
     try:
-        document = json.loads(bytes(answer.body[: _header_length(answer)]))
+        document = json.loads(text)
     except (ValueError, RecursionError) as err:
         raise Rejected("the worker's answer is no JSON") from err
     if not isinstance(document, dict):
         raise Rejected("the worker's answer is no JSON object")
     return document
+
+
+# The JSON of an answer with binary tensors is the same each time, when the request has no id. Nobody here changes it.
+_parsed_again = lru_cache(maxsize=32)(_parsed)
 
 
 def _header_length(answer: Answer) -> int:

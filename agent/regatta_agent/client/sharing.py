@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from regatta_agent.client.messages import Part
+from regatta_agent.client.messages import Described, Part
 from regatta_agent.serving.tensors import DATATYPES, Array
 from regatta_protocol.errors import Rejected, Retryable
 
@@ -39,9 +39,9 @@ class SharedRegion:
         self.name = ""  # of the object, and of the region that it is registered as
 
     def place(
-        self, entries: Sequence[dict[str, Any]], parts: Sequence[Part], outputs: Sequence[Mapping[str, Any]]
-    ) -> list[dict[str, Any]]:
-        """Put the inputs in, point their entries to them, and return the wishes for the outputs, which follow.
+        self, inputs: Sequence[Described], parts: Sequence[Part], outputs: Sequence[Mapping[str, Any]]
+    ) -> tuple[tuple[Described, ...], list[dict[str, Any]]]:
+        """Put the inputs in, and return where they are and the wishes for the outputs, which follow.
 
         An output of changeable size comes in the answer itself.
 
@@ -55,15 +55,16 @@ class SharedRegion:
         sizes = [_output_bytes(output) for output in outputs]
         self._ensure(offset + sum(_padded(size) for size in sizes if size is not None))
         assert self._map is not None
-        for entry, part, place in zip(entries, parts, places, strict=True):
+        placed = []
+        for one, part, place in zip(inputs, parts, places, strict=True):
             self._map[place : place + len(part)] = bytes(part)
-            entry["parameters"] = self._where(place, len(part))
+            placed.append(one._replace(parameters=tuple(self._where(place, len(part)).items())))
         wishes = []
         for output, size in zip(outputs, sizes, strict=True):
             parameters = {"binary_data": True} if size is None else self._where(offset, size)
             offset += 0 if size is None else _padded(size)
             wishes.append({"name": output["name"], "parameters": parameters})
-        return wishes
+        return tuple(placed), wishes
 
     def read(self, output: Mapping[str, Any]) -> Array:
         """Return a copy of the output that an answer says is here.
@@ -80,7 +81,7 @@ class SharedRegion:
             raise Rejected(f"the worker's answer has {output['datatype']} {shape} in {size} bytes of shared memory")
         return np.frombuffer(self._map[place : place + size], dtype=dtype).reshape(shape)
 
-    def _where(self, place: int, size: int) -> dict[str, Any]:
+    def _where(self, place: int, size: int) -> dict[str, int | str]:
         return {
             "shared_memory_region": self.name, "shared_memory_offset": place, "shared_memory_byte_size": size
         }  # fmt: skip

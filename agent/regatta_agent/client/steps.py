@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import random
 import time
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -18,6 +18,7 @@ import numpy as np
 
 from regatta_agent.client.messages import (
     Arrays,
+    Described,
     Item,
     Part,
     Processed,
@@ -25,6 +26,7 @@ from regatta_agent.client.messages import (
     checked,
     encode_inputs,
     encode_item,
+    header_of,
     is_sent_whole,
     json_of,
     parse_score,
@@ -51,7 +53,10 @@ class Pause:
 
 
 Walk = Generator[Call | Pause, Answer | None, T]
-_Encode = Callable[[dict[str, Any]], tuple[list[dict[str, Any]], list[Part]]]
+_Encode = Callable[[dict[str, Any]], tuple[str, tuple[Described, ...], list[Part]]]
+_BINARY = '"parameters":{"binary_data_output":true}'
+_STACKED = '"parameters":{"stacked":true,"binary_data_output":true}'
+_PROCESSED = '"parameters":{"processed":true,"binary_data_output":true}'
 
 
 class Steps:
@@ -96,38 +101,32 @@ class Steps:
 
     def infer(self, model: str, arrays: Arrays, request_id: str | None) -> Walk[dict[str, Array]]:
         """Walk to every output by its name."""
-        wish: dict[str, Any] = {"parameters": {"binary_data_output": True}}
         region = self._region
         if region is None:
             answer = yield from self._infer(
-                model, lambda known: encode_inputs(known["inputs"], arrays), wish, request_id
+                model, lambda known: (_BINARY, *encode_inputs(known["inputs"], arrays)), request_id
             )
             return tensors_of(answer)
 
-        def place(known: dict[str, Any]) -> tuple[list[dict[str, Any]], list[Part]]:
-            entries, parts = encode_inputs(known["inputs"], arrays)
-            wish["outputs"] = region.place(entries, parts, known["outputs"])
-            return entries, []
+        def place(known: dict[str, Any]) -> tuple[str, tuple[Described, ...], list[Part]]:
+            described, outputs = region.place(*encode_inputs(known["inputs"], arrays), known["outputs"])
+            return f"{_BINARY},{_outputs(outputs)}", described, []
 
-        answer = yield from self._infer(model, place, wish, request_id, shared=True)
+        answer = yield from self._infer(model, place, request_id, shared=True)
         return tensors_of(answer, region.read)
 
     def infer_stacked(self, model: str, arrays: Arrays, top: int) -> Walk[dict[str, Array]]:
         """Walk to every output of many samples, or to the top classes of the first one."""
         metadata = yield from self.metadata(model)
-        wish: dict[str, Any] = {"parameters": {"stacked": True, "binary_data_output": True}}
-        if top > 0:
-            wish["outputs"] = [{"name": metadata["outputs"][0]["name"], "parameters": {"classification": top}}]
-        answer = yield from self._infer(model, lambda known: encode_inputs(known["inputs"], arrays), wish, None)
+        wish = _STACKED if top <= 0 else f"{_STACKED},{_classes(metadata['outputs'][0]['name'], top)}"
+        answer = yield from self._infer(model, lambda known: (wish, *encode_inputs(known["inputs"], arrays)), None)
         return tensors_of(answer)
 
     def process(self, model: str, item: Item, top: int, request_id: str | None) -> Walk[Processed]:
         """Walk to what the manifest makes of a picture or a sound."""
-        wish: dict[str, Any] = {"parameters": {"processed": True, "binary_data_output": True}}
-        if top > 0:
-            wish["outputs"] = [{"name": "result", "parameters": {"classification": top}}]
+        wish = _PROCESSED if top <= 0 else f"{_PROCESSED},{_classes('result', top)}"
         entry, data = encode_item(item)
-        answer = yield from self._infer(model, lambda known: ([entry], [data]), wish, request_id)
+        answer = yield from self._infer(model, lambda known: (wish, (entry,), [data]), request_id)
         return processed_of(answer)
 
     def classify(self, model: str, item: Item | Arrays, top: int, request_id: str | None) -> Walk[list[Score]]:
@@ -139,8 +138,8 @@ class Steps:
                 raise Rejected(f"{model} answers with {done.document.get('kind')} and not with classes: use process")
             return [Score(one["index"], one["score"], one["label"]) for one in done.document["classes"]]
         first = metadata["outputs"][0]["name"]
-        wish = {"outputs": [{"name": first, "parameters": {"classification": top}}]}
-        answer = yield from self._infer(model, lambda known: encode_inputs(known["inputs"], item), wish, request_id)
+        wish = _classes(first, top)
+        answer = yield from self._infer(model, lambda known: (wish, *encode_inputs(known["inputs"], item)), request_id)
         return [parse_score(bytes(text).decode()) for text in tensors_of(answer)[first].ravel()]
 
     def feedback(self, model: str, request_id: str, label: str | int | None, correct: bool | None) -> Walk[bool]:
@@ -150,17 +149,16 @@ class Steps:
         answer = yield from self._ask(Call("POST", f"/v2/models/{model}/feedback", body))
         return bool(json_of(checked(answer))["correct"])
 
-    def _infer(
-        self, model: str, encode: _Encode, wish: dict[str, Any], request_id: str | None, *, shared: bool = False
-    ) -> Walk[Answer]:
-        base = {} if request_id is None else {"id": request_id}
+    def _infer(self, model: str, encode: _Encode, request_id: str | None, *, shared: bool = False) -> Walk[Answer]:
         began, attempt = time.monotonic(), 0
         while True:
             metadata = yield from self.metadata(model)
             pause_s = 0.0
             if self._is_open() or attempt > 0:  # else that worker is leaving: read its successor's metadata
-                inputs, tail = encode(metadata)
-                header = json.dumps({**base, **wish, "inputs": inputs}, separators=(",", ":")).encode()
+                wish, inputs, tail = encode(metadata)
+                header = header_of(wish, inputs)
+                if request_id is not None:
+                    header = b'{"id":%s,%s' % (json.dumps(request_id).encode(), header[1:])
                 try:
                     if shared:
                         yield from self._register()
@@ -221,3 +219,12 @@ class Steps:
         if attempt == 0:
             return 0.0
         return random.uniform(0, min(_RETRY_CAP_S, _RETRY_FIRST_S * 2 ** min(attempt, 10)))  # noqa: S311 - jitter
+
+
+def _outputs(wishes: Sequence[Mapping[str, Any]]) -> str:
+    return f'"outputs":{json.dumps(wishes, separators=(",", ":"))}'
+
+
+def _classes(output: str, top: int) -> str:
+    """Return the wish for the greatest scores of an output."""
+    return _outputs([{"name": output, "parameters": {"classification": top}}])

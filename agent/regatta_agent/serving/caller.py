@@ -11,9 +11,11 @@ import os
 import socket
 import ssl
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
+from typing import NamedTuple
 from urllib.parse import urlsplit
 
 from regatta_agent.serving.socketpath import check_socket_path
@@ -45,17 +47,15 @@ class ClosedBeforeAnswer(Exception):
     """The connection could not be made or ended before a whole answer: the same request may be sent again."""
 
 
-@dataclass(frozen=True)
-class Answer:
-    """Header names are lower-case."""
+class Answer(NamedTuple):
+    """Header names are lower-case. Made for each request, as a Call is, and so a tuple."""
 
     status: int
-    headers: dict[bytes, bytes]
+    headers: Mapping[bytes, bytes]
     body: memoryview
 
 
-@dataclass(frozen=True)
-class Call:
+class Call(NamedTuple):
     """One request: `body` and then `tail`, which is sent from where it lies.
 
     `header_length` is the value of Inference-Header-Content-Length; None: without the header. A `mirrored` request is
@@ -71,16 +71,8 @@ class Call:
 
     def head(self, target: Target) -> bytes:
         """Return the request line and headers."""
-        size = len(self.body) + sum(len(part) for part in self.tail)
-        head = f"{self.method} {self.path} HTTP/1.1\r\nhost: {target.host or 'localhost'}\r\ncontent-length: {size}\r\n"
-        if self.header_length is not None:
-            head += f"inference-header-content-length: {self.header_length}\r\n"
-            head += "content-type: application/octet-stream\r\n"
-        if self.mirrored:
-            head += "regatta-mirrored: 1\r\n"
-        if target.token is not None:
-            head += f"authorization: Bearer {target.token}\r\n"
-        return f"{head}\r\n".encode()
+        size = len(self.body) + sum(map(len, self.tail))
+        return _head(self.method, self.path, target.host, target.token, size, self.header_length, self.mirrored)
 
 
 @dataclass(frozen=True)
@@ -299,7 +291,23 @@ def _tls(ca: str | None) -> ssl.SSLContext:
     return context
 
 
-def parse_head(head: bytes) -> tuple[int, dict[bytes, bytes]]:
+@lru_cache(maxsize=16)  # requests that are alike have one head, and so have their answers
+def _head(
+    method: str, path: str, host: str, token: str | None, size: int, header_length: int | None, mirrored: bool
+) -> bytes:
+    head = f"{method} {path} HTTP/1.1\r\nhost: {host or 'localhost'}\r\ncontent-length: {size}\r\n"
+    if header_length is not None:
+        head += f"inference-header-content-length: {header_length}\r\n"
+        head += "content-type: application/octet-stream\r\n"
+    if mirrored:
+        head += "regatta-mirrored: 1\r\n"
+    if token is not None:
+        head += f"authorization: Bearer {token}\r\n"
+    return f"{head}\r\n".encode()
+
+
+@lru_cache(maxsize=16)
+def parse_head(head: bytes) -> tuple[int, Mapping[bytes, bytes]]:
     """Return the status and the headers of an answer.
 
     Raises:
@@ -316,7 +324,7 @@ def parse_head(head: bytes) -> tuple[int, dict[bytes, bytes]]:
     return int(parts[1]), headers
 
 
-def body_length(headers: dict[bytes, bytes]) -> int:
+def body_length(headers: Mapping[bytes, bytes]) -> int:
     """Return how long the body is.
 
     Raises:

@@ -14,6 +14,7 @@ import sys
 from collections.abc import Sequence
 
 from regatta_agent.bytecode import inherited_flags
+from regatta_agent.serving import giving_way
 from regatta_agent.serving.frames import Channel, Frame, Kind
 from regatta_agent.serving.runner import Opened, Opening
 from regatta_agent.serving.spec import Contender
@@ -58,6 +59,7 @@ class GuardedSession:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
         self._channel = Channel(ours)
         path = os.pathsep.join(path for path in sys.path if path)
+        giving_way.end()
         try:
             self._process = subprocess.Popen(
                 [sys.executable, *inherited_flags(), "-m", _RUNNER, str(theirs.fileno()), str(os.getpid())],

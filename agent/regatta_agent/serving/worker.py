@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from pydantic import BaseModel
 
+from regatta_agent.serving import giving_way
 from regatta_agent.serving.caretaker import Caretaker
 from regatta_agent.serving.companions import Companions
 from regatta_agent.serving.engine import Engine, Finished
@@ -214,6 +215,7 @@ class Worker:
         self._meter.start()
         threading.Thread(target=self._watch_for_end, args=(failover,), name="watch", daemon=True).start()
         self._tally.start = time.time()
+        giving_way.end()
         load_us = (finished.ended_ns - self._started_ns) / 1000
         grpc_address = None if self._grpc is None else self._grpc.tcp_address
         said = Ready(load_us=load_us, self_test=opened.self_test, tcp=listeners.tcp_address, grpc=grpc_address)
