@@ -27,7 +27,7 @@ from regatta_protocol.errors import Misuse, Rejected, Retryable, TooLarge
 __all__ = ["Asker", "Question", "Sizer", "questions"]
 
 _STACK_S = 0.02  # one request's computing: what an online request may wait for behind it
-_STACK_BYTES = 1024 * 1024 - 4096  # the worker takes a body of 1 MiB at least, in which the tensor is described as well
+_STACK_BYTES = 2 * 1024 * 1024 - 4096  # the worker takes a body of 2 MiB at least, which describes the tensor too
 _MAX_STACK = 1024  # the worker takes no more
 _RETRY_FIRST_S, _RETRY_CAP_S = 0.05, 5.0
 _NO_ROW = "a file of rows (.npy) is for the model's own inputs: use .jsonl, .csv or .parquet"

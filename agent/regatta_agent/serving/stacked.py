@@ -26,7 +26,7 @@ __all__ = ["MAX_STACKED", "STACK_BYTES", "Serving", "infer_stacked", "interface_
 logger = logging.getLogger(__name__)
 
 MAX_STACKED = 1024  # samples; others wait meanwhile
-STACK_BYTES = 1024 * 1024  # a body of so many bytes is taken at least, however small one sample is
+STACK_BYTES = 2 * 1024 * 1024  # a body of so many bytes is taken at least, however small one sample is
 
 
 class Serving(Session, Protocol):
