@@ -49,19 +49,19 @@ _PEERS = {
     ),
 }
 _OPEN_MODEL = "an open model"
+_LEFT_OUT = "what is left out"
 _AGENT_STEPS = {
     "its standard library": ("logging", "json", "pathlib", "subprocess", "sqlite3", "queue", "signal", "uuid"),
     "TLS": ("ssl",),
+    "pydantic": (_LEFT_OUT, "pydantic.main"),
     "paho-mqtt": ("paho.mqtt.client",),
-    "pydantic": ("pydantic", "pydantic.main", "pydantic.root_model"),
     "messages and settings": ("regatta_protocol.messages", "regatta_protocol.manifest", "regatta_agent.config"),
     "the agent": ("regatta_agent.bootstrap", "regatta_protocol.mqtt"),
 }
 _WORKER_STEPS = {
     "its standard library": ("logging", "json", "pathlib", "subprocess", "asyncio", "ctypes", "urllib.parse"),
     "numpy": ("numpy", "numpy.typing"),
-    "pydantic": ("pydantic", "pydantic.main", "pydantic.root_model"),
-    "messages": ("regatta_protocol.messages", "regatta_protocol.manifest", "regatta_agent.serving.spec"),
+    "what it reads": ("regatta_protocol.processing", "regatta_agent.serving.spec", "regatta_agent.serving.events"),
     "the worker": ("regatta_agent.serving.worker",),
     "LiteRT": ("ai_edge_litert.interpreter",),
     "an open model": (_OPEN_MODEL,),
@@ -76,7 +76,6 @@ _AS_AGENT = """
 from functools import partial
 from regatta_agent.daemon import DEFERRED, LEFT_OUT
 from regatta_agent.unloaded import deferred, leave_out
-leave_out(LEFT_OUT)
 beginning = partial(deferred, DEFERRED)
 """
 _AS_WORKER = "from regatta_agent.serving.imports import keeping_out as beginning"
@@ -154,7 +153,7 @@ def composition(prelude: str, steps: dict[str, tuple[str, ...]], flags: tuple[st
 
     Args:
         prelude: code that makes `beginning`, the context to import in.
-        steps: what is told -> the modules that are imported, or _OPEN_MODEL.
+        steps: what is told -> the modules that are imported, _LEFT_OUT or _OPEN_MODEL.
         flags: of the interpreter.
     """
     code = f"""
@@ -170,6 +169,8 @@ with beginning():
             if name == {_OPEN_MODEL!r}:
                 opened = module.Interpreter(model_path={str(MODEL)!r}, num_threads=1)
                 opened.allocate_tensors()
+            elif name == {_LEFT_OUT!r}:
+                leave_out(LEFT_OUT)
             else:
                 module = importlib.import_module(name)
         found.append((what, anonymous()))

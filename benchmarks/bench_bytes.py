@@ -17,7 +17,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from regatta_agent.config import AgentConfig
+from regatta_agent.config import AgentConfig, read_settings
 from regatta_agent.core.facts import Facts
 from regatta_agent.core.installs import AgentRecord
 from regatta_agent.reporter import Reporter, presence_will
@@ -139,7 +139,7 @@ def main() -> None:
     print("bytes with TLS, TCP and IPv4 headers, both ways")
     for what, cost in {**costs, "ping": ping}.items():
         print(f"  one {what:12} {cost:8.0f}")
-    unmetered, metered = AgentConfig(), AgentConfig.model_validate({"link": "metered"})
+    unmetered, metered = AgentConfig(), read_settings({"link": "metered"}, "metered")
     columns = {
         "MQTT alone, 60 s": {"keepalive": _MONTH_S / 60 * ping},
         "MQTT alone, 30 min": {"keepalive": _MONTH_S / 1800 * ping},

@@ -7,7 +7,7 @@ import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
-from regatta_runtimes.candidate import Plugin
+from regatta_protocol.values import Plugin
 
 __all__ = ["Accelerator", "build_delegate"]
 

@@ -10,7 +10,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from regatta_agent.serving.settings import TlsFiles
+from regatta_agent.serving.spec import TlsFiles
 
 __all__ = ["write_certificate"]
 

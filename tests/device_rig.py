@@ -17,7 +17,7 @@ from typing import Literal
 
 from regatta_agent.bootstrap import assemble
 from regatta_agent.children import Launcher
-from regatta_agent.config import AgentConfig
+from regatta_agent.config import read_settings
 from regatta_agent.core.installs import Install
 from regatta_agent.events import Event
 from regatta_agent.loop import Loop
@@ -30,12 +30,10 @@ from regatta_protocol.chunk import Chunk, chunk_count, pack_chunk
 from regatta_protocol.codec import decode, decode_zlib, encode, encode_zlib
 from regatta_protocol.errors import Rejected
 from regatta_protocol.ids import DeviceId, Digest, ModelName, ModelRef, digest_of_bytes
-from regatta_protocol.manifest import FileRef, Manifest, TensorSpec, Variant, target_path
+from regatta_protocol.manifest import FileRef, Manifest, Variant, target_path
 from regatta_protocol.measurement import (
-    Accuracy,
     BoardFacts,
     CandidateResult,
-    Latency,
     Outcome,
     PriorRace,
     RaceOrigin,
@@ -53,6 +51,7 @@ from regatta_protocol.messages import (
 )
 from regatta_protocol.policy import Policy
 from regatta_protocol.testing import Faults, MemoryBroker, MemoryBus
+from regatta_protocol.values import Accuracy, Latency, TensorSpec
 from regatta_provisioning.identity import Identity
 from regatta_provisioning.notify import Notifier
 from regatta_provisioning.verifying import AssignmentJob, MetadataJob, VerifiedTarget, VerifyResult
@@ -216,9 +215,8 @@ class Rig:
         self.fleet.start()
         self.accuracy: dict[int, float] = {}
         self.unplaced: set[int] = set()
-        self.config = AgentConfig.model_validate(
-            {"state_dir": folder / "state", "run_dir": folder / "run", "disk_reserve_bytes": 0, **settings}
-        )
+        folders = {"state_dir": str(folder / "state"), "run_dir": str(folder / "run")}
+        self.config = read_settings({**folders, "disk_reserve_bytes": 0, **settings}, "the rig")
         self.config.state_dir.mkdir(parents=True, exist_ok=True)
         identity_dir = self.config.state_dir / "identity"
         identity_dir.mkdir(exist_ok=True)

@@ -13,10 +13,11 @@ from regatta_fleet.schemas import RolloutDetail, RolloutRequest
 from regatta_protocol.bus import Message
 from regatta_protocol.codec import encode
 from regatta_protocol.ids import DeviceId, ModelName, ModelRef, digest_of_bytes
-from regatta_protocol.manifest import FileRef, Manifest, TensorSpec, Variant
-from regatta_protocol.measurement import Accuracy, BoardFacts, Latency
+from regatta_protocol.manifest import FileRef, Manifest, Variant
+from regatta_protocol.measurement import BoardFacts
 from regatta_protocol.messages import InstallState, ModelReport, Reported
 from regatta_protocol.topics import Up, up
+from regatta_protocol.values import Accuracy, Latency, TensorSpec
 
 __all__ = ["DIGITS", "SimulatedFleet", "make_manifest", "make_variant", "reference"]
 

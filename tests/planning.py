@@ -7,8 +7,9 @@ from regatta_agent.core.facts import Advance, Facts, Limits, Revise, StoredVersi
 from regatta_agent.core.installs import AgentRecord, Install, RaceSummary
 from regatta_agent.core.planner import plan
 from regatta_protocol.ids import DeviceId, Digest, ModelName, ModelRef, digest_of_bytes
-from regatta_protocol.measurement import Accuracy, BoardFacts, CandidateResult, Latency, Outcome, RaceReport
+from regatta_protocol.measurement import BoardFacts, CandidateResult, Outcome, RaceReport
 from regatta_protocol.messages import Assignment, DesiredModel, InstallState, SignedAssignment
+from regatta_protocol.values import Accuracy, Latency
 
 NAME = ModelName("digits")
 LIMITS = Limits(disk_reserve_bytes=0, rerace_interval_s=2000.0)

@@ -6,17 +6,19 @@ import http.client
 import queue
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
 from device_rig import MODEL, Rig
 from regatta_agent.children import Launcher, ProcessLauncher
+from regatta_agent.core.facts import WorkerFacts
 from regatta_agent.events import Event
 from regatta_agent.testing import ScriptedLauncher
 from regatta_protocol.codec import encode
-from regatta_protocol.ids import digest_of_bytes
-from regatta_protocol.manifest import FileRef, Manifest, TensorSpec, Variant, target_path
+from regatta_protocol.ids import ModelRef, digest_of_bytes
+from regatta_protocol.manifest import FileRef, Manifest, Variant, target_path
+from regatta_protocol.values import TensorSpec
 from regatta_provisioning.assignments import AssignmentKey
 from regatta_provisioning.repository import MetadataRepository
 from regatta_runtimes.golden import write_golden
@@ -55,10 +57,13 @@ class RealRig(Rig):
                 return True
         return False
 
+    def workers(self) -> Mapping[ModelRef, WorkerFacts]:
+        """Return what the worker of each version is up to."""
+        return self.loop._parts.workers.facts(self.clock.monotonic())
+
     def worker_pid(self) -> int:
         """Return the pid of the worker that serves."""
-        workers = self.loop.facts().workers
-        assert len(workers) == 1
+        assert len(self.workers()) == 1
         pool = self.loop._parts.workers
         return next(iter(pool._workers.values())).child.pid
 

@@ -15,6 +15,8 @@ from typing import Any
 
 from regatta_agent.serving.events import Failed, Ready, WindowClosed, WorkerEvent, parse_event
 from regatta_agent.serving.spec import ServeLimits, ServeSpec
+from regatta_protocol.ids import ModelName
+from regatta_protocol.plain import to_json
 from tiny_models import write_tiny_model
 
 START_TIMEOUT_S = 60.0
@@ -27,7 +29,7 @@ def tiny_spec(folder: Path, version: int = 1, **more: Any) -> ServeSpec:
     if not model.exists():
         write_tiny_model(model)
     values: dict[str, Any] = {
-        "model": "tiny",
+        "model": ModelName("tiny"),
         "version": version,
         "candidate_id": "litert/float32/xnnpack/t1",
         "variant_path": model,
@@ -51,7 +53,7 @@ class ServingProcess:
     ) -> None:
         self.spec = spec
         path = folder / f"spec-{spec.model}-{spec.version}.json"
-        path.write_bytes(spec.model_dump_json(exclude_none=True).encode())
+        path.write_bytes(to_json(spec))
         self.process = subprocess.Popen(
             [sys.executable, *program, str(path), *options],
             stdin=subprocess.PIPE,

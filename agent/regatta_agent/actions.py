@@ -10,6 +10,7 @@ import logging
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+from regatta_agent.authorizing import Authorize, TrustFloor
 from regatta_agent.checking import CheckFiles
 from regatta_agent.children import Launcher
 from regatta_agent.core.facts import (
@@ -27,7 +28,7 @@ from regatta_agent.core.installs import AgentRecord
 from regatta_agent.errors import WrongBlob
 from regatta_agent.events import Event
 from regatta_agent.fetcher import FetchFiles, FetchManifest
-from regatta_agent.jobs import Authorize, Failed, Job, Outcome, TrustFloor
+from regatta_agent.jobs import Failed, Job, Outcome
 from regatta_agent.overlays import fpga_reserved
 from regatta_agent.racing import FleetResults, Race, RaceSettings
 from regatta_agent.store import Store

@@ -81,11 +81,19 @@ class BatchRunner:
         self._told_s: float | None = None
         self._summary: BatchSummary | None = None
 
-    def facts(self, now_s: float, serving: Iterable[str], racing: str | None) -> BatchFacts:
-        """Return the world as jobs depend on it; `now_s` is seconds since 1970."""
-        folder = self._settings.folder
-        inputs = tuple(PurePosixPath(one) for one in self._settings.inputs)
-        return BatchFacts(now_s, frozenset(serving), racing, None if folder is None else PurePosixPath(folder), inputs)
+    def facts(self, runs: tuple[BatchRun, ...], now_s: float, serving: Iterable[str], racing: str | None) -> BatchFacts:
+        """Return the world as these jobs depend on it; `now_s` is seconds since 1970."""
+        settings = self._settings
+        waiting = any(run.full_at_bytes is not None for run in runs)  # else nothing is asked of what may be a network's
+        return BatchFacts(
+            now_s,
+            frozenset(serving),
+            racing,
+            None if settings.folder is None else PurePosixPath(settings.folder),
+            tuple(PurePosixPath(one) for one in settings.inputs),
+            free_bytes=self._free_bytes() if waiting else None,
+            reserve_bytes=settings.reserve_bytes,
+        )
 
     def follow(self, runs: tuple[BatchRun, ...], *, may_start: bool) -> tuple[str, BatchOutcome] | None:
         """Let the child be that of the run that runs, or let there be none; return what came of it at once."""
@@ -162,4 +170,14 @@ class BatchRunner:
         logger.warning("event=batch_broken job=%s how=%s", self._job, event.describe())
         last = event.errors.strip().splitlines()[-1:]
         final, full = event.status in _FINAL, event.status == StorageFull.exit_code
-        return Broken(last[0][:300] if (final or full) and last else event.describe(), final=final, full=full)
+        reason = last[0][:300] if (final or full) and last else event.describe()
+        return Broken(reason, final=final, full=full, free_bytes=self._free_bytes() if full else None)
+
+    def _free_bytes(self) -> int | None:
+        if self._settings.folder is None:
+            return None
+        try:
+            facts = os.statvfs(self._settings.folder)
+        except OSError:
+            return None
+        return facts.f_bavail * facts.f_frsize

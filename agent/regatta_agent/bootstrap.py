@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import logging
 import queue
 import signal
-import subprocess
-import sys
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
 from random import Random
@@ -17,14 +14,19 @@ from types import FrameType
 from regatta_agent.actions import Actions
 from regatta_agent.alarm import Alarm, armed
 from regatta_agent.batch_runner import BatchRunner, BatchSettings
+from regatta_agent.batch_work import BatchWork
+from regatta_agent.board_probe import probe_board_apart
 from regatta_agent.children import Launcher, ProcessLauncher
-from regatta_agent.clock import Clock, SystemClock
+from regatta_agent.clock import Clock, FlooredClock, SystemClock
+from regatta_agent.concluding import Conclusions
 from regatta_agent.config import AgentConfig
 from regatta_agent.core.facts import Limits
 from regatta_agent.courier import Courier
 from regatta_agent.desired import DesiredState
 from regatta_agent.events import INBOX_LENGTH, Event
+from regatta_agent.keeping import Keeper
 from regatta_agent.loop import Loop, Parts
+from regatta_agent.lost_identity import BusMaker, who_we_are
 from regatta_agent.outbox import Outbox
 from regatta_agent.partial import kernel_boot
 from regatta_agent.priors import Priors
@@ -34,39 +36,40 @@ from regatta_agent.record import RecordFile
 from regatta_agent.renewing import Renewing
 from regatta_agent.reporter import Reporter, presence_will
 from regatta_agent.results_sender import ResultsSender, SendingSettings
+from regatta_agent.settling import Settling
 from regatta_agent.status import StateLock, StatusFile
 from regatta_agent.store import Store
+from regatta_agent.surroundings import Surroundings
 from regatta_agent.traffic import TrafficBook
+from regatta_agent.trouble import Trouble
 from regatta_agent.versions import versions_here
 from regatta_agent.workers import WorkerPool
 from regatta_protocol import __version__, topics
 from regatta_protocol.bus import Bus, Will
-from regatta_protocol.codec import decode
-from regatta_protocol.errors import Misuse, Rejected
+from regatta_protocol.ids import parse_model_ref
 from regatta_protocol.measurement import BoardFacts
 from regatta_protocol.traffic import Ledger
 from regatta_protocol.update_window import parse_window
-from regatta_provisioning.identity import Identity, load_identity
+from regatta_provisioning.identity import Identity
 from regatta_provisioning.notify import Notifier
 
 __all__ = ["assemble", "limits_of", "run_agent"]
 
-logger = logging.getLogger(__name__)
-
 _LONGEST_WINDOW_S = 60.0  # a worker that hangs is noticed by its windows; the outbox merges what waits longer
 _BOOT_DIGITS = 16  # 64 random bits tell starts apart, and are in every heartbeat
-_PROBE_S = 30.0  # Python's start from a cold SD card takes seconds; reading /sys takes some 10 ms
-
-BusMaker = Callable[["queue.Queue[Event]", Identity, Will], Bus]
 
 
 def run_agent(config: AgentConfig) -> None:
     """Run the agent until SIGTERM or SIGINT.
 
     Raises:
-        Misuse: when the device is not enrolled, another agent runs on its state, or a delegate file is wrong.
+        Misuse: when the device is not enrolled or its identity lost, and it has nothing to serve without; when another
+            agent runs on its state; when a delegate file is wrong.
     """
-    identity = load_identity(config.state_dir / "identity")
+    clock = SystemClock()
+    traffic = TrafficBook(config.state_dir, config.run_dir, clock.wall())
+    connect = partial(_mqtt_bus, ledger=traffic.ledger, keepalive_s=config.keepalive_s)
+    identity, make_bus = who_we_are(config.state_dir, connect)
     config.run_dir.mkdir(parents=True, exist_ok=True, mode=0o750)
     lock = StateLock(config.state_dir)
     lock.take()
@@ -78,8 +81,6 @@ def run_agent(config: AgentConfig) -> None:
         config.outbox_max_bytes,
         max_age_s=config.outbox_max_age_s,
     )
-    clock = SystemClock()
-    traffic = TrafficBook(config.state_dir, config.run_dir, clock.wall())
     try:
         with armed() as alarm:
             outbox.open()
@@ -89,8 +90,8 @@ def run_agent(config: AgentConfig) -> None:
                 inbox=inbox,
                 launcher=launcher,
                 outbox=outbox,
-                make_bus=partial(_mqtt_bus, ledger=traffic.ledger, keepalive_s=config.keepalive_s),
-                board=_board(config),
+                make_bus=make_bus,
+                board=probe_board_apart(config),
                 clock=clock,
                 rng=Random(),  # noqa: S311 - jitter, not secrets
                 boot=uuid.uuid4().hex[:_BOOT_DIGITS],
@@ -123,80 +124,76 @@ def assemble(
     traffic: TrafficBook | None = None,
 ) -> Loop:
     """Return a loop over the given adapters; the scenario tests give it fakes."""
-    device = identity.device
+    device, limits = identity.device, limits_of(config)
+    time, trouble, versions = FlooredClock(clock), Trouble(), versions_here(board)
     bus = make_bus(inbox, identity, presence_will(device, boot, __version__))
     store = Store(config.state_dir, kernel_boot(config.sysroot))
     window_s = min(config.telemetry_period_s, _LONGEST_WINDOW_S)
-    quarantine = QuarantineFile(config.state_dir)
     workers = WorkerPool(config.run_dir, store, launcher, window_s, config.power, config.sysroot, config.serving)
+    quarantine = QuarantineFile(config.state_dir)
+    race = RaceSettings(
+        config.sysroot,
+        config.race_budget_s,
+        config.race_threads,
+        quarantine,
+        Priors(config.state_dir),
+        config.delegate_files,
+        config.power,
+    )
     trust_dir = config.state_dir / "trust"
     trust_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
     actions = Actions(
-        bus,
-        launcher,
-        identity,
-        store,
-        workers,
-        RaceSettings(
-            config.sysroot,
-            config.race_budget_s,
-            config.race_threads,
-            quarantine,
-            Priors(config.state_dir),
-            config.delegate_files,
-            config.power,
-        ),
-        trust_dir=trust_dir,
-        run_dir=config.run_dir,
-        boot=boot,
+        bus, launcher, identity, store, workers, race, trust_dir=trust_dir, run_dir=config.run_dir, boot=boot
     )
+    courier = Courier(
+        outbox,
+        bus,
+        device,
+        config.telemetry_period_s,
+        free_bytes=store.free_bytes,
+        full_wait_s=limits.space_wait_s,
+    )
+    keeper = Keeper(RecordFile(config.state_dir), store, clock, limits.space_wait_s)
+    surroundings = Surroundings(store, workers, actions, time, versions, trouble)
+    conclusions = Conclusions(surroundings, store, workers, actions, courier, quarantine, time, rng, limits, versions)
     book = traffic or TrafficBook(config.state_dir, config.run_dir, clock.wall())
+    sending = SendingSettings(
+        config.batch_folder,
+        config.batch_results,
+        config.link == "metered",
+        identity.certificate_path.parent,
+    )
+    batch = BatchSettings(config.batch_folder, config.batch_inputs, config.run_dir, config.disk_reserve_bytes)
     return Loop(
         Parts(
             inbox=inbox,
             bus=bus,
-            clock=clock,
-            rng=rng,
-            limits=limits_of(config),
-            record_file=RecordFile(config.state_dir),
+            clock=time,
+            limits=limits,
+            keeper=keeper,
             store=store,
             workers=workers,
             actions=actions,
             desired=DesiredState(launcher, identity, rng, boot),
-            courier=Courier(
-                outbox,
-                bus,
-                device,
-                config.telemetry_period_s,
-                free_bytes=store.free_bytes,
-                full_wait_s=limits_of(config).space_wait_s,
-            ),
+            courier=courier,
             reporter=Reporter(bus, device, board, boot, __version__, config.heartbeat_period_s),
-            quarantine=quarantine,
-            renewing=Renewing(launcher, identity.certificate_path.parent, rng, boot),
-            batch=BatchRunner(
-                launcher,
-                BatchSettings(config.batch_folder, config.batch_inputs, config.run_dir, config.disk_reserve_bytes),
-                boot,
-            ),
-            results=ResultsSender(
-                launcher,
-                SendingSettings(
-                    config.batch_folder,
-                    config.batch_results,
-                    config.link == "metered",
-                    identity.certificate_path.parent,
-                ),
-                limits_of(config),
-                book.ledger,
+            renewing=Renewing(launcher, identity.certificate_path.parent, rng, boot, store.free_bytes),
+            batch_work=BatchWork(
+                BatchRunner(launcher, batch, boot),
+                ResultsSender(launcher, sending, limits, book.ledger, rng, boot),
+                keeper,
+                time,
                 rng,
-                boot,
+                limits,
             ),
+            surroundings=surroundings,
+            conclusions=conclusions,
+            settling=Settling(surroundings, keeper, actions, conclusions, trouble, time, limits),
+            trouble=trouble,
             notifier=notifier,
             alarm=alarm or Alarm(),
             traffic=book,
             status=StatusFile(config.run_dir, boot, clock.wall()),
-            versions=versions_here(board),
         )
     )
 
@@ -209,6 +206,8 @@ def limits_of(config: AgentConfig) -> Limits:
         backoff_cap_s=config.backoff_cap_s,
         disk_reserve_bytes=config.disk_reserve_bytes,
         keep_previous=config.keep_previous,
+        pinned=frozenset(map(parse_model_ref, config.pinned)),
+        disk_budget_bytes=config.disk_budget_bytes,
         update_window=tuple(map(parse_window, config.update_window)),
         metered=config.link == "metered",
     )
@@ -229,29 +228,6 @@ def _mqtt_bus(inbox: queue.Queue[Event], identity: Identity, will: Will, *, ledg
         keepalive_s=keepalive_s,
     )
     return MqttBus(settings, inbox, ledger=ledger)
-
-
-def _board(config: AgentConfig) -> BoardFacts:
-    """Return what the board is, probed by a child: what that needs does not stay in this process, and cannot hang it.
-
-    A probe that fails costs its facts, not the start.
-
-    Raises:
-        Misuse: when a delegate file of the settings is wrong, for that would fail every race.
-    """
-    argv = [sys.executable, "-m", "regatta_runtimes.board", str(config.sysroot), *map(str, config.delegate_files)]
-    try:
-        done = subprocess.run(argv, stdin=subprocess.DEVNULL, capture_output=True, timeout=_PROBE_S, check=False)
-        if done.returncode == 0:
-            return decode(BoardFacts, done.stdout)
-        reason = done.stderr.decode(errors="replace").strip()[-1000:]
-    except (OSError, subprocess.TimeoutExpired, Rejected) as err:
-        logger.error("event=board_unknown sysroot=%s error=%s", config.sysroot, err)
-        return BoardFacts()
-    if done.returncode == Rejected.exit_code:
-        raise Misuse(f"delegate_files: {reason}")
-    logger.error("event=board_unknown sysroot=%s error=%s", config.sysroot, reason)
-    return BoardFacts()
 
 
 @contextmanager

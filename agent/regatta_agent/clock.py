@@ -29,7 +29,7 @@ class SystemClock:
 
 
 class FlooredClock:
-    """Wall time that does not fall below a floor, and goes on above it while the board's own clock is not set.
+    """Both times; the wall's does not fall below a floor, and goes on above it while the board's own clock is not set.
 
     A wait until a moment ends in the time that it was meant to take, whatever the board's clock says.
     """
@@ -38,6 +38,10 @@ class FlooredClock:
         self._clock = clock
         self._floor_s = 0.0
         self._since_s = clock.monotonic()  # when the floor was learned
+
+    def monotonic(self) -> float:
+        """Return seconds that only grow, from an unknown start."""
+        return self._clock.monotonic()
 
     def wall(self, floor_s: float) -> float:
         """Return seconds since 1970, at least `floor_s` and the time that has passed since that was first given."""

@@ -18,6 +18,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from regatta_agent.bytecode import flags_for, installation
+from regatta_protocol.durable import sync_folder
 from regatta_protocol.errors import Retryable
 from regatta_runtimes.runtime import RUNTIMES
 
@@ -53,7 +54,10 @@ def compile_ahead(folder: Path, limit_s: float = _LIMIT_S) -> Path:
     for other in folder.iterdir():
         if _OWN_NAME.fullmatch(other.name) and other != making:
             shutil.rmtree(other)
-    return making.rename(prefix)
+    os.sync()  # a power cut soon after an installation must not leave a name that promises what was never written
+    making.rename(prefix)
+    sync_folder(folder)
+    return prefix
 
 
 def _python(prefix: Path, code: str, deadline: float) -> None:

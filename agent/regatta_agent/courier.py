@@ -12,7 +12,8 @@ from regatta_protocol import topics
 from regatta_protocol.bus import Bus
 from regatta_protocol.errors import RegattaError, Retryable
 from regatta_protocol.ids import DeviceId
-from regatta_protocol.messages import RaceItem, ServingWindow
+from regatta_protocol.messages import RaceItem
+from regatta_protocol.values import ServingWindow
 
 __all__ = ["Courier"]
 

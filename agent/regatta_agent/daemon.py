@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from regatta_agent.bytecode import start_lean
+from regatta_agent.holding_back import forgive, hold_back
 from regatta_agent.unloaded import deferred, leave_out
 
 __all__ = ["DEFERRED", "LEFT_OUT", "OPTIONS", "DaemonOptions", "daemon_options", "run_daemon"]
@@ -20,6 +21,7 @@ __all__ = ["DEFERRED", "LEFT_OUT", "OPTIONS", "DaemonOptions", "daemon_options",
 LEFT_OUT = {  # what libraries import, and this process never calls
     "urllib.request": "paho asks it for a proxy, and only where PySocks is installed; brings http and email, 1 MB",
     "importlib.metadata": "pydantic looks for plug-ins with it, which are off here; brings email, zipfile, csv, 1.5 MB",
+    "pydantic.json_schema": "the fleet describes its HTTP API with it, 0.3 MB",
 }
 DEFERRED = {  # what the standard library and pydantic import in case they need it
     "locale": "subprocess asks it for the encoding of text, and is given bytes, 0.2 MB",
@@ -52,10 +54,11 @@ def run_daemon(options: DaemonOptions) -> None:
         Misuse: when the settings are wrong, the device is not enrolled, or another agent runs on its state.
     """
     start_lean()  # before anything is imported that would only be imported again
+    hold_back()
     os.environ["PYDANTIC_DISABLE_PLUGINS"] = "__all__"  # the wire's validators are not a stranger's to change
     os.environ.pop("MALLOC_ARENA_MAX", None)  # the unit sets it for this process: workers infer with many threads
-    leave_out(LEFT_OUT)
     with deferred(DEFERRED):
+        leave_out(LEFT_OUT)
         from regatta_agent.bootstrap import run_agent
         from regatta_agent.config import load_config
 
@@ -65,3 +68,4 @@ def run_daemon(options: DaemonOptions) -> None:
             level=config.log_level.upper(), stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s %(message)s"
         )
     run_agent(config)
+    forgive()

@@ -13,8 +13,10 @@ from random import Random
 from regatta_agent.children import Launcher
 from regatta_agent.core.installs import AgentRecord
 from regatta_agent.events import Event
-from regatta_agent.jobs import AssignmentVerified, Failed, Outcome, VerifyAssignment
+from regatta_agent.jobs import AssignmentVerified, Failed, Outcome
+from regatta_agent.verification import VerifyAssignment
 from regatta_protocol import topics
+from regatta_protocol.backoff import backoff_s
 from regatta_protocol.bus import Message
 from regatta_protocol.codec import decode
 from regatta_protocol.errors import RegattaError, Retryable
@@ -104,8 +106,7 @@ class DesiredState:
             return
         # A board without memory for a verifier has it later, and the broker says a retained message only once.
         self._tries += 1
-        cap_s = min(_BACKOFF_CAP_S, _BACKOFF_BASE_S * 2.0 ** min(self._tries, 30))
-        self._not_before_s = now_s + self._rng.uniform(0.0, cap_s)
+        self._not_before_s = now_s + backoff_s(self._tries, _BACKOFF_BASE_S, _BACKOFF_CAP_S, self._rng)
         self._waiting = self._waiting or signed  # a newer one that came meanwhile goes first
         logger.warning("event=assignment_unverified try=%d error=%s", self._tries, error)
         if self._tries >= _TOLD_AFTER:

@@ -43,7 +43,7 @@ class Keeper:
         """Return what was last kept, or an empty record; a damaged file is put aside.
 
         Its reports are counted above all that went out before, saved or not: above what was saved, and from
-        `first_number`, the time, on, so that a device that starts again and again on a full disk is heard, too.
+        `first_number`, the time in ms, on, so that a device that starts again and again on a full disk is heard, too.
         """
         self._kept = None
         self._on_disk = self._file.load(set_aside=True)

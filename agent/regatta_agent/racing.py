@@ -32,6 +32,7 @@ from regatta_protocol.ids import DIGEST_PATTERN, DeviceId, Digest, ModelRef
 from regatta_protocol.manifest import Manifest, Variant
 from regatta_protocol.measurement import PriorRace, RaceReport
 from regatta_protocol.messages import Request
+from regatta_protocol.plain import to_document
 from regatta_protocol.policy import Policy
 from regatta_runtimes.power.settings import PowerSettings
 
@@ -263,7 +264,7 @@ def race_spec(
                 "requires": list(variant.requires),
                 "overlay": _overlay(variant, store),
                 "precision": variant.precision,
-                "accuracy": variant.accuracy.model_dump(mode="json") if variant.accuracy is not None else None,
+                "accuracy": to_document(variant.accuracy) if variant.accuracy is not None else None,
             }
             for variant in manifest.variants
         ],
@@ -275,11 +276,11 @@ def race_spec(
         "threads": list(settings.threads) if settings.threads is not None else None,
         "budget_s": settings.budget_s,
         "delegate_files": [str(path.absolute()) for path in settings.delegate_files],
-        "power": settings.power.model_dump(mode="json"),
+        "power": to_document(settings.power),
         "quarantine": settings.quarantine.load().model_dump(mode="json"),
     }
 
 
 def _overlay(variant: Variant, store: Store) -> Mapping[str, Any] | None:
     files = overlay_files(variant, store)
-    return None if files is None else files.model_dump(mode="json")
+    return None if files is None else to_document(files)

@@ -22,8 +22,8 @@ __all__ = ["MAX_RECORD_BYTES", "UNSAVED_REPORTS", "RecordFile"]
 logger = logging.getLogger(__name__)
 
 # How far the number of reports may run ahead of the record on disk. A report is no reason for a write, and one that
-# says "no space" must go out although nothing can be written. A start begins that much above what it finds; with more,
-# a board that starts every 5 minutes would get ahead of the seconds that a lost record begins anew with.
+# says "no space" must go out although nothing can be written. A start begins that much above what it finds, or with the
+# milliseconds since 1970, which are more on every board whose clock is set.
 UNSAVED_REPORTS = 200
 MAX_RECORD_BYTES = 4 * 1024 * 1024  # 64 models of 16 versions at about 2 KB
 

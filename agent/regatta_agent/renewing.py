@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import logging
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from random import Random
 
 from regatta_agent.children import Child, Launcher
 from regatta_agent.events import ChildEnded, ChildLine, Event
+from regatta_protocol.backoff import backoff_s
 from regatta_protocol.errors import StorageFull
 
 __all__ = ["Renewing"]
@@ -24,20 +26,24 @@ _DAY_S = 86_400.0
 _BACKOFF_BASE_S, _BACKOFF_CAP_S = 60.0, 6 * 3600.0
 _TOO_LONG_S = 120.0
 _FULL_S = 3600.0  # at least, after a disk that did not take the new certificate
+_SPACE_CAME_BYTES = 65_536  # then it is asked for at once: the identity takes 20 kB
 
 
 class Renewing:
     """Used by the loop's thread only."""
 
-    def __init__(self, launcher: Launcher, folder: Path, rng: Random, boot: str) -> None:
+    def __init__(self, launcher: Launcher, folder: Path, rng: Random, boot: str, free_bytes: Callable[[], int]) -> None:
         """
         Args:
             folder: of the identity.
+            free_bytes: how much is left of its disk.
         """
         self._launcher = launcher
         self._folder = folder
         self._rng = rng
         self._boot = boot
+        self._free_bytes = free_bytes
+        self._full_at_bytes: int | None = None
         self._count = 0
         self._failures = 0
         self._next_s: float | None = None
@@ -53,8 +59,9 @@ class Renewing:
             if now_s > self._deadline_s:
                 self._child.kill()  # its end comes as an event
             return
-        if now_s < self._next_s:
+        if now_s < self._next_s and not self._space_came():
             return
+        self._full_at_bytes = None
         self._count += 1
         self._name = f"renewal-{self._boot[:8]}-{self._count}"
         self._deadline_s = now_s + _TOO_LONG_S
@@ -73,8 +80,12 @@ class Renewing:
                 logger.info("event=certificate_renewed said=%s", event.line.decode(errors="replace")[:100])
             return
         self._child = None
+        if event.status == StorageFull.exit_code:
+            self._full_at_bytes = self._free_bytes()
+            self._failed(event.describe(), now_s, _FULL_S)
+            return
         if event.status != 0:
-            self._failed(event.describe(), now_s, _FULL_S if event.status == StorageFull.exit_code else 0.0)
+            self._failed(event.describe(), now_s)
             return
         self._failures = 0
         self._next_s = now_s + self._rng.uniform(0.5, 1.0) * _DAY_S
@@ -85,9 +96,11 @@ class Renewing:
             self._child.kill()
             self._child = None
 
+    def _space_came(self) -> bool:
+        return self._full_at_bytes is not None and self._free_bytes() >= self._full_at_bytes + _SPACE_CAME_BYTES
+
     def _failed(self, why: str, now_s: float, least_s: float = 0.0) -> None:
-        cap_s = min(_BACKOFF_CAP_S, _BACKOFF_BASE_S * 2.0 ** min(self._failures, 30))
-        wait_s = least_s + self._rng.uniform(0.0, cap_s)
+        wait_s = least_s + backoff_s(self._failures, _BACKOFF_BASE_S, _BACKOFF_CAP_S, self._rng)
         self._failures += 1
         self._next_s = now_s + wait_s
         logger.warning("event=certificate_not_renewed next_s=%.0f reason=%s", wait_s, why)

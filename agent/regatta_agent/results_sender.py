@@ -206,13 +206,12 @@ class ResultsSender:
         self._stand(replace(standing, state=ResultsState.REFUSED, reason=why))
 
     def _failed(self, standing: _Standing, why: str, now_s: float) -> None:
-        """Wait with full jitter for the next try, as for the jobs of a version (core/outcomes.py), or give up."""
+        """Wait for the next try, as for the jobs of a version (core/outcomes.py), or give up."""
         limits = self._limits
         if standing.attempt >= limits.max_attempts:
             self._refuse(standing, f"{why}; given up after {standing.attempt} attempts")
             return
-        cap_s = min(limits.backoff_cap_s, limits.backoff_base_s * 2.0 ** min(standing.attempt, 30))
-        wait_s = self._rng.uniform(0.0, cap_s)
+        wait_s = limits.retry_wait_s(standing.attempt, self._rng)
         reason = f"attempt {standing.attempt} of {limits.max_attempts}: {why}; next in {wait_s:.0f} s"
         logger.warning("event=results_not_sent job=%s reason=%s", standing.wanted.job.id, reason)
         self._stand(replace(standing, state=ResultsState.WANTED, reason=reason, next_s=now_s + wait_s))

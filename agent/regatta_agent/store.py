@@ -72,8 +72,7 @@ class Store:
         """
         for folder in self._folders:
             make_folder_durably(folder, mode=0o700)
-        leftovers = [path for folder in self._folders for path in folder.rglob(".*.tmp")]
-        leftovers += self._state_dir.glob(".*.tmp")  # of the record; each bears the id of the process that wrote it
+        leftovers = list(self._state_dir.rglob(".*.tmp"))  # each bears the id of the process that wrote it
         # Cut after a download had moved to its place: its bits, or its old name that came back with a power cut.
         leftovers += [path for path in self.partial.iterdir() if self._is_done_with(path.name.removesuffix(".bits"))]
         try:
@@ -130,6 +129,7 @@ class Store:
             return None
         missing = self.missing(manifest)
         return StoredVersion(
+            size_bytes=sum(file.size_bytes for file in manifest.files()),
             manifest_digest=digest_of_bytes(data),
             missing=len(missing),
             missing_bytes=sum(max(0, file.size_bytes - self._kept_bytes(file.digest)) for file in missing),

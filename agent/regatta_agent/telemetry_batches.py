@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from pydantic import RootModel, ValidationError
-
 from regatta_agent.core.thinning import merged
-from regatta_protocol.codec import MAX_INFLATED_BYTES, encode
-from regatta_protocol.messages import OtherItem, RaceItem, ServingWindow, TelemetryItem
+from regatta_protocol.codec import MAX_INFLATED_BYTES, decode, encode
+from regatta_protocol.errors import Rejected, TooLarge
+from regatta_protocol.messages import OtherItem, RaceItem
+from regatta_protocol.plain import parse_json, read, to_json
+from regatta_protocol.values import ServingWindow
 
 __all__ = [
     "MAX_BATCH_ITEMS",
@@ -26,10 +27,6 @@ MAX_BATCH_ITEMS = 60
 MAX_BATCH_RAW_BYTES = MAX_INFLATED_BYTES // 2  # before compression; well inside what the receiver inflates
 
 
-class _Item(RootModel[TelemetryItem]):
-    pass
-
-
 @dataclass
 class Chosen:
     """An item of a batch to be, and the rows that it was merged from, the oldest first."""
@@ -44,15 +41,31 @@ def encode_item(item: RaceItem | ServingWindow) -> bytes:
     Raises:
         TooLarge: when it could never travel.
     """
-    return encode(_Item(item), MAX_BATCH_RAW_BYTES)
+    return _encoded(item, MAX_BATCH_RAW_BYTES)
 
 
 def read_item(body: bytes) -> RaceItem | ServingWindow | OtherItem | None:
     """Return a stored item; None when an agent of another version wrote it and it is not understood."""
     try:
-        return _Item.model_validate_json(body).root
-    except ValidationError:
+        document = parse_json(body)
+        kind = document.get("kind") if isinstance(document, dict) else None
+        if kind == "serving":
+            return read(ServingWindow, document)
+        if kind == "race":
+            return decode(RaceItem, body, MAX_INFLATED_BYTES)
+        return decode(OtherItem, body, MAX_INFLATED_BYTES)
+    except Rejected:
         return None
+
+
+def _encoded(item: RaceItem | ServingWindow, limit_bytes: int) -> bytes:
+    """Return an item as it is stored: of what a message holds of many kinds, just the class of this one is needed."""
+    if isinstance(item, RaceItem):
+        return encode(item, limit_bytes)
+    data = to_json(item)
+    if len(data) > limit_bytes:
+        raise TooLarge(f"a telemetry window of {len(data)} bytes is over the limit of {limit_bytes}")
+    return data
 
 
 def series_of(item: RaceItem | ServingWindow) -> str | None:
@@ -66,7 +79,7 @@ def merge(earlier: bytes, later: bytes) -> bytes | None:
     if first is None or second is None:
         return None
     window = merged(first, second)
-    return None if window is None else encode(_Item(window), MAX_INFLATED_BYTES)
+    return None if window is None else _encoded(window, MAX_INFLATED_BYTES)
 
 
 def choose(rows: Iterable[tuple[int, str | None, bytes]]) -> list[Chosen]:

@@ -16,10 +16,11 @@ from regatta_agent.batch_runner import BatchSpec
 from regatta_agent.events import ChildEnded, ChildLine, Event
 from regatta_agent.results_sender import SendingSpec
 from regatta_agent.serving.events import Ready, SelfTest
-from regatta_agent.serving.spec import ServeSpec
+from regatta_agent.serving.spec import MAX_SPEC_BYTES, ServeSpec
 from regatta_protocol.codec import decode, encode
 from regatta_protocol.ids import Digest
 from regatta_protocol.measurement import PriorRace, RaceReport
+from regatta_protocol.plain import read_json, to_json
 from regatta_provisioning.verifying import AssignmentJob, MetadataJob, VerifyResult, parse_job
 
 __all__ = ["FakeClock", "ScriptedChild", "ScriptedLauncher"]
@@ -163,9 +164,9 @@ class ScriptedLauncher:
             child.say(f"key {self.race_key}".encode())
 
     def _worker(self, child: ScriptedChild, _stdin: bytes) -> None:
-        spec = decode(ServeSpec, Path(child.argv[3]).read_bytes())
+        spec = read_json(ServeSpec, Path(child.argv[3]).read_bytes(), MAX_SPEC_BYTES)
         if self.serve is not None:
             self.serve(child, spec)
             return
         spec.socket_path.touch()
-        child.say(encode(Ready(load_us=1000.0, self_test=SelfTest(samples=4, passed=True, reason="equal"))))
+        child.say(to_json(Ready(load_us=1000.0, self_test=SelfTest(samples=4, passed=True, reason="equal"))))

@@ -35,12 +35,12 @@ from regatta_agent.serving.settings import ServingSettings
 from regatta_agent.serving.spec import Contender, ServeLimits, ServeSpec, check_socket_path
 from regatta_agent.serving.tcp import TcpListeners
 from regatta_agent.store import Store
-from regatta_protocol.codec import encode
 from regatta_protocol.errors import Exhausted, Rejected, StorageFull
 from regatta_protocol.ids import ModelName, ModelRef
 from regatta_protocol.manifest import Manifest
 from regatta_protocol.measurement import CandidateResult
-from regatta_protocol.messages import ServingWindow
+from regatta_protocol.plain import to_json
+from regatta_protocol.values import ServingWindow
 from regatta_runtimes.power.settings import PowerSettings
 
 __all__ = ["WorkerDeath", "WorkerNews", "WorkerPool"]
@@ -114,7 +114,7 @@ class WorkerPool:
         self._power = power
         self._sysroot = sysroot
         self._serving = serving
-        self._tcp = TcpListeners(serving)
+        self._tcp = TcpListeners(serving.tcp)
         self._workers: dict[str, _Worker] = {}
         self._started = 0
 
@@ -150,7 +150,7 @@ class WorkerPool:
         argv = [sys.executable, *inherited_flags(), "-m", "regatta_agent.serving", str(spec_path), *options]
         shared = () if spec.tcp_fd is None else (spec.tcp_fd,)
         try:
-            spec_path.write_bytes(encode(spec))
+            spec_path.write_bytes(to_json(spec))
             child = self._launcher.launch(f"worker:{stem}", argv, None, shared, gives_way)
         except OSError:
             spec_path.unlink(missing_ok=True)
@@ -230,7 +230,9 @@ class WorkerPool:
             worker.errors += said.errors
             return said.window() if said.requests else None
         elif isinstance(said, Shadowed):
-            worker.shadow = ShadowFacts(**said.model_dump(exclude={"event"}))
+            worker.shadow = ShadowFacts(
+                said.socket, said.requests, said.failed, said.classified, said.agreed, said.snr_db
+            )
         elif worker.stopping_s is None:
             if isinstance(said, Recovered):
                 worker.candidate = said.placement

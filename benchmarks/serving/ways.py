@@ -147,10 +147,12 @@ def regatta(
     """Run a serving worker, with gRPC too if `grpc`, and give the path of its socket and its process id."""
     from regatta_agent.serving import giving_way
     from regatta_agent.serving.spec import ServeSpec
+    from regatta_protocol.ids import ModelName
+    from regatta_protocol.plain import to_json
 
     socket_path = folder / f"m-{version}.sock"
     spec = ServeSpec(
-        model="m",
+        model=ModelName("m"),
         version=version,
         candidate_id="litert/model/xnnpack/t1",
         variant_path=model.resolve(),
@@ -159,7 +161,7 @@ def regatta(
         guarded=guarded,
     )
     path = folder / f"m-{version}.json"
-    path.write_text(spec.model_dump_json(exclude_none=True))
+    path.write_bytes(to_json(spec))
     # as the agent starts the next one of a model that is served
     give_way = [] if version == 1 else [giving_way.OPTION]
     worker = subprocess.Popen(

@@ -9,7 +9,8 @@ from datetime import datetime, timezone
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from regatta_protocol.measurement import Accuracy, PairedDrop, Power
+    from regatta_protocol.measurement import PairedDrop
+    from regatta_protocol.values import Accuracy, Power
 
 __all__ = [
     "NOTHING",

@@ -9,6 +9,7 @@ Only the controller's thread calls `push`, so numbers are given once.
 from __future__ import annotations
 
 import datetime
+from dataclasses import replace
 from typing import Protocol
 
 from regatta_fleet.blobs import BlobStore
@@ -65,7 +66,7 @@ class Registry:
             MAX_MANIFEST_BYTES,
         )
         manifest = decode(Manifest, text, MAX_MANIFEST_BYTES)
-        described = manifest.processing.model_copy(update={"image": None})  # which may be a guess by another variant
+        described = replace(manifest.processing, image=None)  # which may be a guess by another variant
         for variant in manifest.variants:
             check_processing(described, variant.inputs, variant.outputs)
         self._blobs.require(manifest.files())

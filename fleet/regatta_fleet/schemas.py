@@ -6,19 +6,19 @@ Times are seconds since 1970 (UTC). Nothing here has behavior.
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field
 
 from regatta_protocol.batch import BatchState, BatchSummary, ResultsState
 from regatta_protocol.enums import StrEnum
 from regatta_protocol.ids import DeviceIdField, DigestField, ModelNameField
-from regatta_protocol.manifest import FileRef, ImageInput, LineageStep, Manifest, Variant
-from regatta_protocol.measurement import Accuracy, BoardFacts, Latency, Power, RaceReport
+from regatta_protocol.manifest import FileRef, LineageStep, Manifest, Variant
+from regatta_protocol.measurement import BoardFacts, RaceReport
 from regatta_protocol.messages import InstallState
 from regatta_protocol.policy import KnownPolicy, Policy
-from regatta_protocol.processing import AudioInput, Result
 from regatta_protocol.update_window import MAX_WINDOWS, UpdateWindowField
+from regatta_protocol.values import Accuracy, Latency, Power
 from regatta_protocol.wire import Wire
 
 __all__ = [
@@ -82,9 +82,9 @@ class BundleDraft(Wire):
     golden: FileRef
     evaluation: FileRef | None = None
     labels: FileRef | None = None
-    input: ImageInput | None = None
-    audio: AudioInput | None = None
-    result: Result | None = None
+    input: dict[str, Any] | None = None  # this and the next two as in a manifest
+    audio: dict[str, Any] | None = None
+    result: dict[str, Any] | None = None
     policy: KnownPolicy = Policy()
     source: str | None = None
     lineage: tuple[str, ...] = ()

@@ -1,26 +1,16 @@
 """A fleet's server without devices, broker or database: the operator API in memory, for tests of its clients.
 
-`FakeFleet` answers the same endpoints with the same shapes as the server; tests/contract holds both to one suite.
+`FakeFleet` is the state, and testing_app.py answers the same endpoints over it with the same shapes as the server;
+tests/contract holds both to one suite.
 It signs nothing and sends nothing: devices appear with `add_device`, a rollout moves when a test calls `decide`.
 """
 
 from __future__ import annotations
 
-import hmac
 import secrets
-import socket
-import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 
-import uvicorn
-from fastapi import Depends, FastAPI, Request, Response
-from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse
-
-from regatta_fleet import page
 from regatta_fleet.schemas import (
     BatchDetail,
     BatchOnDevice,
@@ -40,21 +30,20 @@ from regatta_fleet.schemas import (
     RolloutRequest,
     RolloutState,
     TokenRequest,
-    TokenResponse,
     VersionDetail,
     WaveDetail,
     WaveState,
-    WindowsRequest,
 )
 from regatta_protocol.batch import BatchState, ResultsState
 from regatta_protocol.ids import DeviceId, digest_of_bytes
-from regatta_protocol.manifest import MAX_FILE_BYTES, FileRef, Manifest
-from regatta_protocol.policy import Policy
+from regatta_protocol.manifest import FileRef, Manifest
 
-__all__ = ["FakeFleet", "serve"]
+__all__ = ["FakeFleet", "FakeProblem"]
 
 
-class _Problem(Exception):
+class FakeProblem(Exception):
+    """What the server would refuse a call with."""
+
     def __init__(self, code: int, error: str, hint: str | None = None) -> None:
         super().__init__(error)
         self.code = code
@@ -126,19 +115,20 @@ class FakeFleet:
     def model(self, name: str) -> ModelSummary:
         """Return one model."""
         serving = sum(any(m.serving and m.name == name for m in d.models) for d in self.devices.values())
-        versions = tuple(manifest.version for manifest in self._known(name))
+        versions = tuple(manifest.version for manifest in self.known(name))
         return ModelSummary.model_validate({"name": name, "versions": versions, "devices_serving": serving})
 
-    def _known(self, name: str) -> list[Manifest]:
+    def known(self, name: str) -> list[Manifest]:
+        """Return the versions of a model."""
         if name not in self.versions:
             known = ", ".join(self.versions) or "none yet"
-            raise _Problem(404, f"there is no model {name}", f"the fleet has {known}")
+            raise FakeProblem(404, f"there is no model {name}", f"the fleet has {known}")
         return self.versions[name]
 
     def device(self, device: DeviceId) -> DeviceDetail:
         """Return one device with its races."""
         if device not in self.devices:
-            raise _Problem(404, f"there is no device {device}", "`regatta device list` shows them all")
+            raise FakeProblem(404, f"there is no device {device}", "`regatta device list` shows them all")
         return self.devices[device]
 
     def create_version(self, name: str, draft: BundleDraft) -> Manifest:
@@ -147,7 +137,7 @@ class FakeFleet:
         refs += [ref for ref in (draft.golden, draft.evaluation, draft.labels) if ref is not None]
         missing = [ref.digest for ref in refs if ref.digest not in self.blobs]
         if missing:
-            raise _Problem(409, f"{len(missing)} files of the bundle are not uploaded", missing[0])
+            raise FakeProblem(409, f"{len(missing)} files of the bundle are not uploaded", missing[0])
         manifest = Manifest.model_validate(
             {
                 **draft.model_dump(),
@@ -162,9 +152,9 @@ class FakeFleet:
 
     def version(self, name: str, version: int) -> VersionDetail:
         """Return a version and what its devices made of it."""
-        known = self._known(name)
+        known = self.known(name)
         if not 1 <= version <= len(known):
-            raise _Problem(404, f"there is no {name}:{version}", f"the newest is {name}:{len(known)}")
+            raise FakeProblem(404, f"there is no {name}:{version}", f"the newest is {name}:{len(known)}")
         found = tuple(
             model
             for device in self.devices.values()
@@ -178,7 +168,7 @@ class FakeFleet:
         self.version(request.model, request.version)
         chosen = sorted(device.id for device in self.devices.values() if _is_chosen(device, request.to))
         if not chosen:
-            raise _Problem(409, f"{', '.join(request.to)} names no device", "`regatta device list` shows them all")
+            raise FakeProblem(409, f"{', '.join(request.to)} names no device", "`regatta device list` shows them all")
         waves, done = [], 0
         for number, share in enumerate(request.waves, start=1):
             upto = max(done + 1, round(share * len(chosen)))
@@ -207,23 +197,23 @@ class FakeFleet:
     def rollout(self, rollout: str) -> RolloutDetail:
         """Return one rollout."""
         if rollout not in self.rollouts:
-            raise _Problem(404, f"there is no rollout {rollout}", "`regatta rollout list` shows them all")
+            raise FakeProblem(404, f"there is no rollout {rollout}", "`regatta rollout list` shows them all")
         return self.rollouts[rollout]
 
     def finish(self, rollout: str, state: RolloutState, reason: str) -> RolloutDetail:
         """End or resume a rollout at the operator's word."""
         old = self.rollout(rollout)
         if old.state not in (RolloutState.RUNNING, RolloutState.HELD):
-            raise _Problem(409, f"rollout {rollout} is {old.state} already", "start a new one")
+            raise FakeProblem(409, f"rollout {rollout} is {old.state} already", "start a new one")
         self.rollouts[rollout] = old.model_copy(update={"state": state, "reason": reason})
         return self.rollouts[rollout]
 
     def start_batch(self, request: BatchRequest) -> BatchDetail:
         """Give a job to the chosen devices."""
-        self._known(request.model)
+        self.known(request.model)
         chosen = sorted(device.id for device in self.devices.values() if _is_chosen(device, request.on))
         if not chosen:
-            raise _Problem(422, f"{', '.join(request.on)} names no device", "`regatta device list` shows them all")
+            raise FakeProblem(422, f"{', '.join(request.on)} names no device", "`regatta device list` shows them all")
         identifier = f"b-{len(self.batches) + 1}"
         self.batches[identifier] = BatchDetail(
             id=identifier,
@@ -239,7 +229,7 @@ class FakeFleet:
     def batch(self, batch: str) -> BatchDetail:
         """Return one batch."""
         if batch not in self.batches:
-            raise _Problem(404, f"there is no batch {batch}", "`regatta batch list` shows them all")
+            raise FakeProblem(404, f"there is no batch {batch}", "`regatta batch list` shows them all")
         return self.batches[batch]
 
     def cancel_batch(self, batch: str) -> BatchDetail:
@@ -256,7 +246,9 @@ class FakeFleet:
         old = self.batch(batch)
         strangers = set(request.on) - {one.device for one in old.devices}
         if strangers:
-            raise _Problem(404, f"batch {batch} is not on {', '.join(strangers)}", f"see `regatta batch show {batch}`")
+            raise FakeProblem(
+                404, f"batch {batch} is not on {', '.join(strangers)}", f"see `regatta batch show {batch}`"
+            )
         chosen = [one for one in old.devices if not request.on or one.device in request.on]
         for one in chosen:
             data = self.outputs.get((batch, one.device))
@@ -281,12 +273,12 @@ class FakeFleet:
         )
         self.batches[batch] = old.model_copy(update={"devices": devices})
 
-    def output(self, batch: str, device: str) -> Response:
+    def output(self, batch: str, device: str) -> bytes:
         """Return what a device has sent."""
         stands = {one.device: one.results for one in self.batch(batch).devices}.get(DeviceId(device))
         if stands is None or stands.state is not ResultsState.HERE:
-            raise _Problem(404, f"the output of batch {batch} on {device} is not here")
-        return Response(self.outputs[batch, device], media_type="application/octet-stream")
+            raise FakeProblem(404, f"the output of batch {batch} on {device} is not here")
+        return self.outputs[batch, device]
 
     def forget_results(self, batch: str) -> BatchDetail:
         """Have no output here any more."""
@@ -294,159 +286,6 @@ class FakeFleet:
             self._stand(batch, one.device, None)
         return self.batches[batch]
 
-    def app(self) -> FastAPI:
-        """Return the HTTP application."""
-        app = FastAPI()
-        _add_errors(app)
-
-        def authorized(request: Request) -> None:
-            given = request.headers.get("Authorization", "").encode()
-            if not hmac.compare_digest(given, f"Bearer {self.token}".encode()):
-                raise _Problem(401, "the token is missing or wrong")
-
-        guarded = [Depends(authorized)]
-
-        def add(method: str, path: str, answer: object, **options: object) -> None:
-            app.add_api_route(
-                "/api/v1" + path,
-                answer,  # type: ignore[arg-type]  # FastAPI takes any callable
-                methods=[method],
-                dependencies=guarded,
-                **options,  # type: ignore[arg-type]  # keyword options of FastAPI's
-            )
-
-        def create_token(request: TokenRequest) -> TokenResponse:
-            self.tokens.append(request)
-            return TokenResponse(token=f"rgt-{secrets.token_hex(8)}", expires_at=time.time() + request.valid_s)
-
-        def devices() -> tuple[DeviceSummary, ...]:
-            return tuple(self.devices.values())
-
-        def revoke(device: str) -> Response:
-            self.devices[device] = self.device(DeviceId(device)).model_copy(update={"revoked": True, "up": False})
-            return Response(status_code=204)
-
-        def has_blob(digest: str) -> Response:
-            return Response(status_code=200 if digest in self.blobs else 404)
-
-        async def put_blob(digest: str, request: Request) -> Response:
-            data = bytearray()
-            async for piece in request.stream():
-                data += piece
-                if len(data) > MAX_FILE_BYTES:
-                    raise _Problem(413, "the file is too large")
-            if digest_of_bytes(bytes(data)) != digest:
-                raise _Problem(422, f"the {len(data)} bytes sent have another digest than {digest}", "send it again")
-            self.blobs[digest] = bytes(data)
-            return Response(status_code=204)
-
-        def models() -> tuple[ModelSummary, ...]:
-            return tuple(self.model(name) for name in self.versions)
-
-        def rollouts() -> tuple[RolloutDetail, ...]:
-            return tuple(self.rollouts.values())
-
-        def events(since: float | None = None) -> tuple[FleetEvent, ...]:
-            return tuple(event for event in self.events if since is None or event.at > since)
-
-        def abort(rollout: str) -> RolloutDetail:
-            return self.finish(rollout, RolloutState.ABORTED, "aborted by the operator")
-
-        def promote(rollout: str) -> RolloutDetail:
-            return self.finish(rollout, RolloutState.RUNNING, "promoted by the operator")
-
-        def policies() -> tuple[GroupPolicy, ...]:
-            return tuple(self.policies[key] for key in sorted(self.policies, key=lambda key: (key[0], key[1] or "")))
-
-        def set_policy(group: str, policy: Policy, model: str | None = None) -> GroupPolicy:
-            if model is not None:
-                self._known(model)
-            if policy.model_extra or not policy.model_fields_set:
-                raise _Problem(422, f"the policy sets {', '.join(policy.model_extra or {}) or 'nothing'}")
-            rule = {"group": group, "model": model, "policy": policy.model_dump(exclude_unset=True), "devices": 0}
-            self.policies[group, model] = GroupPolicy.model_validate(rule)
-            return self.policies[group, model]
-
-        def clear_policy(group: str, model: str | None = None) -> Response:
-            if self.policies.pop((group, model), None) is None:
-                raise _Problem(404, f"no policy is set for {group}", "`regatta policy show` lists what is")
-            return Response(status_code=204)
-
-        def windows() -> tuple[GroupWindows, ...]:
-            return tuple(self.windows[group] for group in sorted(self.windows))
-
-        def set_windows(group: str, request: WindowsRequest) -> GroupWindows:
-            self.windows[group] = GroupWindows(group=group, windows=request.windows)
-            return self.windows[group]
-
-        def clear_windows(group: str) -> Response:
-            if self.windows.pop(group, None) is None:
-                raise _Problem(404, f"{group}: no update window is set", "`regatta window show` lists what is")
-            return Response(status_code=204)
-
-        def batches() -> tuple[BatchDetail, ...]:
-            return tuple(reversed(self.batches.values()))
-
-        add("POST", "/batch", self.start_batch, status_code=201)
-        add("GET", "/batch", batches)
-        add("GET", "/batch/{batch}", self.batch)
-        add("POST", "/batch/{batch}/cancel", self.cancel_batch)
-        add("POST", "/batch/{batch}/results", self.ask_results)
-        add("GET", "/batch/{batch}/results/{device}", self.output)
-        add("DELETE", "/batch/{batch}/results", self.forget_results)
-        add("GET", "/policies", policies, response_model_exclude_unset=True)
-        add("PUT", "/policies/{group}", set_policy, response_model_exclude_unset=True)
-        add("DELETE", "/policies/{group}", clear_policy)
-        add("GET", "/windows", windows)
-        add("PUT", "/windows/{group}", set_windows)
-        add("DELETE", "/windows/{group}", clear_windows)
-        add("GET", "/status", self.status)
-        add("POST", "/tokens", create_token)
-        add("GET", "/devices", devices)
-        add("GET", "/devices/{device}", self.device)
-        add("DELETE", "/devices/{device}", revoke)
-        add("HEAD", "/blobs/{digest}", has_blob)
-        add("PUT", "/blobs/{digest}", put_blob)
-        add("POST", "/models/{name}/versions", self.create_version)
-        add("GET", "/models", models)
-        add("GET", "/models/{name}", self.model)
-        add("GET", "/models/{name}/versions/{version}", self.version)
-        add("POST", "/rollouts", self.start)
-        add("GET", "/rollouts", rollouts)
-        add("GET", "/rollouts/{rollout}", self.rollout)
-        add("POST", "/rollouts/{rollout}/abort", abort)
-        add("POST", "/rollouts/{rollout}/promote", promote)
-        add("GET", "/events", events)
-        newest = lambda count: tuple(reversed(self.batches.values()))[:count]  # noqa: E731
-        app.include_router(page.router(self.status, lambda device: self.devices.get(device), newest, self.token))
-        return app
-
-
-@contextmanager
-def serve(app: FastAPI, port: int = 0) -> Iterator[str]:
-    """Serve the application on loopback in a thread; yields its address, and returns when it has stopped."""
-    with socket.create_server(("127.0.0.1", port)) as listener:
-        server = uvicorn.Server(uvicorn.Config(app, log_level="warning", access_log=False, lifespan="off"))
-        thread = threading.Thread(target=server.run, args=([listener],), daemon=True)
-        thread.start()
-        try:
-            yield f"http://127.0.0.1:{listener.getsockname()[1]}"
-        finally:
-            server.should_exit = True
-            thread.join(timeout=10)
-
 
 def _is_chosen(device: DeviceSummary, to: tuple[str, ...]) -> bool:
     return not device.revoked and bool({"all", f"group:{device.group}", str(device.id)} & set(to))
-
-
-def _add_errors(app: FastAPI) -> None:
-    @app.exception_handler(_Problem)
-    def problem(request: Request, err: _Problem) -> Response:
-        return JSONResponse(err.problem.model_dump(mode="json"), status_code=err.code)
-
-    @app.exception_handler(RequestValidationError)
-    def invalid(request: Request, err: RequestValidationError) -> Response:
-        first = err.errors()[0]
-        text = f"{'.'.join(str(part) for part in first['loc'])}: {first['msg']}"
-        return JSONResponse(Problem(error=text).model_dump(mode="json"), status_code=422)

@@ -11,13 +11,13 @@ import re
 from enum import Enum
 from typing import Annotated
 
-from pydantic import StringConstraints
+from regatta_protocol.bounds import Bounds
 
 __all__ = ["OpenStrEnum", "StrEnum", "Word"]
 
 _TEXT = re.compile(r"[a-z0-9_]{1,64}")
 
-Word = Annotated[str, StringConstraints(pattern=r"^[a-z0-9_]{1,64}$")]
+Word = Annotated[str, Bounds(pattern=r"^[a-z0-9_]{1,64}$")]
 """One of a few known words, or a newer peer's: read with its text, and compared by it."""
 
 

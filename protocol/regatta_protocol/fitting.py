@@ -9,7 +9,6 @@ import math
 from collections.abc import Sequence
 
 from regatta_protocol.errors import Rejected
-from regatta_protocol.manifest import TensorSpec
 from regatta_protocol.processing import (
     AnomalyResult,
     AudioInput,
@@ -20,6 +19,7 @@ from regatta_protocol.processing import (
     Processing,
     SegmentationResult,
 )
+from regatta_protocol.values import TensorSpec
 
 __all__ = ["check_processing"]
 

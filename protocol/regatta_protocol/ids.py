@@ -9,11 +9,14 @@ from __future__ import annotations
 import hashlib
 import re
 from pathlib import Path
-from typing import Annotated, NewType
+from typing import TYPE_CHECKING, Annotated, NewType
 
-from pydantic import AfterValidator, StringConstraints
-
+from regatta_protocol.bounds import Bounds
 from regatta_protocol.errors import Rejected
+
+if TYPE_CHECKING:
+    from pydantic import GetCoreSchemaHandler
+    from pydantic_core import CoreSchema
 
 __all__ = [
     "DEVICE_ID_PATTERN",
@@ -51,9 +54,18 @@ def _not_the_server(text: str) -> DeviceId:
     return DeviceId(text)
 
 
-DeviceIdField = Annotated[DeviceId, StringConstraints(pattern=DEVICE_ID_PATTERN), AfterValidator(_not_the_server)]
-ModelNameField = Annotated[ModelName, StringConstraints(pattern=MODEL_NAME_PATTERN), AfterValidator(ModelName)]
-DigestField = Annotated[Digest, StringConstraints(pattern=DIGEST_PATTERN), AfterValidator(Digest)]
+class _NotTheServer:
+    """In an annotation: has pydantic refuse the server's own name, and is loaded without it."""
+
+    def __get_pydantic_core_schema__(self, source: object, handler: GetCoreSchemaHandler) -> CoreSchema:
+        from pydantic_core import core_schema
+
+        return core_schema.no_info_after_validator_function(_not_the_server, handler(source))
+
+
+DeviceIdField = Annotated[DeviceId, Bounds(pattern=DEVICE_ID_PATTERN), _NotTheServer()]
+ModelNameField = Annotated[ModelName, Bounds(pattern=MODEL_NAME_PATTERN)]
+DigestField = Annotated[Digest, Bounds(pattern=DIGEST_PATTERN)]
 
 _READ_SIZE_BYTES = 1 << 20
 

@@ -14,13 +14,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Literal
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, model_validator
 
-from regatta_protocol.errors import Rejected
 from regatta_protocol.ids import DigestField, ModelNameField, ModelRef
-from regatta_protocol.measurement import Accuracy, Latency
-from regatta_protocol.picture import ImageInput
 from regatta_protocol.policy import Policy
+from regatta_protocol.values import MAX_MANIFEST_BYTES, Accuracy, Latency, TensorSpec
 from regatta_protocol.wire import Wire
 
 if TYPE_CHECKING:
@@ -30,17 +28,14 @@ __all__ = [
     "MAX_FILE_BYTES",
     "MAX_MANIFEST_BYTES",
     "FileRef",
-    "ImageInput",
     "LineageStep",
     "Manifest",
     "Overlay",
     "Policy",
-    "TensorSpec",
     "Variant",
     "target_path",
 ]
 
-MAX_MANIFEST_BYTES = 256 * 1024
 MAX_FILE_BYTES = 2 * 1024**3  # flatbuffers end at 2 GiB
 
 
@@ -49,16 +44,6 @@ class FileRef(Wire):
 
     digest: DigestField
     size_bytes: int = Field(ge=0, le=MAX_FILE_BYTES)
-
-
-class TensorSpec(Wire):
-    """An input or output of a model file. -1 in shape is a size that may change."""
-
-    name: str
-    dtype: str  # numpy's name: float32, int8, uint8, int32, …
-    shape: tuple[int, ...]
-    scale: float | None = None
-    zero_point: int | None = None
 
 
 class Overlay(Wire):
@@ -123,7 +108,7 @@ class Manifest(Wire):
     golden: FileRef
     evaluation: FileRef | None = None
     labels: FileRef | None = None  # text, one label a line
-    input: ImageInput | None = None  # how a picture becomes input 0
+    input: dict[str, Any] | None = None  # how a picture becomes input 0; a processing.ImageInput
     audio: dict[str, Any] | None = None  # or a sound; a processing.AudioInput
     result: dict[str, Any] | None = None  # what the outputs mean; a processing.Result
     policy: Policy = Policy()
@@ -156,15 +141,10 @@ class Manifest(Wire):
         Raises:
             Rejected: when it is not understood: it may be of a newer fleet.
         """
-        from regatta_protocol.processing import Processing
+        from regatta_protocol.processing import read_described
 
-        image = self.input if self.audio is None else None
-        try:
-            return Processing.model_validate({"image": image, "audio": self.audio, "result": self.result})
-        except ValidationError as err:
-            first = err.errors(include_url=False, include_input=False)[0]
-            key = ".".join(str(part) for part in first["loc"])
-            raise Rejected(f"the processing of {self.ref} is not understood here: {key}: {first['msg']}") from err
+        described = {"input": self.input, "audio": self.audio, "result": self.result}
+        return read_described(described, f"the processing of {self.ref} is not understood here")
 
     def files(self) -> tuple[FileRef, ...]:
         """Return every file of the bundle, once each."""

@@ -7,67 +7,25 @@ clock, energy is millijoules, power milliwatts, memory bytes. Nothing here measu
 from __future__ import annotations
 
 import json
-import math
-from typing import Literal
 
 from pydantic import Field, model_validator
 
 from regatta_protocol.enums import OpenStrEnum, Word
-from regatta_protocol.ids import DeviceIdField, DigestField, ModelNameField
+from regatta_protocol.ids import DeviceIdField, DigestField
 from regatta_protocol.policy import Policy
+from regatta_protocol.values import Accuracy, Latency, Plugin, Power, unknown_power
 from regatta_protocol.wire import Wire
 
 __all__ = [
-    "Accuracy",
     "BoardFacts",
     "CandidateResult",
     "Conditions",
-    "Latency",
     "Outcome",
     "PairedDrop",
-    "Plugin",
-    "Power",
     "PriorRace",
     "RaceOrigin",
     "RaceReport",
-    "ServingWindow",
-    "unknown_power",
 ]
-
-
-class Latency(Wire):
-    """Percentiles of single inferences, in microseconds, over `samples` of them."""
-
-    samples: int = Field(ge=1)
-    p50_us: float = Field(ge=0)
-    p90_us: float = Field(ge=0)
-    p99_us: float = Field(ge=0)
-
-
-class Accuracy(Wire):
-    """Correct answers among labelled samples."""
-
-    correct: int = Field(ge=0)
-    total: int = Field(ge=1)
-    metric: str = "top1"
-
-    @model_validator(mode="after")
-    def _bounded(self) -> Accuracy:
-        if self.correct > self.total:
-            raise ValueError(f"correct ({self.correct}) is above total ({self.total})")
-        return self
-
-    @property
-    def value(self) -> float:
-        """The share of correct answers, in [0, 1]."""
-        return self.correct / self.total
-
-    def interval(self, z: float = 1.96) -> tuple[float, float]:
-        """Return Wilson's score interval (Wilson 1927), by default of 95 %."""
-        n, p = self.total, self.value
-        center = (p + z * z / (2 * n)) / (1 + z * z / n)
-        half = z / (1 + z * z / n) * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
-        return max(0.0, center - half), min(1.0, center + half)
 
 
 class PairedDrop(Wire):
@@ -91,33 +49,6 @@ class PairedDrop(Wire):
                 f"drop {self.drop} must lie in [{self.low}, {self.high}], over at most {self.available} samples"
             )
         return self
-
-
-class Power(Wire):
-    """Power of the board or one of its parts while inferring; None beside a reason when it cannot be known."""
-
-    method: Word  # measured, estimated or none; what a newer agent calls otherwise counts as estimated
-    coverage: str | None = None  # "board", "package", or the rails that were summed
-    power_mw: float | None = None
-    energy_per_inference_mj: float | None = None  # above idle
-    energy_uncertainty_mj: float | None = None  # 95 % of measurements lie within this of the truth, but for gain
-    idle_power_mw: float | None = None
-    duration_s: float | None = None  # measured for so long, over all repetitions
-    repetitions: int | None = None
-    sensor: str | None = None
-    sensor_period_ms: float | None = None
-    reason: str | None = None  # why unknown, or what the figure leaves out
-
-    @model_validator(mode="after")
-    def _known_or_explained(self) -> Power:
-        if self.method == "none" and (self.power_mw is not None or not self.reason):
-            raise ValueError("unknown power carries a reason and no figure")
-        return self
-
-
-def unknown_power(reason: str) -> Power:
-    """Return a power figure that says why there is none."""
-    return Power(method="none", reason=reason)
 
 
 class Outcome(OpenStrEnum):
@@ -147,13 +78,6 @@ class Conditions(Wire):
     steady: bool = False  # the rounds' medians had settled, by the rule in steady.py
     temperature_c: float | None = None  # the hottest of its rounds
     throttled: bool | None = None  # the board slowed itself down in one of its rounds
-
-
-class Plugin(Wire):
-    """What a delegate needs to be opened again: the library, where it is one that is loaded, and what it is told."""
-
-    library: str | None = None
-    options: dict[str, str] = Field(default_factory=dict)
 
 
 class CandidateResult(Wire):
@@ -258,23 +182,3 @@ class PriorRace(Wire):
     device: DeviceIdField
     at: float  # seconds since 1970, by that device's clock
     report: RaceReport
-
-
-class ServingWindow(Wire):
-    """Telemetry: what one placement served between two moments; an item of messages.TelemetryBatch.
-
-    `latency_counts` is a sketch with relative error of at most 1 % (DDSketch's mapping): bucket index -> count of
-    requests, bucket i holding latencies in (g^(i-1), g^i] microseconds with g = 1.01 / 0.99. Windows merge by adding.
-    """
-
-    kind: Literal["serving"] = "serving"
-    model: ModelNameField
-    version: int
-    placement: str
-    start: float
-    stop: float
-    requests: int = Field(ge=0)
-    errors: int = Field(ge=0)
-    latency_counts: dict[int, int] = Field(default_factory=dict, max_length=4096)
-    feedback: Accuracy | None = None  # from labelled feedback, when there was any
-    power: Power | None = None

@@ -20,8 +20,9 @@ from regatta_protocol.batch import (
 )
 from regatta_protocol.enums import OpenStrEnum
 from regatta_protocol.ids import DeviceIdField, DigestField, ModelNameField
-from regatta_protocol.measurement import Accuracy, BoardFacts, Latency, Power, PriorRace, RaceReport, ServingWindow
+from regatta_protocol.measurement import BoardFacts, PriorRace, RaceReport
 from regatta_protocol.policy import Policy
+from regatta_protocol.values import Accuracy, Latency, Power, ServingWindow
 from regatta_protocol.wire import Wire
 
 __all__ = [

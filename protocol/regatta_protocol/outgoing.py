@@ -1,6 +1,6 @@
 """Messages on their way to the broker: a bounded line between the owner's thread and the network's.
 
-Pure bookkeeping under one lock; mqtt.py does the sending. Invariants:
+Pure bookkeeping under one lock; mqtt/ does the sending. Invariants:
 - at most `max_messages` and `max_bytes` are waiting or sent without acknowledgement;
 - a QoS 1 message stays until `done`, over any number of connections, in the order of its coming;
 - a QoS 0 message leaves with the connection it was meant for.

@@ -2,18 +2,18 @@
 
 The device computes it (`regatta_agent.processing`), so that an application sends a picture and gets labels. Fields that
 are left out have the values that most models of their kind were trained with; a value that fits no tensor of the model
-is found by `regatta_protocol.fitting`. A manifest keeps sounds and results as plain JSON until they are asked for: the
-daemon never needs these classes, which take 0.4 MB.
+is found by `regatta_protocol.fitting`. A manifest keeps them as plain JSON until they are asked for: the daemon never
+needs these classes, and servers pass on what only a newer device understands.
 """
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
-
-from regatta_protocol.picture import ImageInput
-from regatta_protocol.wire import Wire
+from regatta_protocol.bounds import Bounds
+from regatta_protocol.plain import read, to_document
 
 __all__ = [
     "AnomalyResult",
@@ -26,12 +26,41 @@ __all__ = [
     "Result",
     "SegmentationResult",
     "SsdAnchors",
+    "as_json",
+    "read_described",
 ]
 
-_Index = Annotated[int, Field(ge=0, lt=64)]  # of an output, in the model's order
+_Index = Annotated[int, Bounds(ge=0, lt=64)]  # of an output, in the model's order
+_Triple = tuple[float, float, float]
 
 
-class AudioInput(Wire):
+@dataclass(frozen=True, kw_only=True)
+class ImageInput:
+    """How a picture becomes input 0: fitted to height × width, then (pixel − mean) · scale in real values."""
+
+    kind: Literal["image"] = "image"
+    height: Annotated[int, Bounds(ge=1, le=8192)]
+    width: Annotated[int, Bounds(ge=1, le=8192)]
+    channels: Literal[1, 3] = 3
+    mean: float = 0.0  # of pixels 0…255
+    scale: float = 1.0
+    channel_mean: _Triple | None = None  # in place of mean, in the order of `color`
+    channel_scale: _Triple | None = None  # in place of scale
+    color: Literal["rgb", "bgr"] = "rgb"
+    layout: Literal["nhwc", "nchw"] = "nhwc"
+    resize: Literal["bilinear", "nearest"] = "bilinear"
+    antialias: bool = True  # a shrinking bilinear resize averages all that it shrinks, as Pillow does; TensorFlow: no
+    fit: Literal["stretch", "letterbox", "crop"] = "stretch"  # what happens to another aspect ratio
+    crop_share: Annotated[float, Bounds(gt=0, le=1)] = 1.0  # of the picture's middle, per side, kept before it is fit
+    fill: Annotated[int, Bounds(ge=0, le=255)] = 0  # the pixels of a letterbox's bars
+
+    def __post_init__(self) -> None:
+        if self.channels == 1 and (self.channel_mean is not None or self.channel_scale is not None):
+            raise ValueError("channel_mean and channel_scale are for pictures of 3 channels: use mean and scale")
+
+
+@dataclass(frozen=True, kw_only=True)
+class AudioInput:
     """How a sound becomes input 0: frames of mel features. The defaults are those of MLPerf Tiny's keyword spotting.
 
     A frame is Hann-windowed and transformed; `mel_bins` triangles weigh its spectrum; of that the logarithm is taken,
@@ -40,22 +69,22 @@ class AudioInput(Wire):
 
     kind: Literal["audio"] = "audio"
     features: Literal["mfcc", "log_mel"] = "mfcc"
-    sample_rate_hz: int = Field(default=16_000, ge=4000, le=192_000)
-    window_samples: int = Field(default=480, ge=16, le=65_536)
-    stride_samples: int = Field(default=320, ge=1, le=65_536)
-    fft_samples: int = Field(default=512, ge=16, le=65_536)
-    mel_bins: int = Field(default=40, ge=1, le=1024)
-    low_hz: float = Field(default=20.0, ge=0)
-    high_hz: float = Field(default=4000.0, gt=0)
+    sample_rate_hz: Annotated[int, Bounds(ge=4000, le=192_000)] = 16_000
+    window_samples: Annotated[int, Bounds(ge=16, le=65_536)] = 480
+    stride_samples: Annotated[int, Bounds(ge=1, le=65_536)] = 320
+    fft_samples: Annotated[int, Bounds(ge=16, le=65_536)] = 512
+    mel_bins: Annotated[int, Bounds(ge=1, le=1024)] = 40
+    low_hz: Annotated[float, Bounds(ge=0)] = 20.0
+    high_hz: Annotated[float, Bounds(gt=0)] = 4000.0
     mel_scale: Literal["htk", "slaney"] = "htk"  # slaney: librosa's default, with triangles of equal area
     power: Literal[1, 2] = 1  # of the spectrum's magnitude
     log: Literal["ln", "db"] = "ln"  # db: 10 · log10
-    log_offset: float = Field(default=1e-6, gt=0)
-    coefficients: int = Field(default=10, ge=1, le=1024)  # of MFCC
+    log_offset: Annotated[float, Bounds(gt=0)] = 1e-6
+    coefficients: Annotated[int, Bounds(ge=1, le=1024)] = 10  # of MFCC
     normalize: Literal["none", "peak"] = "none"  # peak: the sound is divided by its greatest sample first
     center: bool = False  # frames are centered on their times, over zeros before and after the sound, as librosa's
-    frames: int = Field(default=49, ge=1, le=65_536)  # that make one sample of the model
-    frame_step: int | None = Field(default=None, ge=1)  # frames from one sample to the next; None: one sample a sound
+    frames: Annotated[int, Bounds(ge=1, le=65_536)] = 49  # that make one sample of the model
+    frame_step: Annotated[int, Bounds(ge=1)] | None = None  # frames between samples; None: one sample a sound
     mean: float = 0.0  # the input is (feature − mean) · scale, in real values
     scale: float = 1.0
 
@@ -70,34 +99,34 @@ class AudioInput(Wire):
         reach = (self.frames - 1) * self.stride_samples
         return max(1, reach) if self.center else reach + self.window_samples
 
-    @model_validator(mode="after")
-    def _fits_itself(self) -> AudioInput:
+    def __post_init__(self) -> None:
         if self.window_samples > self.fft_samples:
             raise ValueError(f"window_samples {self.window_samples} is over fft_samples {self.fft_samples}")
         if not self.low_hz < self.high_hz <= self.sample_rate_hz / 2:
             raise ValueError(f"low_hz < high_hz <= {self.sample_rate_hz / 2:g}, half of sample_rate_hz, must hold")
         if self.features == "mfcc" and self.coefficients > self.mel_bins:
             raise ValueError(f"coefficients {self.coefficients} is over mel_bins {self.mel_bins}")
-        return self
 
 
-class ClassificationResult(Wire):
+@dataclass(frozen=True, kw_only=True)
+class ClassificationResult:
     """An output is a row of scores, one a class."""
 
     kind: Literal["classification"] = "classification"
     output: _Index = 0
     softmax: bool = False  # the output is logits
-    top: int = Field(default=5, ge=1, le=1000)
+    top: Annotated[int, Bounds(ge=1, le=1000)] = 5
     min_score: float = 0.0
 
 
-class SsdAnchors(Wire):
+@dataclass(frozen=True, kw_only=True)
+class SsdAnchors:
     """The default boxes of an SSD (Liu et al. 2016, section 2.2), as TensorFlow's ssd_anchor_generator makes them."""
 
-    grids: tuple[tuple[int, int], ...] = Field(min_length=1, max_length=16)  # rows and columns of each feature map
-    min_scale: float = Field(default=0.2, gt=0, le=1)
-    max_scale: float = Field(default=0.95, gt=0, le=1)
-    aspect_ratios: tuple[float, ...] = Field(default=(1.0, 2.0, 0.5, 3.0, 1.0 / 3.0), min_length=1, max_length=16)
+    grids: Annotated[tuple[tuple[int, int], ...], Bounds(min_length=1, max_length=16)]  # rows, columns of each map
+    min_scale: Annotated[float, Bounds(gt=0, le=1)] = 0.2
+    max_scale: Annotated[float, Bounds(gt=0, le=1)] = 0.95
+    aspect_ratios: Annotated[tuple[float, ...], Bounds(min_length=1, max_length=16)] = (1.0, 2.0, 0.5, 3.0, 1.0 / 3.0)
     reduce_lowest: bool = True  # the first feature map has three boxes a place
     box_scales: tuple[float, float, float, float] = (10.0, 10.0, 5.0, 5.0)  # of y, x, height, width
 
@@ -109,7 +138,8 @@ class SsdAnchors(Wire):
         return sum(rows * columns * (each if place else first) for place, (rows, columns) in enumerate(self.grids))
 
 
-class DetectionResult(Wire):
+@dataclass(frozen=True, kw_only=True)
+class DetectionResult:
     """Boxes [n, 4] (top, left, bottom, right in shares of the input) with scores.
 
     - suppressed: scores [n] and classes [n] of boxes that the model has suppressed itself (the operator
@@ -123,29 +153,29 @@ class DetectionResult(Wire):
     boxes: _Index = 0
     classes: _Index = 1  # of the form suppressed only
     scores: _Index = 2
-    count: int = Field(default=3, ge=-1, lt=64)  # of the form suppressed only; -1: all boxes count
+    count: Annotated[int, Bounds(ge=-1, lt=64)] = 3  # of the form suppressed only; -1: all boxes count
     anchors: SsdAnchors | None = None  # of the form ssd
     score_activation: Literal["none", "sigmoid", "softmax"] = "none"
     background: bool = False  # class 0 of the scores is no object; class 1 then is label 0
-    min_score: float = Field(default=0.5, ge=0, le=1)
-    max_overlap: float = Field(default=0.6, ge=0, le=1)  # intersection over union, of boxes of one class
-    top: int = Field(default=100, ge=1, le=1000)
+    min_score: Annotated[float, Bounds(ge=0, le=1)] = 0.5
+    max_overlap: Annotated[float, Bounds(ge=0, le=1)] = 0.6  # intersection over union, of boxes of one class
+    top: Annotated[int, Bounds(ge=1, le=1000)] = 100
 
-    @model_validator(mode="after")
-    def _anchors_are_for_ssd(self) -> DetectionResult:
+    def __post_init__(self) -> None:
         if (self.anchors is not None) != (self.form == "ssd"):
             raise ValueError(f"form {self.form} and anchors: {'give' if self.form == 'ssd' else 'leave out'} anchors")
-        return self
 
 
-class SegmentationResult(Wire):
+@dataclass(frozen=True, kw_only=True)
+class SegmentationResult:
     """An output is a map [height, width, classes] of scores, or [height, width] of classes."""
 
     kind: Literal["segmentation"] = "segmentation"
     output: _Index = 0
 
 
-class PoseResult(Wire):
+@dataclass(frozen=True, kw_only=True)
+class PoseResult:
     """Keypoints: heatmaps [rows, columns, keypoints] with their peaks, or [keypoints, 3] of y, x, score in shares.
 
     With `offsets`, an output [rows, columns, 2 · keypoints] of pixels (all y, then all x), a peak is at its place
@@ -157,33 +187,50 @@ class PoseResult(Wire):
     output: _Index = 0
     offsets: _Index | None = None
     sigmoid: bool = False  # the heatmaps are logits
-    keypoints: tuple[str, ...] = Field(default=(), max_length=1000)  # their names
+    keypoints: Annotated[tuple[str, ...], Bounds(max_length=1000)] = ()  # their names
     min_score: float = 0.0
 
 
-class AnomalyResult(Wire):
+@dataclass(frozen=True, kw_only=True)
+class AnomalyResult:
     """An output is a reconstruction of input 0, and its mean squared error is the score, averaged over the samples."""
 
     kind: Literal["anomaly"] = "anomaly"
     output: _Index = 0
-    threshold: float | None = Field(default=None, ge=0)  # a greater score is an anomaly; None: only the score is told
+    threshold: Annotated[float, Bounds(ge=0)] | None = None  # a greater score is an anomaly; None: none is
 
 
-Result = Annotated[
-    ClassificationResult | DetectionResult | SegmentationResult | PoseResult | AnomalyResult,
-    Field(discriminator="kind"),
-]
+Result = ClassificationResult | DetectionResult | SegmentationResult | PoseResult | AnomalyResult
 
 
-class Processing(Wire):
+@dataclass(frozen=True, kw_only=True)
+class Processing:
     """What a user's processing file says (`regatta model push --processing FILE`)."""
 
     image: ImageInput | None = None
     audio: AudioInput | None = None
     result: Result | None = None
 
-    @model_validator(mode="after")
-    def _one_input(self) -> Processing:
+    def __post_init__(self) -> None:
         if self.image is not None and self.audio is not None:
             raise ValueError("give image or audio, not both: a model's input 0 is one of them")
-        return self
+
+
+def as_json(part: ImageInput | AudioInput | Result | None) -> dict[str, Any] | None:
+    """Return a part of a description as a manifest holds it."""
+    return None if part is None else to_document(part)
+
+
+def read_described(manifest: Mapping[str, object], refusal: str) -> Processing:
+    """Return the processing that the JSON of a manifest describes.
+
+    Args:
+        manifest: the document.
+        refusal: what the text of a refusal begins with.
+
+    Raises:
+        Rejected: when it is not understood: it may be of a newer fleet.
+    """
+    image = manifest.get("input") if manifest.get("audio") is None else None
+    described = {"image": image, "audio": manifest.get("audio"), "result": manifest.get("result")}
+    return read(Processing, described, refusal)

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Mapping
+from dataclasses import fields, is_dataclass
 from pathlib import Path
-from typing import Any
-
-from pydantic import BaseModel, ValidationError
 
 from regatta_protocol.durable import read_bounded
 from regatta_protocol.errors import Rejected
+from regatta_protocol.plain import read
 from regatta_protocol.processing import Processing
 
 if sys.version_info >= (3, 11):
@@ -34,32 +34,29 @@ def read_processing(path: Path) -> Processing:
         Rejected: when it is neither TOML nor JSON, or has a key or value that is not known; the text names the key.
         TooLarge: when it is over 256 KiB.
     """
-    processing = _parsed(read_bounded(path, _MAX_BYTES), path.name)
-    unknown = _unknown(processing, "")
+    document = _parsed(read_bounded(path, _MAX_BYTES), path.name)
+    processing = read(Processing, document, path.name)
+    unknown = _unknown(document, processing, "")
     if unknown:
         raise Rejected(f"{path.name} has unknown keys: {', '.join(unknown)}: docs/processing.md lists the known ones")
     return processing
 
 
-def _parsed(data: bytes, name: str) -> Processing:
-    document: Any
+def _parsed(data: bytes, name: str) -> object:
     try:
         text = data.decode()
-        document = json.loads(text) if text.lstrip().startswith("{") else tomllib.loads(text)
+        document: object = json.loads(text) if text.lstrip().startswith("{") else tomllib.loads(text)
     except (ValueError, RecursionError) as err:
         raise Rejected(f"{name} is neither TOML nor JSON: {err}") from err
-    try:
-        return Processing.model_validate(document)
-    except ValidationError as err:
-        first = err.errors()[0]
-        key = ".".join(str(part) for part in first["loc"]) or "the file"
-        raise Rejected(f"{name}: {key}: {first['msg']}") from err
+    return document
 
 
-def _unknown(part: BaseModel, prefix: str) -> list[str]:
-    found = [f"{prefix}{key}" for key in part.model_extra or ()]
-    for key in type(part).model_fields:
-        value = getattr(part, key)
-        if isinstance(value, BaseModel):
-            found += _unknown(value, f"{prefix}{key}.")
+def _unknown(document: object, part: object, prefix: str) -> list[str]:
+    """Return the keys of the document that the part which was read from it does not have."""
+    if not isinstance(document, Mapping) or not is_dataclass(part):
+        return []
+    known = {one.name for one in fields(part)}
+    found = [f"{prefix}{key}" for key in document if key not in known]
+    for key in known & document.keys():
+        found += _unknown(document[key], getattr(part, key), f"{prefix}{key}.")
     return found

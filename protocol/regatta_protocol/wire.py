@@ -1,7 +1,8 @@
 """The base of all that crosses the wire or lies in files: frozen, and tolerant of fields from a newer peer.
 
 An old agent must survive a new server and the other way round, so unknown fields are accepted and kept when a
-message is passed on. Configuration is the opposite (`extra="forbid"`) and does not derive from this.
+message is passed on. Configuration is the opposite (`extra="forbid"`) and does not derive from this. Values that a
+serving worker needs as well are dataclasses (values.py).
 """
 
 from __future__ import annotations

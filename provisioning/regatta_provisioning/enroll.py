@@ -5,8 +5,8 @@
 Rules:
 - The key is made here and never leaves. It is kept under a name that follows from the token, so the same token goes
   on with the same key after a kill, and the fleet answers the same key again.
-- `identity.json` is written last, in one step. Until then the device is not enrolled, or (with `force`) still is what
-  it was; leftovers of other tries are removed only afterwards.
+- The identity takes its place in one step (identity.py). Until then the device is not enrolled, or (with `force`) still
+  is what it was; leftovers of other tries are removed only afterwards.
 - What goes over the network goes by asking.py: https only, bounded.
 - Run by root for a service, files belong to the owner of the state folder, not to root.
 """
@@ -17,10 +17,7 @@ import base64
 import hashlib
 import hmac
 import logging
-import os
 import ssl
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 from cryptography import x509
@@ -32,14 +29,15 @@ from tuf.api.exceptions import RepositoryError
 from tuf.api.metadata import Metadata, Root
 
 from regatta_protocol.codec import decode, encode
-from regatta_protocol.durable import sync_folder, write_durably
+from regatta_protocol.durable import sync_folder
 from regatta_protocol.errors import Misuse, Rejected, Retryable, Untrusted
 from regatta_protocol.ids import DeviceId
 from regatta_protocol.measurement import BoardFacts
 from regatta_provisioning.asking import believing, call, refusal
 from regatta_provisioning.enrollment import CA_PATH, ENROLL_PATH, MAX_ENROLL_BYTES, EnrollRequest, EnrollResponse
-from regatta_provisioning.identity import IDENTITY_FILE, Identity, IdentityFile, load_identity
+from regatta_provisioning.identity import Identity, IdentityFile, is_enrolled, load_identity, put_identity
 from regatta_provisioning.keys import make_csr, make_private_folder, read_ec_key, write_private_key
+from regatta_provisioning.ownership import as_owner_of
 from regatta_provisioning.tokens import EnrollmentToken, parse_token, token_hash
 
 __all__ = ["enroll"]
@@ -76,10 +74,10 @@ def enroll(
         Misuse: when the device is enrolled already and `force` is not set.
     """
     parsed = parse_token(token)
-    if (folder / IDENTITY_FILE).exists() and not force:
+    if is_enrolled(folder) and not force:
         raise _already_enrolled(folder)
     try:
-        with _as_owner_of(folder.parent):
+        with as_owner_of(folder.parent):
             identity = _enroll(parsed, folder, device, board, timeout_s)
     except OSError as err:
         raise Misuse(f"the identity cannot be kept in {folder}: {err}; run this as root or as its owner") from err
@@ -109,26 +107,6 @@ def _already_enrolled(folder: Path) -> Misuse:
         f"this device is already enrolled, as {identity.device} of fleet {identity.fleet!r}: "
         "add --force to replace that identity"
     )
-
-
-@contextmanager
-def _as_owner_of(folder: Path) -> Iterator[None]:
-    """Act as the user that owns `folder` when we are root, so that the service can read what is written.
-
-    Switching beats a chown afterwards: no crash can leave a file that the service may not read.
-    """
-    owner = folder.stat() if folder.is_dir() else None
-    if os.geteuid() != 0 or owner is None or owner.st_uid == 0:
-        yield
-        return
-    own_group = os.getegid()
-    os.setegid(owner.st_gid)
-    os.seteuid(owner.st_uid)
-    try:
-        yield
-    finally:
-        os.seteuid(0)
-        os.setegid(own_group)
 
 
 def _kept_key(path: Path) -> ec.EllipticCurvePrivateKey:
@@ -220,12 +198,10 @@ def _store(folder: Path, stem: str, token: EnrollmentToken, response: EnrollResp
         ca=f"ca-{stem}.pem",
         root=f"root-{stem}.json",
     )
-    write_durably(folder / file.certificate, response.certificate_pem.encode())
-    write_durably(folder / file.ca, response.ca_pem.encode())
-    write_durably(folder / file.root, response.root_json.encode())
-    write_durably(folder / IDENTITY_FILE, encode(file))
+    parts = {file.certificate: response.certificate_pem, file.ca: response.ca_pem, file.root: response.root_json}
+    identity = put_identity(folder, file, {name: text.encode() for name, text in parts.items()})
     _remove_leftovers(folder, stem)
-    return load_identity(folder)
+    return identity
 
 
 def _remove_leftovers(folder: Path, stem: str) -> None:

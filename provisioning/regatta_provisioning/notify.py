@@ -1,4 +1,4 @@
-"""Words to systemd (sd_notify(3)): READY, WATCHDOG and STOPPING, over the socket that NOTIFY_SOCKET names."""
+"""Words to systemd (sd_notify(3)), over the socket that NOTIFY_SOCKET names."""
 
 from __future__ import annotations
 
@@ -26,6 +26,10 @@ class Notifier:
         mine = os.environ.get("WATCHDOG_PID") in (None, str(os.getpid()))
         watchdog_s = int(microseconds) / 1e6 if microseconds.isdigit() and mine else None
         return cls(address, watchdog_s)
+
+    def starting(self, seconds: float) -> None:
+        """Say that the start takes up to so long from now."""
+        self._say(f"EXTEND_TIMEOUT_USEC={seconds * 1e6:.0f}\nSTATUS=waits before it starts again")
 
     def ready(self) -> None:
         """Say that start is complete."""

@@ -4,7 +4,8 @@
 
 It is due when a third of its life is left, or when it is not good yet, because the fleet's clock was ahead. The key
 stays the same, and the new certificate takes the old one's place in one step, so that a kill at any moment leaves a
-pair that works; the agent's next connection uses it. A certificate that has ended already is renewed just so: whoever
+pair that works; the agent's next connection uses it. Damaged files of the identity are restored first, so that a board
+that runs for years finds such damage within a day. A certificate that has ended already is renewed just so: whoever
 holds the key of a device that was not revoked is that device.
 """
 
@@ -22,12 +23,13 @@ from cryptography.exceptions import InvalidSignature
 from cryptography.x509.oid import NameOID
 
 from regatta_protocol.codec import decode, encode
-from regatta_protocol.durable import read_bounded, write_durably
+from regatta_protocol.durable import read_bounded
 from regatta_protocol.errors import Misuse, RegattaError, Rejected
 from regatta_provisioning.asking import believing, call, refusal
 from regatta_provisioning.enrollment import MAX_ENROLL_BYTES, RENEW_PATH, RenewRequest, RenewResponse
-from regatta_provisioning.identity import Identity, load_identity
+from regatta_provisioning.identity import Identity, mend_identity, replace_certificate
 from regatta_provisioning.keys import make_csr, read_ec_key
+from regatta_provisioning.ownership import as_owner_of
 
 __all__ = ["Validity", "main", "renew", "validity_of"]
 
@@ -75,7 +77,12 @@ def renew(folder: Path, *, now: float, force: bool = False, timeout_s: float = _
         Untrusted: when the server does not prove to be the fleet's.
         Misuse: when the identity is damaged.
     """
-    identity = load_identity(folder)
+    with as_owner_of(folder):
+        return _renew(folder, now, force, timeout_s)
+
+
+def _renew(folder: Path, now: float, force: bool, timeout_s: float) -> Validity | None:
+    identity = mend_identity(folder)
     before = read_bounded(identity.certificate_path, _MAX_PEM_BYTES)
     if not force and not validity_of(before).is_due(now):
         return None
@@ -87,7 +94,7 @@ def renew(folder: Path, *, now: float, force: bool = False, timeout_s: float = _
         raise refusal(identity.api_url, status, body, "renew the certificate of")
     fresh = decode(RenewResponse, body, MAX_ENROLL_BYTES).certificate_pem.encode()
     _check(fresh, before, ca_pem.encode(), identity)
-    write_durably(identity.certificate_path, fresh)
+    replace_certificate(folder, fresh)
     return validity_of(fresh)
 
 

@@ -10,9 +10,9 @@ import re
 from dataclasses import dataclass, field
 
 from regatta_protocol.errors import Rejected
-from regatta_protocol.measurement import Plugin
+from regatta_protocol.values import Plugin
 
-__all__ = ["MAX_THREADS", "PART", "Candidate", "Plugin", "parse_candidate_id"]
+__all__ = ["MAX_THREADS", "PART", "Candidate", "parse_candidate_id"]
 
 MAX_THREADS = 256
 PART = r"[a-z0-9][a-z0-9._-]{0,63}"

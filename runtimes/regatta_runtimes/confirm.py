@@ -10,8 +10,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from regatta_protocol.errors import Rejected
-from regatta_protocol.measurement import CandidateResult, Outcome, Power, unknown_power
+from regatta_protocol.measurement import CandidateResult, Outcome
 from regatta_protocol.policy import Policy
+from regatta_protocol.values import Power, unknown_power
 from regatta_runtimes.claim import Claim, disagreement, untried
 from regatta_runtimes.job import Time
 from regatta_runtimes.judge import Verdict, judge

@@ -36,8 +36,9 @@ from pydantic import RootModel, StringConstraints, ValidationError
 from regatta_protocol.durable import read_bounded
 from regatta_protocol.errors import Rejected
 from regatta_protocol.measurement import BoardFacts
+from regatta_protocol.values import Plugin
 from regatta_runtimes.accelerators import Signs
-from regatta_runtimes.candidate import PART, Plugin
+from regatta_runtimes.candidate import PART
 from regatta_runtimes.delegate_table import DELEGATES, DelegateFacts
 from regatta_runtimes.libraries import find_library
 from regatta_runtimes.sysfs import entries

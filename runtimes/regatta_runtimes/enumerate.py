@@ -7,11 +7,12 @@ result of its own, not one for each variant that it would have run.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
 
-from regatta_protocol.measurement import BoardFacts, CandidateResult, Outcome, Plugin
+from regatta_protocol.measurement import BoardFacts, CandidateResult, Outcome
+from regatta_protocol.values import Plugin
 from regatta_runtimes.candidate import Candidate
 from regatta_runtimes.delegates import DELEGATES, DelegateFacts, find_plugin
 from regatta_runtimes.runtime import PLUGIN_RUNTIMES, ModelFormat, runtime_facts
@@ -114,7 +115,7 @@ def _by_options(plain: Candidate, facts: DelegateFacts) -> list[Candidate]:
     assert plain.plugin is not None
     found = [plain]
     for name, options in facts.option_sets.items():
-        plugin = plain.plugin.model_copy(update={"options": {**plain.plugin.options, **options}})
+        plugin = replace(plain.plugin, options={**plain.plugin.options, **options})
         found.append(Candidate(plain.runtime, plain.variant, plain.delegate, plain.threads, plugin, name))
     return found
 

@@ -14,7 +14,7 @@ Retryable
 from __future__ import annotations
 
 from regatta_protocol.errors import Rejected, Retryable
-from regatta_protocol.manifest import TensorSpec
+from regatta_protocol.values import TensorSpec
 
 __all__ = [
     "CounterReset",

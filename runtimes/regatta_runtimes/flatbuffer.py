@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from regatta_protocol.errors import Rejected
-from regatta_protocol.manifest import TensorSpec
+from regatta_protocol.values import TensorSpec
 from regatta_runtimes.operators import CUSTOM_CODE, CUSTOM_DELEGATES, TENSOR_TYPES, operator_name
 
 __all__ = ["Graph", "Survey", "read_graph", "survey"]

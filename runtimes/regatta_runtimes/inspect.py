@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from regatta_protocol.errors import Misuse, Rejected, Retryable
-from regatta_protocol.manifest import MAX_FILE_BYTES, TensorSpec
+from regatta_protocol.manifest import MAX_FILE_BYTES
 from regatta_protocol.measurement import Outcome
+from regatta_protocol.values import TensorSpec
 from regatta_runtimes.errors import RuntimeMissing
 from regatta_runtimes.job import Command, Describe, Described, Failed
 from regatta_runtimes.nursery import Nursery, WorkerEnded

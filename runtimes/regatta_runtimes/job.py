@@ -9,8 +9,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, RootModel
 
-from regatta_protocol.manifest import TensorSpec
-from regatta_protocol.measurement import Plugin
+from regatta_protocol.values import Plugin, TensorSpec
 from regatta_protocol.wire import Wire
 
 __all__ = [

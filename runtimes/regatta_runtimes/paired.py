@@ -13,7 +13,8 @@ import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
-from regatta_protocol.measurement import Accuracy, PairedDrop
+from regatta_protocol.measurement import PairedDrop
+from regatta_protocol.values import Accuracy
 
 __all__ = ["RightAnswers", "paired_drop", "right_answers", "tango_interval"]
 

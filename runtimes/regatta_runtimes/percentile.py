@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from regatta_protocol.measurement import Latency
+from regatta_protocol.values import Latency
 
 __all__ = ["latency_of", "percentile"]
 

@@ -17,7 +17,7 @@ import numpy as np
 
 from regatta_protocol.durable import write_durably
 from regatta_protocol.errors import Rejected
-from regatta_protocol.manifest import TensorSpec
+from regatta_protocol.values import TensorSpec
 from regatta_runtimes.candidate import Candidate
 from regatta_runtimes.errors import CreateFailed, InvokeFailed, RuntimeMissing
 from regatta_runtimes.runtime import format_of, runtime_for

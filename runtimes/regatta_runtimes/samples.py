@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from regatta_protocol.errors import Rejected, TooLarge
-from regatta_protocol.manifest import TensorSpec
+from regatta_protocol.values import TensorSpec
 from regatta_runtimes.session import Array, quantize
 
 __all__ = [

@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from regatta_protocol.errors import Rejected
-from regatta_protocol.manifest import TensorSpec
+from regatta_protocol.values import TensorSpec
 from regatta_runtimes.candidate import Candidate
 from regatta_runtimes.errors import RuntimeMissing
 from regatta_runtimes.runtime import RUNTIMES

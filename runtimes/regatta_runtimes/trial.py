@@ -11,16 +11,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from regatta_protocol.errors import Rejected
-from regatta_protocol.measurement import (
-    Accuracy,
-    CandidateResult,
-    Conditions,
-    Latency,
-    Outcome,
-    PairedDrop,
-    Power,
-    unknown_power,
-)
+from regatta_protocol.measurement import CandidateResult, Conditions, Outcome, PairedDrop
+from regatta_protocol.values import Accuracy, Latency, Power, unknown_power
 from regatta_runtimes.candidate import Candidate
 from regatta_runtimes.errors import RuntimeMissing
 from regatta_runtimes.job import (

@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from regatta_protocol.measurement import Outcome, Power, unknown_power
+from regatta_protocol.measurement import Outcome
 from regatta_protocol.policy import Policy
+from regatta_protocol.values import Power, unknown_power
 from regatta_runtimes.job import MAX_TIMED_SAMPLES, Time
 from regatta_runtimes.power.energy import Idle, Run, energy_of, idle_of
 from regatta_runtimes.power.level import MIN_PERIODS, Level, level, period_seen
@@ -248,7 +249,7 @@ class _Weighing:
         power = energy_of(outcome, idle, self._sensor, self._period_s)
         if isinstance(after, UnknownPower) and power.method != "none":
             told = f"idle was measured before only, so its drift is not in the uncertainty: {after.reason}"
-            return power.model_copy(update={"reason": "; ".join(filter(None, (power.reason, told)))})
+            return replace(power, reason="; ".join(filter(None, (power.reason, told))))
         return power
 
     def _left_out(self, plan: Plan, loads: int) -> str:

@@ -17,8 +17,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
-from regatta_protocol.measurement import Accuracy, PairedDrop
+from regatta_protocol.measurement import PairedDrop
 from regatta_protocol.policy import Policy
+from regatta_protocol.values import Accuracy
 from regatta_runtimes.candidate import Candidate
 from regatta_runtimes.paired import RightAnswers, paired_drop
 from regatta_runtimes.runtime import is_own

@@ -17,6 +17,7 @@ import pytest
 
 from emulated_fpga import MANAGER, OURS, TREES, EmulatedFpga, TreeKernel, build_shim, device_tree, overlay, shim
 from regatta_protocol.errors import Misuse, RegattaError, Rejected, Retryable
+from regatta_protocol.plain import to_json
 from regatta_runtimes.fpga.loader import Fpga, FpgaLimits
 from regatta_runtimes.fpga.overlay import OverlayFiles
 
@@ -31,7 +32,7 @@ from regatta_runtimes.fpga.overlay import OverlayFiles
 root, files, patience_s = sys.argv[1:]
 limits = FpgaLimits(call_s=float(patience_s), operating_s=float(patience_s), lock_s=float(patience_s))
 try:
-    Fpga(Path(root), limits=limits).hold(OverlayFiles.model_validate_json(files), "m:1").close()
+    Fpga(Path(root), limits=limits).hold(OverlayFiles(**json.loads(files)), "m:1").close()
 except RegattaError as err:
     family = next(one.__name__ for one in (Retryable, Rejected, Misuse) if isinstance(err, one))
     print(json.dumps([family, str(err)]))
@@ -71,7 +72,7 @@ def _in_process(board: EmulatedFpga, files: OverlayFiles, patience_s: float = 20
 
 
 def _command(board: EmulatedFpga, files: OverlayFiles, patience_s: float) -> list[str]:
-    return [sys.executable, "-c", PROGRAM, str(board.root), files.model_dump_json(), str(patience_s)]
+    return [sys.executable, "-c", PROGRAM, str(board.root), to_json(files).decode(), str(patience_s)]
 
 
 @pytest.fixture(params=["in-process", "system-calls"])

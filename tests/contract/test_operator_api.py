@@ -14,10 +14,12 @@ import pytest
 import requests
 
 from regatta_fleet.bootstrap import running
-from regatta_fleet.client import FleetClient, Refused
+from regatta_fleet.calling import Refused
+from regatta_fleet.client import FleetClient
 from regatta_fleet.schemas import BatchRequest, BundleDraft, ResultsRequest, RolloutRequest, TokenRequest
 from regatta_fleet.settings import Settings
-from regatta_fleet.testing import FakeFleet, serve
+from regatta_fleet.testing import FakeFleet
+from regatta_fleet.testing_app import fake_app, serve
 from regatta_protocol.errors import Rejected
 from regatta_protocol.ids import DeviceId, ModelName, ModelRef, digest_of_bytes
 from regatta_protocol.manifest import FileRef
@@ -37,7 +39,7 @@ class Server:
 def server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     if request.param == "fake":
         fleet = FakeFleet()
-        with serve(fleet.app()) as url:
+        with serve(fake_app(fleet)) as url:
             yield Server(url, fleet.token)
         return
     if MOSQUITTO is None:

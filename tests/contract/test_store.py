@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
+from pydantic import TypeAdapter
 from sqlalchemy import text
 
 from fleet_parts import DIGITS, make_manifest
@@ -20,7 +21,7 @@ from regatta_fleet.schemas import GateConfig, RolloutState, WaveState
 from regatta_protocol.codec import encode
 from regatta_protocol.errors import Misuse, Retryable
 from regatta_protocol.ids import DeviceId, ModelRef, digest_of_bytes
-from regatta_protocol.measurement import Accuracy, BoardFacts, RaceReport
+from regatta_protocol.measurement import BoardFacts, RaceReport
 from regatta_protocol.messages import (
     DesiredModel,
     InstallState,
@@ -28,10 +29,10 @@ from regatta_protocol.messages import (
     Presence,
     RaceItem,
     Reported,
-    ServingWindow,
     TelemetryBatch,
 )
 from regatta_protocol.sketch import add
+from regatta_protocol.values import Accuracy, ServingWindow
 
 PI = DeviceId("pi-1")
 REF = ModelRef(DIGITS, 1)
@@ -225,7 +226,7 @@ def _window(latency_us: float, **more: object) -> ServingWindow:
     counts: dict[int, int] = {}
     add(counts, latency_us, 10)
     values = {"model": "digits", "version": 1, "placement": "p", "start": 1, "stop": 2, "requests": 10, "errors": 1}
-    return ServingWindow.model_validate(values | {"latency_counts": counts} | more)
+    return TypeAdapter(ServingWindow).validate_python(values | {"latency_counts": counts} | more)
 
 
 def test_a_repeated_batch_counts_once_and_windows_merge(reopen: Reopen) -> None:

@@ -22,7 +22,8 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 from regatta_protocol.codec import decode
 from regatta_protocol.ids import DeviceId
-from regatta_provisioning.authority import Authority, serial_of
+from regatta_provisioning.authority import Authority
+from regatta_provisioning.certificates import serial_of
 from regatta_provisioning.keys import write_private_key
 from regatta_provisioning.verifier import verify
 from regatta_provisioning.verifying import MetadataJob, VerifyResult, command

@@ -87,6 +87,7 @@ def check_end(device: Device, scenario: Scenario, heard: Heard) -> None:
     demand(device.has_sent_all(), "telemetry stays behind")
     missing = heard.missing()
     demand(len(missing) <= heard.dropped, f"items are lost, {heard.dropped} of them told: {sorted(missing)[:9]}")
+    demand(device.has_identity(), "the identity has changed")
     state_dir = device.config.state_dir
     _check_files(state_dir, set())
     record = device.loop.record

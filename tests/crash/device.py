@@ -10,6 +10,7 @@ import itertools
 import queue
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from dataclasses import replace
 from pathlib import Path
 from random import Random
 from typing import Literal
@@ -29,9 +30,18 @@ from regatta_protocol.codec import decode, decode_zlib, encode
 from regatta_protocol.errors import RegattaError
 from regatta_protocol.ids import Digest, ModelRef, digest_of_bytes
 from regatta_protocol.measurement import CandidateResult, PriorRace, RaceReport
-from regatta_protocol.messages import InstallState, RaceItem, Reported, ServingWindow, TelemetryBatch, TelemetryItem
+from regatta_protocol.messages import InstallState, RaceItem, Reported, TelemetryBatch, TelemetryItem
+from regatta_protocol.plain import to_json
 from regatta_protocol.testing import Faults, MemoryBus
-from regatta_provisioning.identity import Identity
+from regatta_protocol.values import ServingWindow
+from regatta_provisioning.identity import (
+    IDENTITY_FILE,
+    Identity,
+    IdentityFile,
+    mend_identity,
+    replace_certificate,
+)
+from regatta_provisioning.sealed import read_sealed, write_sealed
 
 __all__ = ["AFTER_POWER_CUT", "BOOT", "LAST_VERSION", "RACE_KEY", "STARTED", "STATE", "Device", "adjusted", "enrol"]
 
@@ -45,7 +55,15 @@ _FAR_STEP_S = 20.0  # less than a worker may be silent, and than an answer may t
 _RESTART_S = 300.0  # by systemd, at the latest (regatta-agent.service)
 _SYNC_BYTES = 2 * DEFAULT_CHUNK_BYTES  # in place of 4 MiB, so that small models have syncs in mid-download too
 _FAULTY = Faults(drop=0.1, truncate=0.05, duplicate=0.1, reorder=0.1, max_delay_s=0.3)
-_IDENTITY = {"key.pem": b"the device's key", "cert.pem": b"its certificate", "ca.pem": b"ca", "root.json": b"{}"}
+_NEXT_CERTIFICATE = b"its next certificate"
+_IDENTITY = {
+    "key.pem": b"the device's key", "cert.pem": b"its certificate", "ca.pem": b"ca", "root.json": b"{}",
+    IDENTITY_FILE: encode(IdentityFile(
+        fleet="fleet", device=DEVICE, broker_host="localhost", broker_port=1, api_url="https://localhost",
+        assignment_key="", assignment_key_id="k",
+        key="key.pem", certificate="cert.pem", ca="ca.pem", root="root.json",
+    )),
+}  # fmt: skip
 
 
 class _TellingBus(MemoryBus):
@@ -162,14 +180,32 @@ class Device(Rig):
             return
         self._beat_s = self.clock.monotonic()
         for child in self.launcher.alive("worker:"):
-            child.say(encode(WindowClosed(
+            child.say(to_json(WindowClosed(
                 model=MODEL, version=1, placement=STARTED[0], start=0, stop=0, requests=0, errors=0
             )))  # fmt: skip
 
+    @property
+    def identity_folder(self) -> Path:
+        return self.config.state_dir / "identity"
+
+    def start(self) -> Device:
+        mend_identity(self.identity_folder)
+        super().start()
+        return self
+
+    def renew_certificate(self) -> None:
+        """Do what the agent's child does with a certificate that the fleet renewed; it tries again another day."""
+        try:
+            replace_certificate(self.identity_folder, _NEXT_CERTIFICATE)
+        except (OSError, RegattaError) as err:
+            self.tell("not renewed", str(err))
+
     def has_identity(self) -> bool:
-        """Return whether the identity is whole."""
-        folder = self.config.state_dir / "identity"
-        return {path.name: path.read_bytes() for path in folder.iterdir()} == _IDENTITY
+        """Return whether the identity is whole, once it is mended: the same key, and one of its two certificates."""
+        mend_identity(self.identity_folder)
+        sealed = read_sealed(self.identity_folder)
+        found = {name: (self.identity_folder / name).read_bytes() for name in _IDENTITY}
+        return found == sealed and found in (_IDENTITY, {**_IDENTITY, "cert.pem": _NEXT_CERTIFICATE})
 
     def make_outbox(self) -> Outbox:
         outbox = _TellingOutbox(self.config.state_dir / "outbox.sqlite", self.device, self.outbox_bytes)
@@ -201,7 +237,7 @@ class Device(Rig):
                 model=MODEL, version=1, placement=STARTED[0], start=at - 5, stop=at, requests=1, errors=0,
                 latency_counts={next(self._windows): 1},
             )  # fmt: skip
-            child.say(encode(window))
+            child.say(to_json(window))
 
     def race(self, model: str, version: int, prior: PriorRace | None) -> RaceReport:
         report = super().race(model, version, prior)
@@ -245,8 +281,7 @@ class Device(Rig):
 def _hastened(result: CandidateResult) -> CandidateResult:
     if result.latency is None:
         return result
-    faster = {"p50_us": 20.0, "p90_us": 20.0, "p99_us": 20.0}
-    return result.model_copy(update={"latency": result.latency.model_copy(update=faster)})
+    return result.model_copy(update={"latency": replace(result.latency, p50_us=20.0, p90_us=20.0, p99_us=20.0)})
 
 
 def enrol(state_dir: Path) -> None:
@@ -254,6 +289,7 @@ def enrol(state_dir: Path) -> None:
     (state_dir / "identity").mkdir(parents=True)
     for name, content in _IDENTITY.items():
         (state_dir / "identity" / name).write_bytes(content)
+    write_sealed(state_dir / "identity", _IDENTITY)
 
 
 @contextmanager

@@ -13,13 +13,14 @@ from crash.device import RACE_KEY, STARTED, Device
 from crash.heard import Violation
 from device_rig import MODEL
 from regatta_agent.serving.events import Drifted, Recovered
-from regatta_protocol.codec import encode
 from regatta_protocol.messages import InstallState
+from regatta_protocol.plain import to_json
 
 __all__ = ["SCENARIOS", "Act", "Scenario", "play"]
 
 _S = InstallState
 _SETTLED_S = 15.0
+_RESTART_S = 2.0  # by systemd, at the soonest (regatta-agent.service)
 _WINDOWS = 90  # half as many again as one batch holds
 
 
@@ -126,6 +127,10 @@ def _superseded(device: Device) -> bool:
     return _beyond(2, *(_BEFORE_RACE if device.seed % 2 else _BEFORE_FILES))(device)
 
 
+def _served(device: Device) -> bool:
+    return device.committed(1)()
+
+
 def _withdraw(generation: int) -> Act:
     return Act(
         lambda device: device.want(generation, None),
@@ -187,7 +192,7 @@ def _kill_worker(device: Device) -> None:
 def _say_recovered(device: Device) -> None:
     if device.placement(1) == STARTED[1]:
         for child in device.launcher.alive("worker:")[:1]:
-            child.say(encode(Recovered(placement=STARTED[0], retried=(device.clock.wall(),))))
+            child.say(to_json(Recovered(placement=STARTED[0], retried=(device.clock.wall(),))))
 
 
 def _drift(device: Device) -> None:
@@ -199,7 +204,7 @@ def _drift(device: Device) -> None:
 def _say_drifted(device: Device) -> None:
     if device.placement(1) == STARTED[0]:
         for child in device.launcher.alive("worker:")[:1]:
-            child.say(encode(Drifted(placement=STARTED[0], expected_us=50.0, found_us=90.0)))
+            child.say(to_json(Drifted(placement=STARTED[0], expected_us=50.0, found_us=90.0)))
 
 
 def _placed(placement: str) -> Callable[[Device], bool]:
@@ -230,6 +235,20 @@ def _damage_previous(device: Device) -> None:
         device.make()
         device.begin()
     device.want(3, 1)
+
+
+def _damage_identity(device: Device) -> None:
+    """While the agent is down, its key and its certificate lose their ends, and its name and the fleet's are gone."""
+    if device.once("damage"):
+        device.kill()
+        with device.forgiven():
+            for name in ("key.pem", "cert.pem"):
+                path = device.identity_folder / name
+                path.write_bytes(path.read_bytes()[:-7])
+            (device.identity_folder / "identity.json").unlink(missing_ok=True)
+        device.clock.pass_by(_RESTART_S)
+        device.make()
+        device.begin()
 
 
 def _own_results(device: Device) -> None:
@@ -294,6 +313,10 @@ SCENARIOS = {
                 Act(_damage_previous, lambda device: device.committed(1)()),
             ),
             {1: _COMMITTED, 2: _RETIRED}, _ONE, prepare=_own_results,
+        ),
+        Scenario(
+            "identity", "the certificate is renewed, and later files of the identity lie damaged",
+            (Act(Device.renew_certificate, _served), Act(_damage_identity, _served)), {1: _COMMITTED}, _ONE,
         ),
     )
 }  # fmt: skip

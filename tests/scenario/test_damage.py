@@ -10,15 +10,20 @@ from unittest import mock
 import pytest
 
 from device_rig import Rig
+from regatta_agent.lost_identity import who_we_are
 from regatta_agent.serving.events import Failed, Ready, SelfTest
 from regatta_agent.serving.spec import ServeSpec
 from regatta_agent.status import read_status
 from regatta_agent.testing import ScriptedChild
 from regatta_agent.traffic import TrafficFile
+from regatta_protocol.bus import Bus
 from regatta_protocol.codec import encode
 from regatta_protocol.durable import write_durably
 from regatta_protocol.errors import Misuse
 from regatta_protocol.ids import digest_of_bytes
+from regatta_protocol.plain import to_json
+from regatta_provisioning.identity import IDENTITY_FILE
+from regatta_provisioning.sealed import SEALED_FILE
 
 _SIZE_BYTES = 400_000
 
@@ -27,11 +32,11 @@ def honest(child: ScriptedChild, spec: ServeSpec) -> None:
     """Serve as a runtime would: from the file, if it is the model."""
     content = spec.variant_path.read_bytes()
     if digest_of_bytes(content) != spec.variant_path.name:
-        child.say(encode(Failed(family="rejected", reason="this is no model")))
+        child.say(to_json(Failed(family="rejected", reason="this is no model")))
         child.end(1)
         return
     spec.socket_path.touch()
-    child.say(encode(Ready(load_us=1000.0, self_test=SelfTest(samples=4, passed=True, reason="equal"))))
+    child.say(to_json(Ready(load_us=1000.0, self_test=SelfTest(samples=4, passed=True, reason="equal"))))
 
 
 def start(rig: Rig) -> Rig:
@@ -157,6 +162,32 @@ def test_a_damaged_certificate_costs_the_connection_and_not_the_service(rig: Rig
     rig.bus.start = mock.Mock(side_effect=Misuse("cannot connect to the broker without cert.pem"))  # type: ignore[method-assign]
     with pytest.raises(Misuse, match=r"cert\.pem"):
         rig.start()
+
+
+def test_an_identity_that_is_lost_costs_the_connection_and_not_the_service(rig: Rig) -> None:
+    """Both copies: what was served goes on, and `status` says how to enrol again; with nothing to serve it ends so."""
+
+    def connect(*_arguments: object) -> Bus:
+        raise AssertionError("there is nothing left to connect with")
+
+    rig.outbox.close()
+    for name in (IDENTITY_FILE, SEALED_FILE):
+        (rig.config.state_dir / "identity" / name).write_bytes(b"")
+    rig.identity, rig._bus = who_we_are(rig.config.state_dir, connect)  # type: ignore[method-assign, assignment]
+    rig.make()
+    rig.launcher.serve = honest
+    rig.start()
+    assert rig.run(until=rig.committed(1), seconds=5)
+    rig.run(600)
+    assert rig.serving() == 1
+    shown = read_status(rig.config.run_dir)
+    assert shown is not None and not shown.online and "regatta-agent enroll TOKEN" in (shown.offline or "")
+    assert rig.state(2) == "downloading", "it goes on when the device is enrolled again"
+
+    for path in rig.config.state_dir.glob("record*.json"):
+        path.unlink()
+    with pytest.raises(Misuse, match=r"damaged .*regatta-agent enroll TOKEN"):
+        who_we_are(rig.config.state_dir, connect)
 
 
 def test_no_file_of_the_state_folder_is_left_out(rig: Rig) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,10 +13,10 @@ from regatta_agent.loop import Loop
 from regatta_agent.quarantine_file import QuarantineFile
 from regatta_agent.serving import giving_way
 from regatta_agent.serving.events import Degraded, Drifted, Recovered, WorkerEvent
-from regatta_agent.serving.spec import ServeSpec
-from regatta_protocol.codec import decode, encode
+from regatta_agent.serving.spec import MAX_SPEC_BYTES, ServeSpec
 from regatta_protocol.measurement import CandidateResult, PriorRace, RaceReport
 from regatta_protocol.messages import ModelReport
+from regatta_protocol.plain import read_json, to_json
 from regatta_protocol.policy import Policy
 
 WINNER, STANDBY = "litert/int8/xnnpack/t1", "litert/int8/none/t1"
@@ -46,13 +47,13 @@ def installed(folder: Path, policy: Policy | None = None) -> Rig:
 def say(rig: Rig, event: WorkerEvent) -> None:
     """Let the worker that serves say something, and the agent act on it."""
     (worker,) = rig.launcher.alive("worker:")
-    worker.say(encode(event))
+    worker.say(to_json(event))
     rig.run(2.0)
 
 
 def spec_of(rig: Rig) -> ServeSpec:
     """Return what the youngest worker was told."""
-    return decode(ServeSpec, Path(rig.launcher.alive("worker:")[-1].argv[3]).read_bytes())
+    return read_json(ServeSpec, Path(rig.launcher.alive("worker:")[-1].argv[3]).read_bytes(), MAX_SPEC_BYTES)
 
 
 def reported(rig: Rig) -> ModelReport:
@@ -83,8 +84,8 @@ def test_crashes_while_serving_count_as_those_in_races_do_until_it_serves_again(
     file = QuarantineFile(rig.config.state_dir)
     say(rig, DEGRADED)
     assert not file.load().pairs
-    say(rig, DEGRADED.model_copy(update={"crashed": True}))
-    say(rig, DEGRADED.model_copy(update={"crashed": True}))
+    say(rig, replace(DEGRADED, crashed=True))
+    say(rig, replace(DEGRADED, crashed=True))
 
     refused = file.load().refuses("the pair of xnnpack")
     assert refused is not None and REASON in refused
@@ -152,7 +153,7 @@ def _reversed(rig: Rig, monkeypatch: pytest.MonkeyPatch, factor: float) -> None:
         report = true_race(self, model, version, prior)
         first, second = report.candidates
         assert first.latency is not None
-        faster = first.latency.model_copy(update={"p50_us": first.latency.p50_us * factor})
+        faster = replace(first.latency, p50_us=first.latency.p50_us * factor)
         results: tuple[CandidateResult, ...] = (first, second.model_copy(update={"latency": faster}))
         return report.model_copy(update={"candidates": results, "placement": second.id})
 

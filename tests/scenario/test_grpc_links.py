@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from device_rig import MODEL, Rig
-from regatta_agent.serving.spec import ServeSpec
-from regatta_protocol.codec import decode
+from regatta_agent.serving.spec import MAX_SPEC_BYTES, ServeSpec
+from regatta_protocol.plain import read_json
 
 pytest.importorskip("grpc", reason="the extra grpc is not installed")
 
@@ -24,7 +24,10 @@ def test_the_link_of_grpc_follows_the_model_s(tmp_path: Path) -> None:
         rig.fleet.push(version)
         rig.fleet.assign(version)
         assert rig.run(until=rig.committed(version))
-        specs = [decode(ServeSpec, Path(child.argv[3]).read_bytes()) for child in rig.launcher.alive("worker:")]
+        specs = [
+            read_json(ServeSpec, Path(child.argv[3]).read_bytes(), MAX_SPEC_BYTES)
+            for child in rig.launcher.alive("worker:")
+        ]
         (spec,) = [one for one in specs if one.version == version]
         assert link.resolve() == spec.socket_path.resolve()
         assert spec.grpc_path is not None

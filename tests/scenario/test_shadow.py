@@ -8,8 +8,8 @@ import pytest
 
 from device_rig import MODEL, Rig
 from regatta_agent.serving.events import Shadowed
-from regatta_agent.serving.spec import ServeSpec
-from regatta_protocol.codec import decode, encode
+from regatta_agent.serving.spec import MAX_SPEC_BYTES, ServeSpec
+from regatta_protocol.plain import read_json, to_json
 from regatta_protocol.policy import Policy
 
 SHADOW_S = 60.0
@@ -43,14 +43,14 @@ def _told(rig: Rig) -> list[str]:
 def test_it_is_shown_requests_until_its_time_is_over_and_what_was_found_is_reported(rig: Rig) -> None:
     """The worker that serves is told where to send them; agreement reaches the fleet; the link goes with the trial."""
     serving, beside = rig.launcher.alive("worker:")
-    spec = decode(ServeSpec, Path(serving.argv[3]).read_bytes())
-    socket = decode(ServeSpec, Path(beside.argv[3]).read_bytes()).socket_path
+    spec = read_json(ServeSpec, Path(serving.argv[3]).read_bytes(), MAX_SPEC_BYTES)
+    socket = read_json(ServeSpec, Path(beside.argv[3]).read_bytes(), MAX_SPEC_BYTES).socket_path
     assert spec.shadow_path == _shadow(rig)
     assert _shadow(rig).resolve() == socket.resolve()
 
     rig.run(SHADOW_S / 2)
     assert rig.state(2) == "placed"
-    serving.say(encode(Shadowed(socket=socket.name, requests=413, failed=1, classified=412, agreed=407)))
+    serving.say(to_json(Shadowed(socket=socket.name, requests=413, failed=1, classified=412, agreed=407)))
     assert rig.run(until=rig.committed(2), seconds=SHADOW_S)
 
     assert not _shadow(rig).is_symlink()

@@ -12,8 +12,9 @@ from regatta_agent import digests, store
 from regatta_agent.serving.events import Failed, Ready, SelfTest
 from regatta_agent.serving.spec import ServeSpec
 from regatta_agent.testing import ScriptedChild
-from regatta_protocol.codec import encode
+from regatta_agent.workers import WorkerPool
 from regatta_protocol.ids import digest_of_bytes
+from regatta_protocol.plain import to_json
 
 _TURN_BYTES = 64 * 1024
 _SIZE_BYTES = 1_500_000
@@ -39,11 +40,11 @@ def rig(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Rig:
 def _honest(child: ScriptedChild, spec: ServeSpec) -> None:
     """Serve from the file if it is the model; reading it counts for no turn of the agent."""
     if digest_of_bytes(spec.variant_path.read_bytes()) != spec.variant_path.name:
-        child.say(encode(Failed(family="rejected", reason="this is no model")))
+        child.say(to_json(Failed(family="rejected", reason="this is no model")))
         child.end(1)
         return
     spec.socket_path.touch()
-    child.say(encode(Ready(load_us=1000.0, self_test=SelfTest(samples=4, passed=True, reason="equal"))))
+    child.say(to_json(Ready(load_us=1000.0, self_test=SelfTest(samples=4, passed=True, reason="equal"))))
 
 
 def _counted(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> list[int]:
@@ -132,3 +133,42 @@ def test_many_files_are_collected_over_several_turns(rig: Rig, monkeypatch: pyte
         file.digest
         for file in rig.loop._parts.store.manifest(rig.install(1).ref).files()  # type: ignore[union-attr]
     }
+
+
+def test_a_turn_at_rest_looks_at_the_world_once(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Planning, reporting and the wait share one look at the run folder and the free space, and read no model file."""
+    rig.fleet.assign(1)
+    assert rig.run(until=rig.committed(1), seconds=120), rig.install(1)
+    rig.run(seconds=5)
+    looks: list[str] = []
+    for owner, names in ((WorkerPool, ("links", "shadows", "free_bytes")), (store.Store, ("free_bytes", "look"))):
+        for name in names:
+            _note(monkeypatch, looks, owner, name)
+    rig.loop.turn(0.0)
+    wait_s = rig.loop._patience()
+
+    assert wait_s > 0
+    assert sorted(looks) == ["Store.free_bytes", "WorkerPool.free_bytes", "WorkerPool.links", "WorkerPool.shadows"]
+
+
+def test_a_report_says_what_is_so_after_the_steps_of_its_turn(rig: Rig) -> None:
+    """What a step did is looked at before it is told: a version on trial serves in the first report of that."""
+    rig.fleet.assign(1)
+    assert rig.run(until=rig.committed(1), seconds=120), rig.install(1)
+    rig.run(seconds=2)
+    models = [model for report in rig.fleet.reports for model in report.models]
+    serving = [model.serving for model in models if model.state in ("on_trial", "committed")]
+
+    assert serving
+    assert all(serving)
+
+
+def _note(patch: pytest.MonkeyPatch, looks: list[str], owner: type, name: str) -> None:
+    """Let each call of the method be noted."""
+    method = getattr(owner, name)
+
+    def noted(self: object, *arguments: object) -> object:
+        looks.append(f"{owner.__name__}.{name}")
+        return method(self, *arguments)
+
+    patch.setattr(owner, name, noted)

@@ -16,11 +16,13 @@ from regatta_agent.record import RecordFile
 from regatta_agent.serving.events import WindowClosed
 from regatta_agent.store import Store
 from regatta_protocol import topics
-from regatta_protocol.codec import encode, encode_zlib
+from regatta_protocol.codec import encode_zlib
 from regatta_protocol.errors import StorageFull
 from regatta_protocol.ids import ModelName
-from regatta_protocol.messages import RaceItem, Response, ServingWindow, SignedAssignment
+from regatta_protocol.messages import RaceItem, Response, SignedAssignment
+from regatta_protocol.plain import to_json
 from regatta_protocol.testing import Faults
+from regatta_protocol.values import ServingWindow
 
 _LARGE_BYTES = 6_000_000  # a kill costs what was on its way: 128 KiB below
 
@@ -522,7 +524,7 @@ def test_telemetry_survives_a_restart_and_is_told_once(tmp_path: Path) -> None:
     window = WindowClosed(
         model=MODEL, version=1, placement="litert/int8/xnnpack/t1", start=1.0, stop=2.0, requests=5, errors=0
     )
-    rig.launcher.alive("worker:")[0].say(encode(window))
+    rig.launcher.alive("worker:")[0].say(to_json(window))
     rig.run(1)
     rig.restart()
     before = len(rig.fleet.batches)

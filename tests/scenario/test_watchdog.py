@@ -117,6 +117,15 @@ def test_the_units_start_again_with_a_back_off_and_for_ever(unit: str) -> None:
     assert service["WatchdogSec"] == "60s"
 
 
+def test_the_agent_is_started_where_any_of_its_files_is_left() -> None:
+    """A lost `identity.json` is mended at a start, and what the record knows is served without it: systemd must try."""
+    unit = (_UNITS / "regatta-agent.service").read_text()
+    conditions = {line.partition("=")[2] for line in unit.splitlines() if line.startswith("Condition")}
+
+    files = ("identity/identity.json", "identity/identity.sealed", "record.json")
+    assert conditions == {f"|/var/lib/regatta-agent/{name}" for name in files}
+
+
 _TURNING = """
 import threading, time
 from regatta_agent.alarm import armed

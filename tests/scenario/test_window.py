@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import datetime, timezone
 from pathlib import Path
 
@@ -59,7 +60,7 @@ def test_a_change_of_the_window_is_looked_at_at_once(rig: Rig) -> None:
     rig.fleet.assign(3, "r3", window=(window(rig, 6 * _HOUR_S),))
     rig.run(20)
     assert rig.state(3) == "verified"
-    rig.config = rig.config.model_copy(update={"update_window": ("00:00-24:00",)})
+    rig.config = replace(rig.config, update_window=("00:00-24:00",))
     rig.restart()
     assert rig.run(until=rig.committed(3))
 

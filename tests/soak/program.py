@@ -39,6 +39,7 @@ from regatta_agent.status import read_status  # noqa: E402
 from regatta_fleet.demo.programs import Programs  # noqa: E402
 from regatta_fleet.examples.digits import MODEL  # noqa: E402
 from regatta_protocol.errors import RegattaError  # noqa: E402
+from regatta_provisioning.sealed import SEALED_FILE  # noqa: E402
 from soak.sampling import Samples  # noqa: E402
 
 __all__ = ["Soak", "main"]
@@ -187,6 +188,7 @@ class Soak:
         identity = json.loads(path.read_text())
         self._proxy = FaultProxy(identity["broker_port"])
         path.write_text(json.dumps({**identity, "broker_port": self._proxy.port}))
+        path.with_name(SEALED_FILE).unlink()  # the agent's start makes it anew
 
     @property
     def _between(self) -> FaultProxy:

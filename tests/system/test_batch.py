@@ -17,6 +17,7 @@ from click.testing import CliRunner, Result
 
 from polling import wait_until
 from regatta_agent.batch import fleet_job
+from regatta_agent.batch.journal import Journal, Settings
 from regatta_agent.batch_runner import BatchSaid, BatchSpec
 from regatta_agent.cli.commands import cli
 from regatta_agent.client import Client
@@ -187,6 +188,31 @@ def test_the_process_of_a_fleet_job_sums_up_and_does_nothing_twice(run_dir: Path
     assert output.read_bytes() == written
     with pytest.raises(Rejected, match="the output of job b-1 already"):
         fleet_job.run_spec(_spec(run_dir, tmp_path, id="b-2", limit=300))
+
+
+@pytest.mark.parametrize("damage", ["journal", "part", "part gone"])
+def test_a_fleet_job_whose_journal_or_spool_is_damaged_begins_anew(run_dir: Path, tmp_path: Path, damage: str) -> None:
+    """Each record once, as if nothing had been there; and a damaged summary is said, with what to do."""
+    spec, output = _spec(run_dir, tmp_path, limit=300), tmp_path / "day" / "out.jsonl"
+    output.parent.mkdir()
+    journal = Journal(output, Settings(model=spec.job.model, inputs=(spec.job.input,), format="jsonl", top=0))
+    journal.open(restart=False)
+    journal.append(b'{"of": "an earlier start"}\n', ["first"], 0)
+    journal.checkpoint()
+    journal.close()
+    path = output.with_name(f"out.jsonl.{damage.partition(' ')[0]}")
+    if damage == "part gone":
+        path.unlink()
+    else:
+        path.write_bytes(path.read_bytes()[:5])
+
+    assert fleet_job.run_spec(spec).records == 300
+    assert len(output.read_bytes().splitlines()) == 300
+    assert b"earlier" not in output.read_bytes()
+    record = output.with_name("out.jsonl.summary")
+    record.write_bytes(record.read_bytes()[:20])
+    with pytest.raises(Rejected, match=r"summary is damaged .*remove both"):
+        fleet_job.run_spec(spec)
 
 
 def test_no_link_leads_a_fleet_job_out_of_the_operators_folders(run_dir: Path, tmp_path: Path) -> None:

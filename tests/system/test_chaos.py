@@ -23,16 +23,19 @@ from fault_proxy import CAPTIVE_PORTAL, CLEAR, FaultProxy, Weather, fault_proxy
 from live_rig import LiveRig
 from mosquitto import Wire, running_wire
 from regatta_agent.serving.events import WindowClosed
-from regatta_protocol import mqtt, topics
+from regatta_protocol import topics
 from regatta_protocol.codec import encode
 from regatta_protocol.errors import Retryable
 from regatta_protocol.ids import DeviceId
 from regatta_protocol.measurement import BoardFacts
-from regatta_protocol.messages import Get, ServingWindow, SignedAssignment
+from regatta_protocol.messages import Get, SignedAssignment
 from regatta_protocol.mqtt import MqttConfig
+from regatta_protocol.mqtt.settings import tls_context
+from regatta_protocol.plain import to_json
+from regatta_protocol.values import ServingWindow
 from regatta_provisioning.enroll import enroll
 
-pytestmark = [pytest.mark.system, pytest.mark.timeout(120)]
+pytestmark = [pytest.mark.system, pytest.mark.timeout(300)]
 
 _BIG_BYTES = 3_000_000
 # 5 % with a clock that is moved by hand (scenario/test_update.py); a busy machine's pauses look like lost chunks.
@@ -80,7 +83,7 @@ def update(rig: LiveRig) -> None:
     """Give version 2, and see it arrive without an attempt or many extra bytes."""
     before, connections = rig.proxy.bytes["down"], rig.proxy.connections
     rig.fleet.assign(2, "r2", trial_s=0.1)
-    assert rig.live(serving(rig, rig.committed(2)), limit_s=60), rig.install(2)
+    assert rig.live(serving(rig, rig.committed(2))), rig.install(2)
 
     spent = rig.proxy.bytes["down"] - before - _HELLO_BYTES * (rig.proxy.connections - connections + 1)
     assert spent <= _MOST * _BIG_BYTES, f"{spent} bytes for {_BIG_BYTES}"
@@ -120,7 +123,7 @@ def test_ten_minutes_of_silence_are_noticed_and_gone_on_after(rig: LiveRig) -> N
             windows += 1
             at = float(windows)
             child.say(
-                encode(WindowClosed(model=MODEL, version=1, placement="p", start=at, stop=at, requests=1, errors=0))
+                to_json(WindowClosed(model=MODEL, version=1, placement="p", start=at, stop=at, requests=1, errors=0))
             )
         assert rig.serves()
     assert rig.install(2).reason == "offline: it goes on when the broker can be reached"
@@ -136,7 +139,7 @@ def test_ten_minutes_of_silence_are_noticed_and_gone_on_after(rig: LiveRig) -> N
         items = [item for batch in batches.values() for item in batch.items]
         return sum(item.requests for item in items if isinstance(item, ServingWindow))
 
-    assert rig.live(lambda: told() >= windows, limit_s=15), told()
+    assert rig.live(lambda: told() >= windows), told()
     assert told() == windows
 
 
@@ -205,8 +208,8 @@ def test_enrolment_through_a_captive_portal_says_so_and_works_afterwards(tmp_pat
     assert (tmp_path / "identity" / "identity.json").exists()
 
 
-def test_doubled_reordered_and_replayed_messages_do_no_harm(rig: LiveRig) -> None:
-    """Every message twice, chunks in any order, the first assignment again and again: version 2 is what serves."""
+def test_lost_cut_doubled_reordered_and_replayed_messages_do_no_harm(rig: LiveRig) -> None:
+    """Every message twice and once cut short, chunks lost and in any order, the first assignment again and again."""
     first, say, send, chance = rig.fleet.wish, rig.fleet.say, rig.fleet._send, random.Random(3)  # type: ignore[attr-defined]
     assert isinstance(first, SignedAssignment)
     held: list[tuple[str, bytes]] = []
@@ -215,6 +218,7 @@ def test_doubled_reordered_and_replayed_messages_do_no_harm(rig: LiveRig) -> Non
         if "/chunk/" in topic:
             held.append((topic, payload))
             return
+        say(topic, payload[: len(payload) // 2], qos=qos)
         for _ in range(2):
             say(topic, payload, qos=qos, retain=retain)
         say(topics.desired(rig.device), encode(first), retain=False)
@@ -223,6 +227,10 @@ def test_doubled_reordered_and_replayed_messages_do_no_harm(rig: LiveRig) -> Non
         send(get)
         chance.shuffle(held)
         for topic, payload in (*held, held[0]):
+            if chance.random() < 0.1:
+                continue
+            if chance.random() < 0.1:
+                say(topic, payload[: chance.randrange(len(payload))], qos=0)
             say(topic, payload, qos=0)
         held.clear()
 
@@ -298,14 +306,14 @@ def test_the_proxy_is_as_bad_as_it_says(proxy: FaultProxy) -> None:
 
 def test_a_board_out_of_memory_for_a_connection_tries_again(rig: LiveRig, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever Python raises on the network's thread, the thread goes on: offline for ever would be silent."""
-    context, failures = mqtt._tls_context, itertools.count(1)
+    context, failures = tls_context, itertools.count(1)
 
     def no_memory(config: MqttConfig) -> object:
         if next(failures) <= 2 and config.client_id == rig.device:
             raise MemoryError
         return context(config)
 
-    monkeypatch.setattr(mqtt, "_tls_context", no_memory)
+    monkeypatch.setattr("regatta_protocol.mqtt.connection.tls_context", no_memory)
     rig.proxy.cut()
 
     assert rig.live(lambda: not rig.loop.online)

@@ -19,6 +19,7 @@ from regatta_agent.client import AsyncClient, Client, Processed, Score
 from regatta_agent.serving.spec import ServeSpec
 from regatta_agent.serving.tensors import Array
 from regatta_protocol.errors import Misuse, Rejected, Retryable
+from regatta_protocol.ids import ModelName
 from serving_process import ServingProcess, serving, tiny_spec
 from shared_data import shared_file
 
@@ -48,7 +49,7 @@ def cats(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServingProcess]:
     """MobileNetV2 with its labels, without a manifest."""
     folder = tmp_path_factory.mktemp("cats")
     spec = ServeSpec(
-        model="cats",
+        model=ModelName("cats"),
         version=1,
         candidate_id="litert/uint8/xnnpack/t1",
         variant_path=shared_file("coral/mobilenet_v2_1.0_224_quant.tflite"),

@@ -6,7 +6,6 @@ import json
 import os
 import signal
 from collections.abc import Iterator
-from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -14,11 +13,12 @@ import pytest
 
 from accelerator import build_delegate
 from device_rig import MODEL
+from processes import children_of
 from real_rig import RealRig, push_model
 from regatta_agent.bootstrap import run_agent
 from regatta_agent.client import Client
 from regatta_protocol.errors import Misuse
-from regatta_protocol.manifest import TensorSpec
+from regatta_protocol.values import TensorSpec
 from tiny_models import unary_model
 
 pytestmark = pytest.mark.system
@@ -57,7 +57,7 @@ def rig(tmp_path: Path, library: Path) -> Iterator[RealRig]:
 
 
 def _serves(rig: RealRig) -> bool:
-    return rig.state(1) == "committed" and any(worker.ready for worker in rig.loop.facts().workers.values())
+    return rig.state(1) == "committed" and any(worker.ready for worker in rig.workers().values())
 
 
 def _answer(rig: RealRig) -> np.ndarray[tuple[int, ...], np.dtype[np.float32]]:
@@ -67,15 +67,7 @@ def _answer(rig: RealRig) -> np.ndarray[tuple[int, ...], np.dtype[np.float32]]:
 
 def _maps_of_family(pid: int) -> str:
     """Return what a process and its children have mapped."""
-    return Path(f"/proc/{pid}/maps").read_text() + "".join(_maps_of_family(child) for child in _children(pid))
-
-
-def _children(pid: int) -> list[int]:
-    found: list[int] = []
-    for file in Path(f"/proc/{pid}/task").glob("*/children"):
-        with suppress(FileNotFoundError):  # the thread has just ended
-            found += map(int, file.read_text().split())
-    return found
+    return Path(f"/proc/{pid}/maps").read_text() + "".join(_maps_of_family(child) for child in children_of(pid))
 
 
 def test_what_was_raced_is_what_serves(rig: RealRig, tmp_path: Path, library: Path) -> None:
@@ -100,7 +92,7 @@ def test_what_was_raced_is_what_serves(rig: RealRig, tmp_path: Path, library: Pa
     np.testing.assert_array_equal(_answer(rig), np.abs(X))
 
     before = rig.worker_pid()
-    (runner,) = _children(before)
+    (runner,) = children_of(before)
     os.kill(runner, signal.SIGKILL)
     assert rig.live(lambda: _serves(rig) and rig.worker_pid() != before), rig.install(1)
     np.testing.assert_array_equal(_answer(rig), np.abs(X))
@@ -108,7 +100,7 @@ def test_what_was_raced_is_what_serves(rig: RealRig, tmp_path: Path, library: Pa
 
 def test_a_wrong_delegate_file_stops_the_agent_at_its_start(rig: RealRig, monkeypatch: pytest.MonkeyPatch) -> None:
     """With the file's name, instead of failing every race later."""
-    monkeypatch.setattr("regatta_agent.bootstrap.load_identity", lambda _folder: rig.identity)
+    monkeypatch.setattr("regatta_agent.lost_identity.mend_identity", lambda _folder: rig.identity)
     rig.config.delegate_files[0].write_text("[mine")
 
     with pytest.raises(Misuse, match=r"delegate_files: .*mine\.toml cannot be read"):

@@ -6,7 +6,8 @@ import os
 import signal
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +17,12 @@ import pytest
 from accelerator import Accelerator, build_delegate
 from load import Load
 from polling import wait_until
+from processes import children_of
 from regatta_agent.client import Client
 from regatta_agent.serving.events import Degraded, Failed, Recovered, WindowClosed, WorkerEvent
 from regatta_agent.serving.spec import Contender, ServeLimits, ServeSpec
 from regatta_protocol.errors import Retryable
-from regatta_protocol.measurement import Latency
+from regatta_protocol.values import Latency
 from serving_process import ServingProcess
 from tiny_models import unary_model, write_abs_golden
 
@@ -154,7 +156,7 @@ def test_a_worker_whose_only_candidate_is_gone_ends_for_another_to_begin(
 ) -> None:
     """With the reason, and within a second or so: nothing would ever answer in it again."""
     with _serving(_spec(tmp_path, accelerator, standbys=()), tmp_path) as worker:
-        (runner,) = _children(worker.process.pid)
+        (runner,) = children_of(worker.process.pid)
         os.kill(runner, signal.SIGKILL)
         failed = worker.until(Failed)
         status = worker.process.wait(20.0)
@@ -167,13 +169,13 @@ def test_a_worker_whose_only_candidate_is_gone_ends_for_another_to_begin(
 def test_a_runner_that_is_killed_while_nobody_asks_is_noticed(tmp_path: Path, accelerator: Accelerator) -> None:
     """SIGKILL to the runner alone: degraded without a request, and recovered by a fresh runner."""
     with _serving(_spec(tmp_path, accelerator), tmp_path) as worker:
-        (runner,) = _children(worker.process.pid)
+        (runner,) = children_of(worker.process.pid)
         os.kill(runner, signal.SIGKILL)
         degraded = worker.until(Degraded)
         worker.until(Recovered)
 
         assert "SIGKILL" in degraded.reason
-        assert _children(worker.process.pid) != [runner]
+        assert children_of(worker.process.pid) != [runner]
 
 
 def test_wrong_outputs_are_found_by_the_golden_samples(tmp_path: Path, accelerator: Accelerator) -> None:
@@ -207,10 +209,10 @@ def test_a_slow_machine_moves_nobody(tmp_path: Path, accelerator: Accelerator) -
     accelerator.breaks("slow")
     spec = _spec(tmp_path, accelerator, candidate_id=STANDBY, plugin=None, latency=never)
     standby = Contender(candidate_id=WINNER, variant_path=spec.variant_path, plugin=accelerator.plugin)
-    with _serving(spec.model_copy(update={"standbys": (standby,)}), tmp_path) as worker:
+    with _serving(replace(spec, standbys=(standby,)), tmp_path) as worker:
         load = _load(worker)
-        wait_until(lambda: _children(worker.process.pid), 60.0, "the next best one is opened to compare")
-        wait_until(lambda: not _children(worker.process.pid), 60.0, "and closed again")
+        wait_until(lambda: children_of(worker.process.pid), 60.0, "the next best one is opened to compare")
+        wait_until(lambda: not children_of(worker.process.pid), 60.0, "and closed again")
         load.end()
         placement = _placement(worker)
         worker.drain()
@@ -253,14 +255,14 @@ def test_a_winner_at_rest_comes_back_guarded(tmp_path: Path, accelerator: Accele
         with Client(worker.spec.socket_path) as client:
             client.infer("abs", X)
 
-        assert len(_children(worker.process.pid)) == 1
+        assert len(children_of(worker.process.pid)) == 1
     assert (degraded.reason, degraded.placement) == ("it ended 3 times", STANDBY)
     assert recovered.placement == "litert/float32/xnnpack/t1"
 
 
 def test_a_request_that_none_can_compute_degrades_nothing(tmp_path: Path, accelerator: Accelerator) -> None:
     """Without a standby that is sound, the answer is an error and the winner keeps its place."""
-    spec = _spec(tmp_path, accelerator, standbys=(), limits=LIMITS.model_copy(update={"checkup_s": 60.0}))
+    spec = _spec(tmp_path, accelerator, standbys=(), limits=replace(LIMITS, checkup_s=60.0))
     with _serving(spec, tmp_path) as worker:
         accelerator.breaks("invoke")
         with Client(worker.spec.socket_path) as client, pytest.raises(Exception, match="the device is gone"):
@@ -272,12 +274,3 @@ def test_a_request_that_none_can_compute_degrades_nothing(tmp_path: Path, accele
 
     np.testing.assert_array_equal(output, np.abs(X))
     assert placement == WINNER
-
-
-def _children(pid: int) -> list[int]:
-    """Return the processes that any thread of `pid` started."""
-    found: list[int] = []
-    for task in Path(f"/proc/{pid}/task").iterdir():
-        with suppress(FileNotFoundError):  # the thread has just ended
-            found += map(int, (task / "children").read_text().split())
-    return found

@@ -16,7 +16,8 @@ from emulated_fpga import MANAGER, EmulatedFpga, build_shim, overlay, shim
 from real_rig import RealRig
 from regatta_protocol.codec import encode
 from regatta_protocol.ids import ModelName, ModelRef, digest_of_bytes
-from regatta_protocol.manifest import FileRef, Manifest, Overlay, TensorSpec, Variant, target_path
+from regatta_protocol.manifest import FileRef, Manifest, Overlay, Variant, target_path
+from regatta_protocol.values import TensorSpec
 from tiny_models import unary_model, write_abs_golden
 
 pytestmark = pytest.mark.system
@@ -87,7 +88,7 @@ def _push(rig: RealRig, folder: Path, model: ModelName, design: str) -> str:
 
 
 def _serves(rig: RealRig) -> Callable[[], bool]:
-    return lambda: rig.state(1) == "committed" and any(w.ready for w in rig.loop.facts().workers.values())
+    return lambda: rig.state(1) == "committed" and any(w.ready for w in rig.workers().values())
 
 
 def test_a_model_serves_from_the_fpga_and_another_ones_overlay_does_not_take_it_away(

@@ -17,6 +17,7 @@ from certificate import write_certificate
 from gated_backend import GATED_WORKER, gate_of
 from polling import wait_until
 from regatta_agent.serving.spec import ServeLimits, ServeSpec
+from regatta_protocol.ids import ModelName
 from serving_process import ServingProcess, raw_exchange, serving, tiny_spec
 
 grpc: Any = pytest.importorskip("grpc", reason="the extra grpc is not installed")
@@ -52,7 +53,7 @@ def _gated(folder: Path, **limits: Any) -> ServingProcess:
     model.touch()
     gate_of(model).touch()
     spec = ServeSpec(
-        model="slow",
+        model=ModelName("slow"),
         version=1,
         candidate_id="gated/v/none/t1",
         variant_path=model,

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from regatta_fleet.schemas import FleetStatus
-from regatta_fleet.testing import FakeFleet, serve
+from regatta_fleet.testing import FakeFleet
+from regatta_fleet.testing_app import fake_app, serve
 from sample_fleet import give_batches, harbor
 
 BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -66,7 +67,7 @@ def test_the_page_renders_and_updates_by_itself(tmp_path: Path) -> None:
     hostile = running.devices[1].model_copy(update={"reason": HOSTILE})
     sample.batches["b-3"] = running.model_copy(update={"devices": (running.devices[0], hostile), "input": HOSTILE})
     fleet = MovingFleet(**vars(sample))
-    with serve(fleet.app()) as url:
+    with serve(fake_app(fleet)) as url:
         document, log = dump(f"{url}/?token={fleet.token}", tmp_path / "profile")
 
     for name in sample.devices:
@@ -97,7 +98,7 @@ def test_a_server_that_goes_away_is_said_so(tmp_path: Path) -> None:
             return super().status()
 
     ending = Ending(**vars(fleet))
-    with serve(ending.app()) as url:
+    with serve(fake_app(ending)) as url:
         document, _ = dump(f"{url}/?token={fleet.token}", tmp_path / "profile")
 
     assert "the server does not answer" in document

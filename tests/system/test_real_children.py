@@ -40,7 +40,7 @@ def rig(tmp_path: Path) -> Iterator[RealRig]:
 
 
 def _state(rig: RealRig, version: int) -> Callable[[], bool]:
-    return lambda: rig.state(version) == "committed" and any(w.ready for w in rig.loop.facts().workers.values())
+    return lambda: rig.state(version) == "committed" and any(w.ready for w in rig.workers().values())
 
 
 def _status_over_tcp(rig: RealRig) -> int:
@@ -69,7 +69,7 @@ def test_real_race_and_worker_then_an_upgrade_a_crash_and_a_hang(
     def gapless() -> bool:
         assert rig.status_of("/v2/health/ready") == 200
         assert _status_over_tcp(rig) == 200
-        return rig.state(2) == "committed" and len(rig.loop.facts().workers) == 1
+        return rig.state(2) == "committed" and len(rig.workers()) == 1
 
     assert rig.live(gapless), rig.install(2)
 

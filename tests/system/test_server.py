@@ -24,6 +24,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 from fleet_parts import DIGITS, make_variant, reference
 from mosquitto import connected, require_mosquitto
+from processes import children_of
 from regatta_fleet.home import ServerInfo, read_server_info
 from regatta_fleet.schemas import BundleDraft
 from regatta_protocol.bus import Connected, Event, Message
@@ -32,7 +33,7 @@ from regatta_protocol.codec import decode, decode_zlib, encode
 from regatta_protocol.errors import Rejected
 from regatta_protocol.ids import digest_of_bytes
 from regatta_protocol.manifest import Manifest, target_path
-from regatta_protocol.measurement import Accuracy, BoardFacts
+from regatta_protocol.measurement import BoardFacts
 from regatta_protocol.messages import (
     Assignment,
     Get,
@@ -46,8 +47,9 @@ from regatta_protocol.messages import (
 )
 from regatta_protocol.mqtt import MqttBus, MqttConfig
 from regatta_protocol.topics import Up, device_filters, up
+from regatta_protocol.values import Accuracy
 from regatta_provisioning.assignments import verify_assignment
-from regatta_provisioning.authority import fingerprint_of, serial_of
+from regatta_provisioning.certificates import fingerprint_of, serial_of
 from regatta_provisioning.enroll import enroll
 from regatta_provisioning.enrollment import EnrollResponse
 from regatta_provisioning.renewal import renew, validity_of
@@ -357,8 +359,7 @@ def test_a_killed_broker_comes_back_and_nothing_is_forgotten(server: Server, tmp
     with connected(device.config) as (_bus, inbox):
         _await(inbox, lambda each: b"digits" in each.payload)
         assert server.process is not None
-        children = Path(f"/proc/{server.process.pid}/task").glob("*/children")
-        pids = [int(pid) for path in children for pid in path.read_text().split()]
+        pids = children_of(server.process.pid)
         (broker,) = [pid for pid in pids if b"mosquitto" in Path(f"/proc/{pid}/cmdline").read_bytes()]
 
         os.kill(broker, signal.SIGKILL)

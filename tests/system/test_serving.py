@@ -11,6 +11,7 @@ import struct
 import threading
 from collections.abc import Iterator
 from contextlib import ExitStack
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ from regatta_agent.serving.caller import Call, Caller, parse_target
 from regatta_agent.serving.events import Failed
 from regatta_agent.serving.spec import ServeLimits, ServeSpec
 from regatta_protocol.errors import Misuse, Rejected, Retryable
+from regatta_protocol.ids import ModelName
 from serving_process import ServingProcess, post, raw_exchange, receive_answer, serving, status_of, tiny_spec
 from shared_data import shared_file
 
@@ -283,7 +285,7 @@ def test_a_crowd_of_idle_connections_is_bounded_and_leaves_nothing(folder: Path)
     """
     shm = Path(f"/dev/shm/regatta-crowd-{os.getpid()}")
     shm.write_bytes(bytes(256))
-    limits = LIMITS.model_copy(update={"connections": 100, "idle_timeout_s": 60.0})
+    limits = replace(LIMITS, connections=100, idle_timeout_s=60.0)
     with serving(_spec(folder, version=10, limits=limits, shared_memory=True), folder) as process, ExitStack() as stack:
         stack.callback(shm.unlink)
         client = stack.enter_context(Client(process.spec.socket_path))
@@ -353,7 +355,7 @@ def _polls(seconds: float = 10.0) -> Iterator[None]:
 
 def test_a_full_queue_answers_429(folder: Path) -> None:
     """With room for one request, some of many at once are told to come back later; none is lost."""
-    limits = LIMITS.model_copy(update={"queue_length": 1, "connections": 64})
+    limits = replace(LIMITS, queue_length=1, connections=64)
     with serving(_spec(folder, version=8, limits=limits), folder) as process:
         request = post(INFER, IMAGE.tobytes(), Inference_Header_Content_Length=0)
         connections = []
@@ -383,7 +385,7 @@ _FAULTY = (  # a worker that knows one more runtime
 @pytest.mark.parametrize("variant", ["hang1", "hang20"])
 def test_an_inference_that_hangs_ends_the_worker(folder: Path, variant: str) -> None:
     """On the inference thread (the first request) and on the loop's (after brief ones) alike."""
-    limits = LIMITS.model_copy(update={"hang_s": 0.5})
+    limits = replace(LIMITS, hang_s=0.5)
     spec = _spec(folder, version=5, candidate_id=f"faulty/{variant}/none/t1", limits=limits)
     process = ServingProcess(spec, folder, ("-c", _FAULTY))
     try:
@@ -467,7 +469,7 @@ def test_a_picture_of_a_cat_is_a_cat(tmp_path: Path) -> None:
     """MobileNet v2, uint8, sees an Egyptian cat in cat.bmp."""
     pytest.importorskip("PIL", reason="pictures need the images extra")
     spec = ServeSpec(
-        model="mobilenet",
+        model=ModelName("mobilenet"),
         version=1,
         candidate_id="litert/uint8/xnnpack/t1",
         variant_path=shared_file("coral/mobilenet_v2_1.0_224_quant.tflite"),

@@ -17,6 +17,7 @@ from gated_backend import GATED_WORKER, gate_of
 from polling import wait_until
 from regatta_agent.client import Client
 from regatta_agent.serving.spec import ServeLimits, ServeSpec
+from regatta_protocol.ids import ModelName
 from serving_process import ServingProcess, post, raw_exchange, receive_answer, status_of
 from tiny_models import dense_model, write_tiny_model
 
@@ -31,7 +32,7 @@ def slow(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServingProcess]:
     model.touch()
     gate_of(model).touch()
     spec = ServeSpec(
-        model="slow",
+        model=ModelName("slow"),
         version=1,
         candidate_id="gated/v/none/t1",
         variant_path=model,
@@ -146,7 +147,7 @@ def test_wrong_wishes_are_refused(slow: ServingProcess, parameters: dict[str, An
 def test_a_slow_model_does_not_stall_another(slow: ServingProcess, tmp_path: Path) -> None:
     """While the slow one's queue is full, another model answers."""
     spec = ServeSpec(
-        model="tiny",
+        model=ModelName("tiny"),
         version=1,
         candidate_id="litert/float32/xnnpack/t1",
         variant_path=write_tiny_model(tmp_path / "tiny.tflite"),
@@ -176,7 +177,7 @@ def test_a_batch_is_split_right_under_load(tmp_path: Path) -> None:
     model = tmp_path / "dense.tflite"
     model.write_bytes(dense_model(weights, np.zeros(256, np.float32), any_batch=True))
     spec = ServeSpec(
-        model="dense",
+        model=ModelName("dense"),
         version=1,
         candidate_id="litert/float32/xnnpack/t1",
         variant_path=model,

@@ -10,6 +10,7 @@ import pytest
 
 from regatta_agent.client import Client
 from regatta_agent.serving.spec import ServeLimits, ServeSpec
+from regatta_protocol.ids import ModelName
 from regatta_runtimes.golden import write_golden
 from serving_process import serving
 from tiny_models import dense_model
@@ -33,7 +34,7 @@ def test_each_runtime_serves(tmp_path: Path, candidate: str) -> None:
     model.write_bytes((dense_onnx if in_onnx else dense_model)(WEIGHTS, BIAS))
     write_golden({"v": model}, golden, count=4)
     spec = ServeSpec(
-        model="dense",
+        model=ModelName("dense"),
         version=1,
         candidate_id=candidate,
         variant_path=model,

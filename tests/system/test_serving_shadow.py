@@ -12,6 +12,7 @@ from polling import wait_until
 from regatta_agent.client import Client
 from regatta_agent.serving.events import Shadowed
 from regatta_agent.serving.spec import ServeSpec
+from regatta_protocol.ids import ModelName
 from serving_process import ServingProcess, raw_exchange
 from tiny_models import dense_model
 
@@ -29,7 +30,7 @@ def workers(tmp_path: Path) -> Iterator[tuple[ServingProcess, ServingProcess]]:
         model = tmp_path / f"{version}.tflite"
         model.write_bytes(dense_model(weights, np.zeros(4, np.float32)))
         spec = ServeSpec(
-            model="dense",
+            model=ModelName("dense"),
             version=version,
             candidate_id="litert/float32/xnnpack/t1",
             variant_path=model,

@@ -15,7 +15,6 @@ import pytest
 from certificate import write_certificate
 from polling import wait_until
 from regatta_agent.client import AsyncClient, Client
-from regatta_agent.serving.settings import ServingSettings
 from regatta_agent.serving.tcp import TcpListeners
 from regatta_agent.serving.tensors import Array
 from regatta_protocol.errors import Misuse, Rejected
@@ -73,7 +72,7 @@ def test_no_connection_is_refused_in_a_swap(tmp_path: Path) -> None:
     """Two workers share the agent's listener: connections go to the one that the link leads to, before and after it
     moves, and wait in between when neither accepts."""
     address = _free_address()
-    listeners = TcpListeners(ServingSettings(tcp={"tiny": address}))
+    listeners = TcpListeners({ModelName("tiny"): address})
     fd = listeners.fd_of(ModelName("tiny"))
     assert fd is not None
     assert listeners.fd_of(ModelName("tiny")) == fd

@@ -13,6 +13,7 @@ import pytest
 
 from regatta_agent.serving.spec import ServeSpec
 from regatta_protocol import __version__
+from regatta_protocol.ids import ModelName
 from serving_process import ServingProcess
 from tiny_models import write_tiny_model
 
@@ -30,7 +31,7 @@ IMAGE = np.random.default_rng(5).random((1, 8, 8, 1), dtype=np.float32)
 def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     folder = tmp_path_factory.mktemp("t")
     spec = ServeSpec(
-        model="tiny",
+        model=ModelName("tiny"),
         version=3,
         candidate_id="litert/float32/xnnpack/t1",
         variant_path=write_tiny_model(folder / "tiny.tflite"),

@@ -2,7 +2,8 @@
 
 It runs job.py at the lowest priority, says how far it is in lines on standard output, and last the summary. It looks
 at what links make of the paths, so that nothing outside of the operator's folders is read or written. A job that was
-done before its end was heard of is not done again: its summary lies in `OUTPUT.summary`.
+done before its end was heard of is not done again: its summary lies in `OUTPUT.summary`. Where what an earlier start
+left is damaged, the job begins anew: its operator is far away.
 """
 
 from __future__ import annotations
@@ -79,7 +80,16 @@ def ended_job(output: Path) -> BatchJob | None:
     record = _record_of(output)
     if not output.exists() or not record.exists():
         return None
-    return decode(_Ended, read_bounded(record, _MAX_SPEC_BYTES), _MAX_SPEC_BYTES).job
+    return _ended(record).job
+
+
+def _ended(record: Path) -> _Ended:
+    try:
+        return decode(_Ended, read_bounded(record, _MAX_SPEC_BYTES), _MAX_SPEC_BYTES)
+    except Rejected as err:
+        raise Rejected(
+            f"{record} is damaged ({err}), so nobody knows whose output is beside it: remove both, or give another name"
+        ) from err
 
 
 def _record_of(output: Path) -> Path:
@@ -96,11 +106,11 @@ def run_spec(spec: BatchSpec) -> BatchSummary:
     job = spec.job
     output, inputs = _places(spec)
     record = _record_of(output)
+    journal = Journal(output, Settings(model=job.model, inputs=(inputs,), format=format_of(output), top=0))
     if output.exists() and record.exists():
-        ended = decode(_Ended, read_bounded(record, _MAX_SPEC_BYTES), _MAX_SPEC_BYTES)
+        ended = _ended(record)
         if ended.job == job:
-            settings = Settings(model=job.model, inputs=(inputs,), format=format_of(output), top=0)
-            Journal(output, settings).discard()  # a kill may have come before that
+            journal.discard()  # a kill may have come before that
             return ended.summary
         raise Rejected(f"{output} is the output of job {ended.job.id} already: give another name")
     output.parent.mkdir(parents=True, exist_ok=True)
@@ -124,6 +134,7 @@ def run_spec(spec: BatchSpec) -> BatchSummary:
         output=output,
         in_flight=_IN_FLIGHT,
         limit=job.limit,
+        restart=journal.is_damaged,
     )
     run_job(work, tell, conclude)
     return results[0]

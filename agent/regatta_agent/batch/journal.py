@@ -25,7 +25,7 @@ from pydantic import BaseModel, ConfigDict
 from regatta_agent.inputs.records import Block, Part
 from regatta_protocol.codec import decode
 from regatta_protocol.durable import read_bounded, remove_durably, write_durably
-from regatta_protocol.errors import Rejected
+from regatta_protocol.errors import Rejected, TooNew
 
 __all__ = ["Journal", "Progress", "Settings"]
 
@@ -80,6 +80,19 @@ class Journal:
         return self._path.exists()
 
     @property
+    def is_damaged(self) -> bool:
+        """Whether an earlier run left what nothing can go on with: no journal of this format, or a spool cut short."""
+        try:
+            earlier = decode(Progress, read_bounded(self._path, _MAX_BYTES), _MAX_BYTES)
+            return earlier.schema_version != _SCHEMA or self._spool_path.stat().st_size < earlier.spool_bytes
+        except FileNotFoundError:
+            return self._path.exists()  # then it is the spool that is gone
+        except TooNew:
+            return False
+        except Rejected:
+            return True
+
+    @property
     def spool_path(self) -> Path:
         """Where results lie until the output is whole."""
         return self._spool_path
@@ -126,7 +139,7 @@ class Journal:
     def _read(self) -> Progress:
         found = decode(Progress, read_bounded(self._path, _MAX_BYTES), _MAX_BYTES)
         if found.schema_version != _SCHEMA:
-            raise Rejected(f"{self._path} is of another version of this program: begin again with --restart")
+            raise Rejected(f"{self._path} was written by an older version of this program: begin again with --restart")
         if found.settings != self._settings:
             raise Rejected(
                 f"an unfinished job with other settings lies at {self._path}: go on with its model, inputs and "

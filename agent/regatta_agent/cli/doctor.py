@@ -145,7 +145,7 @@ def _runtimes(_config: AgentConfig) -> Iterable[Finding]:
     """Build and run the smallest model in each runtime: importing one proves nothing."""
     from regatta_runtimes.errors import RuntimeMissing
     from regatta_runtimes.nursery import Nursery
-    from regatta_runtimes.race import probe_runtime
+    from regatta_runtimes.working_runtimes import probe_runtime
 
     working = 0
     for name, install in _RUNTIMES.items():
@@ -185,11 +185,16 @@ def _confinement(config: AgentConfig) -> Iterable[Finding]:
 
 def _identity(config: AgentConfig) -> Iterable[Finding]:
     from regatta_protocol.durable import read_bounded
-    from regatta_provisioning.identity import load_identity
+    from regatta_provisioning.identity import damaged_files, load_identity
     from regatta_provisioning.renewal import validity_of
 
-    identity = load_identity(config.state_dir / "identity")
+    folder = config.state_dir / "identity"
+    identity, damaged = load_identity(folder), damaged_files(folder)
     where = f"{identity.device} of {identity.fleet}, broker {identity.broker_host}:{identity.broker_port}"
+    if damaged:
+        text, fix = f"{where}; damaged or missing: {', '.join(damaged)}", "start the agent again: it mends them"
+        yield Finding("Agent", "identity", "note", text, fix)
+        return
     yield Finding("Agent", "identity", "ok", where)
     validity = validity_of(read_bounded(identity.certificate_path, _MAX_PEM_BYTES))
     now = time.time()

@@ -37,6 +37,7 @@ def enroll(
       regatta-agent enroll TOKEN --device kitchen-pi --state-dir ./state
     """
     from regatta_agent.config import load_config
+    from regatta_agent.status import is_running
     from regatta_protocol.ids import parse_device_id
     from regatta_provisioning.enroll import enroll as join
     from regatta_runtimes.board import probe_board
@@ -55,7 +56,10 @@ def enroll(
     if json_output:
         print_json({"fleet": identity.fleet, "device": identity.device, "api_url": identity.api_url})
         return
-    click.echo(f"enrolled as {identity.device} in the fleet {identity.fleet}; start it with `regatta-agent run`")
+    follow = "start it with `regatta-agent run`"
+    if is_running(config.state_dir):
+        follow = "the agent that runs goes on as before: restart it (sudo systemctl restart regatta-agent)"
+    click.echo(f"enrolled as {identity.device} in the fleet {identity.fleet}; {follow}")
 
 
 @click.command()

@@ -138,11 +138,13 @@ def _meter(command: str, period_s: float) -> PowerSettings:
     """
     import shlex
 
-    from regatta_runtimes.power.settings import CommandSettings, PowerSettings
+    from regatta_protocol.errors import Rejected
+    from regatta_protocol.plain import read
+    from regatta_runtimes.power.settings import PowerSettings
 
     try:
-        return PowerSettings(command=CommandSettings(run=tuple(shlex.split(command)), period_s=period_s))
-    except ValueError as err:
+        return read(PowerSettings, {"command": {"run": shlex.split(command), "period_s": period_s}})
+    except (ValueError, Rejected) as err:
         raise click.UsageError(f"--power-command {command!r} is no program with arguments") from err
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 
 import click
@@ -30,7 +31,8 @@ def check(config_path: Path | None, state_dir: Path | None, run_dir: Path | None
     """
     from regatta_agent.config import load_config
 
-    settings = json.loads(load_config(config_path, {"state_dir": state_dir, "run_dir": run_dir}).model_dump_json())
+    settings = asdict(load_config(config_path, {"state_dir": state_dir, "run_dir": run_dir}))
+    settings = json.loads(json.dumps(settings, default=str))
     if json_output:
         print_json(settings)
         return

@@ -19,7 +19,7 @@ from typing import Any
 
 from pydantic import Field, field_validator
 
-from regatta_agent.core.facts import Limits
+from regatta_agent.core.facts import SPACE_CAME_BYTES, Limits
 from regatta_protocol.batch import BatchJob, BatchReport, BatchState, BatchSummary
 from regatta_protocol.enums import StrEnum
 from regatta_protocol.errors import Misuse
@@ -84,6 +84,7 @@ class BatchRun(Wire):
     state: BatchState = BatchState.QUEUED
     attempt: int = Field(default=0, ge=0)  # starts in a row that brought no record
     not_before: float | None = None  # seconds since 1970
+    full_at_bytes: int | None = None  # how much was free when the disk of its results was found full
     reason: str | None = None
     records: int = Field(default=0, ge=0)
     total: int | None = None
@@ -97,13 +98,15 @@ class BatchRun(Wire):
         return state
 
     def after(self, event: BatchEvent, **changes: Any) -> BatchRun:  # noqa: ANN401 - fields of BatchRun
-        """Return the run after the event; the reason and the wait are cleared unless `changes` give them.
+        """Return the run after the event; the reason and the waits are cleared unless `changes` give them.
 
         Raises:
             Misuse: when the table has no such step.
         """
-        update = {"state": next_state(self.state, event), "reason": None, "not_before": None, **changes}
-        return self.model_copy(update=update)
+        state = next_state(self.state, event)
+        return self.model_copy(
+            update={"state": state, "reason": None, "not_before": None, "full_at_bytes": None, **changes}
+        )
 
 
 @dataclass(frozen=True)
@@ -115,6 +118,8 @@ class BatchFacts:
     racing: str | None  # a version that is being raced
     folder: PurePosixPath | None  # below which results go; None: the operator allows no jobs
     inputs: tuple[PurePosixPath, ...]  # folders that jobs may read
+    free_bytes: int | None = None  # on the disk of the results; None: no job waits for space, or it cannot be told
+    reserve_bytes: int = 0  # of that, left free
 
 
 @dataclass(frozen=True)
@@ -132,12 +137,14 @@ class Finished:
 class Broken:
     """Its process ended without a result.
 
-    `final`: no other start would fare better; `full`: the disk of its results was, which is no fault of the job.
+    `final`: no other start would fare better; `full`: the disk of its results was, which is no fault of the job, with
+    `free_bytes` on it.
     """
 
     reason: str
     final: bool = False
     full: bool = False
+    free_bytes: int | None = None
 
 
 BatchOutcome = Progressed | Finished | Broken
@@ -248,13 +255,20 @@ def _allowed(run: BatchRun, facts: BatchFacts) -> BatchRun:
 
 
 def _obstacle(run: BatchRun, facts: BatchFacts, first: BatchRun | None) -> str | None:
-    if run.not_before is not None and facts.now_s < run.not_before < facts.now_s + _LONGEST_WAIT_S:
+    put_off = run.not_before is not None and facts.now_s < run.not_before < facts.now_s + _LONGEST_WAIT_S
+    if put_off and not _space_came(run, facts):
         return run.reason
     if run.job.model not in facts.serving:
         return f"waiting: no version of {run.job.model} serves on this device"
     if facts.racing is not None:
         return f"waiting: {facts.racing} is being raced"
     return None if first is None else f"waiting: {first.job.id} is first"
+
+
+def _space_came(run: BatchRun, facts: BatchFacts) -> bool:
+    if run.full_at_bytes is None or facts.free_bytes is None:
+        return False
+    return facts.free_bytes >= max(run.full_at_bytes + SPACE_CAME_BYTES, facts.reserve_bytes)
 
 
 def _waiting(run: BatchRun, why: str) -> BatchRun:
@@ -271,13 +285,17 @@ def _concluded(run: BatchRun, outcome: BatchOutcome, now_s: float, rng: Random, 
     if outcome.final:
         return run.after(_E.GAVE_UP, reason=outcome.reason)
     if outcome.full:
-        wait_s = rng.uniform(limits.space_wait_s, 1.1 * limits.space_wait_s)
-        reason = f"{outcome.reason}; next in {wait_s / 60:.0f} min"
-        return run.after(_E.INTERRUPTED, reason=reason, not_before=now_s + wait_s, attempt=max(0, run.attempt - 1))
+        wait_s = limits.full_disk_wait_s(rng)
+        return run.after(
+            _E.INTERRUPTED,
+            reason=f"{outcome.reason}; next in {wait_s / 60:.0f} min, or when there is space",
+            not_before=now_s + wait_s,
+            full_at_bytes=outcome.free_bytes,
+            attempt=max(0, run.attempt - 1),
+        )
     if run.attempt >= limits.max_attempts:
         return run.after(_E.GAVE_UP, reason=f"{outcome.reason}; given up after {run.attempt} attempts")
-    # Full jitter, as for the jobs of a version (outcomes.py).
-    wait_s = rng.uniform(0.0, min(limits.backoff_cap_s, limits.backoff_base_s * 2.0 ** min(run.attempt, 30)))
+    wait_s = limits.retry_wait_s(run.attempt, rng)
     reason = f"attempt {run.attempt} of {limits.max_attempts}: {outcome.reason}; next in {wait_s:.0f} s"
     return run.after(_E.INTERRUPTED, reason=reason, not_before=now_s + wait_s)
 

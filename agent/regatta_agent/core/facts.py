@@ -7,15 +7,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from random import Random
 from types import MappingProxyType
 from typing import Any
 
 from regatta_agent.core.states import Event
+from regatta_protocol.backoff import backoff_s
 from regatta_protocol.enums import StrEnum
 from regatta_protocol.ids import Digest, ModelName, ModelRef
 from regatta_protocol.update_window import UpdateWindow
 
 __all__ = [
+    "SPACE_CAME_BYTES",
     "Advance",
     "Begin",
     "Cancel",
@@ -33,6 +36,9 @@ __all__ = [
     "Unpoint",
     "WorkerFacts",
 ]
+
+
+SPACE_CAME_BYTES = 1_000_000  # more than when a disk was found full: worth a try; less comes and goes with logs
 
 
 class JobKind(StrEnum):
@@ -59,9 +65,19 @@ class Limits:
     rerace_interval_s: float = 6 * 3600.0  # between races beside a serving worker, whatever asks for them
     disk_reserve_bytes: int = 16 * 1024 * 1024  # left free for logs, the outbox and the record
     keep_previous: int = 1  # retired versions of a wanted model that stay on disk
+    pinned: frozenset[ModelRef] = frozenset()  # versions that stay on disk once they are there
+    disk_budget_bytes: int = 0  # retired versions beyond those stay while all that is kept takes no more
     update_window: tuple[UpdateWindow, ...] = ()  # the device's own; (): the fleet's, where it has set one
     metered: bool = False  # files wait for the window, too
     unset_clock_wait_s: float = 3600.0  # NTP sets a clock within minutes; later a window is not waited for
+
+    def retry_wait_s(self, attempt: int, rng: Random) -> float:
+        """Return the wait before try number `attempt` (from 0) of what failed."""
+        return backoff_s(attempt, self.backoff_base_s, self.backoff_cap_s, rng)
+
+    def full_disk_wait_s(self, rng: Random) -> float:
+        """Return the wait after a disk was found full, so long that there is at most one try an hour."""
+        return rng.uniform(self.space_wait_s, 1.1 * self.space_wait_s)
 
 
 @dataclass(frozen=True)
@@ -97,6 +113,7 @@ class StoredVersion:
     manifest_digest: Digest
     missing: int  # files
     missing_bytes: int  # still to be fetched; what is kept of unfinished files is taken off
+    size_bytes: int = 0  # of all its files; one that several versions share counts for each
 
 
 @dataclass(frozen=True)

@@ -14,9 +14,9 @@ from pydantic import Field, field_validator
 from regatta_agent.core.batches import BatchRun
 from regatta_agent.core.states import Event, next_state
 from regatta_protocol.ids import DigestField, ModelName, ModelNameField, ModelRef
-from regatta_protocol.measurement import Accuracy, Latency, Power
 from regatta_protocol.messages import Assignment, InstallState, SignedAssignment
 from regatta_protocol.policy import Policy
+from regatta_protocol.values import Accuracy, Latency, Power
 from regatta_protocol.wire import Wire
 
 __all__ = ["AgentRecord", "Degradation", "Install", "RaceSummary"]
@@ -198,6 +198,21 @@ class AgentRecord(Wire):
         """Return the record with fields of `ref` changed and its state kept; an unknown `ref` changes nothing."""
         install = self.find(ref)
         return self if install is None else self.with_install(install.model_copy(update=changes))
+
+    def put_off(
+        self,
+        ref: ModelRef,
+        event: Event | None,
+        reason: str,
+        not_before: float | None,
+        **changes: Any,  # noqa: ANN401 - fields of Install
+    ) -> AgentRecord:
+        """Return the record in which `ref` waits for a time, after `event` or, without one, in the state that it is in.
+
+        An earlier want of space is no reason to go on sooner, unless `changes` say so.
+        """
+        changes = {"reason": reason, "not_before": not_before, "full_at_bytes": None, **changes}
+        return self.changed(ref, **changes) if event is None else self.advanced(ref, event, **changes)
 
 
 _FORGETTABLE = (InstallState.FAILED, InstallState.ROLLED_BACK, InstallState.RETIRED)

@@ -1,7 +1,8 @@
-"""What happened, written into the record: from a record and an outcome to the next record.
+"""What came of an assignment, a job or a start of the agent, written into the record: from a record to the next one.
 
 Pure. The loop persists the result before it acts on it. Failures are bounded here: each costs an attempt and a wait
-with full jitter, and the last one, or one that no retry can cure, fails the version.
+with full jitter, and the last one, or one that no retry can cure, fails the version. What becomes of a serving worker
+is in worker_outcomes.py, of a new race beside one in rerace.py.
 """
 
 from __future__ import annotations
@@ -11,9 +12,9 @@ from random import Random
 
 from regatta_agent.core import batches
 from regatta_agent.core.facts import Limits
-from regatta_agent.core.installs import AgentRecord, Degradation, Install, RaceSummary
-from regatta_agent.core.standbys import next_candidate
+from regatta_agent.core.installs import AgentRecord, Install, RaceSummary
 from regatta_agent.core.states import Event
+from regatta_agent.core.windows import waits_for_window
 from regatta_agent.errors import NotSent, Unanswered, WrongBlob, WrongClock
 from regatta_protocol.errors import Exhausted, RegattaError, Rejected, StorageFull, Untrusted
 from regatta_protocol.ids import Digest, ModelRef
@@ -23,21 +24,15 @@ from regatta_protocol.messages import Assignment, InstallState, SignedAssignment
 
 __all__ = [
     "authorized",
-    "degraded",
     "failed",
     "manifest_stored",
     "raced",
     "recovered",
-    "starved",
     "summary_of",
     "take_up",
-    "winner_back",
-    "worker_died",
 ]
 
 _S = InstallState
-_WITH_WORKER = (_S.PLACED, _S.ON_TRIAL, _S.COMMITTED)
-_LONG_LIFE_S = 300.0  # a worker that lived that long died for the first time
 
 
 def take_up(record: AgentRecord, signed: SignedAssignment, assignment: Assignment) -> AgentRecord:
@@ -153,116 +148,40 @@ def failed(
         return record
     again = Event.INTERRUPTED if install.state is _S.RACING else None
     if isinstance(error, StorageFull):
-        not_before, waits = now_s + _spaced(rng, limits), install.waits + 1
-        return _later(record, install, again, str(error), not_before, waits=waits, full_at_bytes=free_bytes)
+        not_before, waits = now_s + limits.full_disk_wait_s(rng), install.waits + 1
+        return record.put_off(ref, again, str(error), not_before, waits=waits, full_at_bytes=free_bytes)
     if isinstance(error, NotSent):
-        return _later(record, install, again, str(error), now_s + rng.uniform(0.1, 1.0) * limits.backoff_base_s)
+        return record.put_off(ref, again, str(error), now_s + rng.uniform(0.1, 1.0) * limits.backoff_base_s)
     if isinstance(error, Unanswered | WrongClock | Exhausted):
-        wait_s = _jittered(rng, limits.backoff_base_s, limits.backoff_cap_s, install.waits)
-        return _later(record, install, again, str(error), now_s + wait_s, waits=install.waits + 1)
+        wait_s = limits.retry_wait_s(install.waits, rng)
+        return record.put_off(ref, again, str(error), now_s + wait_s, waits=install.waits + 1)
     attempt = install.attempt + 1
     if isinstance(error, WrongBlob) and error.digest not in install.bad_digests:
         reason = f"{error}; it is fetched once more"
-        return _later(
-            record, install, again, reason, None, attempt=attempt, bad_digests=(*install.bad_digests, error.digest)
-        )
+        bad_digests = (*install.bad_digests, error.digest)
+        return record.put_off(ref, again, reason, None, attempt=attempt, bad_digests=bad_digests)
     final = isinstance(error, Rejected) and not isinstance(error, Untrusted)
     if final or attempt >= limits.max_attempts:
         reason = str(error) if final else f"{error}; given up after {attempt} attempts"
         return _ended(record, install, reason, attempt)
-    wait_s = _jittered(rng, limits.backoff_base_s, limits.backoff_cap_s, install.attempt)
+    wait_s = limits.retry_wait_s(install.attempt, rng)
     reason = f"attempt {attempt} of {limits.max_attempts}: {error}; next in {wait_s:.0f} s"
-    return _later(record, install, again, reason, now_s + wait_s, attempt=attempt)
-
-
-def worker_died(
-    record: AgentRecord, ref: ModelRef, why: str, lived_s: float, now_s: float, rng: Random, limits: Limits
-) -> AgentRecord:
-    """Return the record after a serving worker ended unasked: start it again, go back, or take the next candidate."""
-    install = record.find(ref)
-    if install is None or install.state not in _WITH_WORKER:
-        return record
-    deaths = 1 if lived_s > _LONG_LIFE_S else install.deaths + 1
-    if install.state is not _S.COMMITTED:
-        if deaths >= limits.trial_deaths:
-            reason = f"its worker ended {deaths} times on trial: {why}"
-            return record.advanced(ref, Event.TRIAL_FAILED, reason=reason, deaths=deaths)
-        again = Event.INTERRUPTED if install.state is _S.ON_TRIAL else None
-        return _later(record, install, again, f"its worker ended on trial: {why}", None, deaths=deaths)
-    following = next_candidate(install)
-    # The first deaths of the winner and of who takes over wait for nothing, so that requests wait less than a second.
-    wait_s = 0.0 if deaths <= limits.failover_deaths else _jittered(rng, 0.5, 60.0, deaths - limits.failover_deaths)
-    if deaths % limits.failover_deaths == 0 and following is not None:
-        reason = f"{install.placement} ended its worker {limits.failover_deaths} times ({why}): {following} takes over"
-        if following == install.winner:
-            return _restarted(record, install, reason, now_s + wait_s, deaths, placement=following)
-        since = install.degraded.since if install.degraded is not None else now_s
-        told = Degradation(placement=following, reason=reason, since=since)
-        return record.advanced(
-            ref, Event.FAILED_OVER, reason=reason, not_before=now_s + wait_s, placement=following, deaths=deaths,
-            degraded=told, guarded=True,
-        )  # fmt: skip
-    reason = f"its worker ended ({why}); it starts again in {wait_s:.0f} s"
-    return _restarted(record, install, reason, now_s + wait_s, deaths)
-
-
-def starved(
-    record: AgentRecord,
-    ref: ModelRef,
-    lack: StorageFull | Exhausted,
-    now_s: float,
-    rng: Random,
-    limits: Limits,
-    free_bytes: int | None = None,
-) -> AgentRecord:
-    """Return the record after a worker could not be started for want of the board's resources: it is tried again.
-
-    That is no death: neither is a trial lost by it, nor does the next candidate take over. Where there was no space it
-    waits as every job does: an hour, or until there are more than `free_bytes`.
-    """
-    install = record.find(ref)
-    if install is None or install.state not in _WITH_WORKER:
-        return record
-    full = isinstance(lack, StorageFull)
-    wait_s = _spaced(rng, limits) if full else _jittered(rng, limits.backoff_base_s, 60.0, min(install.waits, 5))
-    return record.changed(
-        ref,
-        reason=f"its worker cannot be started: {lack}",
-        not_before=now_s + wait_s,
-        full_at_bytes=free_bytes if full else None,
-        waits=install.waits + 1,
-    )
-
-
-def degraded(record: AgentRecord, ref: ModelRef, said: Degradation, retried: tuple[float, ...]) -> AgentRecord:
-    """Return the record after a worker said that another candidate than the winner serves."""
-    install = record.find(ref)
-    if install is None or install.state not in _WITH_WORKER:
-        return record
-    if install.degraded is not None:
-        said = said.model_copy(update={"since": install.degraded.since})
-    return record.changed(ref, degraded=said, retried=retried)
-
-
-def winner_back(record: AgentRecord, ref: ModelRef, placement: str, retried: tuple[float, ...]) -> AgentRecord:
-    """Return the record after a worker took the winner back."""
-    install = record.find(ref)
-    if install is None or install.state not in _WITH_WORKER or placement != install.winner:
-        return record
-    if install.placement == placement:
-        return record.changed(ref, degraded=None, retried=retried)
-    return record.advanced(ref, Event.TAKEN_BACK, placement=placement, degraded=None, retried=retried)
+    return record.put_off(ref, again, reason, now_s + wait_s, attempt=attempt)
 
 
 def recovered(record: AgentRecord, limits: Limits) -> AgentRecord:
-    """Return the record as it stands after a start: what was in the middle of a child's work is done again."""
+    """Return the record as it stands after a start: what was in the middle of a child's work is done again.
+
+    That is an attempt, for it may be what ended the board: a race, a worker that was being started, a trial.
+    """
     record = record.model_copy(update={"batch": batches.recovered(record.batch, limits)})
     for install in list(record.all()):
         if install.degraded is not None and install.placement == install.winner:
             record = record.changed(install.ref, degraded=None)  # its worker is gone, and the next one tries the winner
         if install.racing_again:
             record = record.changed(install.ref, racing_again=False)  # again after the interval, not at every start
-        if install.state not in (_S.RACING, _S.ON_TRIAL):
+        starting = install.state is _S.PLACED and not waits_for_window(install) and install.full_at_bytes is None
+        if install.state not in (_S.RACING, _S.ON_TRIAL) and not starting:
             continue
         attempt = install.attempt + 1
         if attempt >= limits.max_attempts:
@@ -270,47 +189,16 @@ def recovered(record: AgentRecord, limits: Limits) -> AgentRecord:
             record = _ended(record, install, reason, attempt)
         else:
             reason = f"the agent was started again while it was {install.state}"
-            record = record.advanced(install.ref, Event.INTERRUPTED, reason=reason, attempt=attempt)
+            if starting:
+                record = record.changed(install.ref, reason=reason, attempt=attempt)
+            else:
+                record = record.advanced(install.ref, Event.INTERRUPTED, reason=reason, attempt=attempt)
     return record
-
-
-def _later(
-    record: AgentRecord,
-    install: Install,
-    event: Event | None,
-    reason: str,
-    not_before: float | None,
-    **changes: int | tuple[Digest, ...] | None,
-) -> AgentRecord:
-    changes = {"full_at_bytes": None, **changes}  # an earlier want of space is no reason to go on sooner
-    if event is None:
-        return record.changed(install.ref, reason=reason, not_before=not_before, **changes)
-    return record.advanced(install.ref, event, reason=reason, not_before=not_before, **changes)
 
 
 def _ended(record: AgentRecord, install: Install, reason: str, attempt: int) -> AgentRecord:
     event = Event.TRIAL_FAILED if install.state is _S.ON_TRIAL else Event.GAVE_UP
     return record.advanced(install.ref, event, reason=reason, attempt=attempt)
-
-
-def _jittered(rng: Random, base_s: float, cap_s: float, tries: int) -> float:
-    """Return a wait in [0, min(cap, base · 2^tries)): full jitter (AWS Architecture Blog, 2015)."""
-    return rng.uniform(0.0, min(cap_s, base_s * 2.0 ** min(tries, 30)))
-
-
-def _spaced(rng: Random, limits: Limits) -> float:
-    """Return the wait after a disk was found full, so long that there is at most one try an hour."""
-    return rng.uniform(limits.space_wait_s, 1.1 * limits.space_wait_s)
-
-
-def _restarted(
-    record: AgentRecord, install: Install, reason: str, not_before: float, deaths: int, **changes: str
-) -> AgentRecord:
-    """Return the record for a worker that is started again: what it had said of itself is past."""
-    told = install.degraded if changes.get("placement", install.placement) != install.winner else None
-    return record.changed(
-        install.ref, reason=reason, not_before=not_before, full_at_bytes=None, deaths=deaths, degraded=told, **changes
-    )  # fmt: skip
 
 
 def _sound(report: RaceReport) -> list[CandidateResult]:

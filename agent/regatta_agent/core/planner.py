@@ -15,6 +15,7 @@ from __future__ import annotations
 from typing import Any
 
 from regatta_agent.core.facts import (
+    SPACE_CAME_BYTES,
     Advance,
     Begin,
     Facts,
@@ -29,7 +30,7 @@ from regatta_agent.core.installs import AgentRecord, Install, RaceSummary
 from regatta_agent.core.rerace import rerace_reason
 from regatta_agent.core.standbys import start_of
 from regatta_agent.core.states import IN_PROGRESS, Event
-from regatta_agent.core.switching import JOBS, WITH_WORKER, cancelled, collected, switched
+from regatta_agent.core.switching import JOBS, WITH_WORKER, cancelled, collected, needed_bytes, switched
 from regatta_agent.core.windows import window_wait
 from regatta_protocol.ids import ModelName, ModelRef
 from regatta_protocol.messages import DesiredModel, InstallState
@@ -38,7 +39,6 @@ __all__ = ["plan", "wake_at"]
 
 _S = InstallState
 
-_SPACE_CAME_BYTES = 1_000_000  # less comes and goes with logs
 _RACES = (JobKind.RACE, JobKind.RERACE)
 _NEW_START: dict[str, Any] = {
     "attempt": 0, "waits": 0, "deaths": 0, "bad_digests": (), "degraded": None, "guarded": False,
@@ -162,13 +162,11 @@ def _obstacle(facts: Facts, limits: Limits, install: Install, kind: JobKind) -> 
     if not facts.online:
         return "offline: it goes on when the broker can be reached"
     stored = facts.stored.get(install.ref)
-    if kind is JobKind.FILES and stored is not None:
-        needs = stored.missing_bytes + limits.disk_reserve_bytes
-        if facts.free_bytes < needs:
-            return (
-                f"needs {_megabytes(stored.missing_bytes)} MB and {_megabytes(limits.disk_reserve_bytes)} MB reserve, "
-                f"{_megabytes(facts.free_bytes)} MB free: free some space and it goes on"
-            )
+    if kind is JobKind.FILES and stored is not None and facts.free_bytes < needed_bytes(stored, limits):
+        return (
+            f"needs {_megabytes(stored.missing_bytes)} MB and {_megabytes(limits.disk_reserve_bytes)} MB reserve, "
+            f"{_megabytes(facts.free_bytes)} MB free: free some space and it goes on"
+        )
     return None
 
 
@@ -279,7 +277,7 @@ def _complete(facts: Facts, install: Install) -> bool:
 def _due_later(install: Install, facts: Facts) -> bool:
     """Return whether a back-off is still running; one that lies absurdly far off is a clock that jumped."""
     space_bytes = facts.free_bytes + facts.run_free_bytes
-    if install.full_at_bytes is not None and space_bytes >= install.full_at_bytes + _SPACE_CAME_BYTES:
+    if install.full_at_bytes is not None and space_bytes >= install.full_at_bytes + SPACE_CAME_BYTES:
         return False
     return install.not_before is not None and facts.now_s < install.not_before < facts.now_s + 2 * 3600.0
 

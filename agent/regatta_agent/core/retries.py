@@ -10,6 +10,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from random import Random
 
+from regatta_protocol.backoff import backoff_s
+
 __all__ = ["DAY_S", "RetryLimits", "next_retry", "of_the_last_day"]
 
 DAY_S = 86_400.0
@@ -32,4 +34,4 @@ def next_retry(retried: Sequence[float], now_s: float, rng: Random, limits: Retr
     recent = of_the_last_day(retried, now_s)
     if len(recent) >= limits.per_day:
         return min(recent[-limits.per_day :]) + DAY_S
-    return now_s + rng.uniform(0.0, min(limits.cap_s, limits.base_s * 2.0 ** min(len(recent), 30)))
+    return now_s + backoff_s(len(recent), limits.base_s, limits.cap_s, rng)

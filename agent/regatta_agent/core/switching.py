@@ -5,12 +5,24 @@ The second half of the plan: these steps are carried out once nothing more is to
 
 from __future__ import annotations
 
-from regatta_agent.core.facts import Cancel, Collect, Facts, JobKind, Limits, Point, Step, StopWorker, Unpoint
+from regatta_agent.core.facts import (
+    Cancel,
+    Collect,
+    Facts,
+    JobKind,
+    Limits,
+    Point,
+    Step,
+    StopWorker,
+    StoredVersion,
+    Unpoint,
+)
 from regatta_agent.core.installs import AgentRecord, Install
 from regatta_agent.core.states import IN_PROGRESS
+from regatta_protocol.ids import ModelRef
 from regatta_protocol.messages import InstallState
 
-__all__ = ["JOBS", "WITH_WORKER", "cancelled", "collected", "switched"]
+__all__ = ["JOBS", "WITH_WORKER", "cancelled", "collected", "needed_bytes", "switched"]
 
 _S = InstallState
 
@@ -81,8 +93,16 @@ def _candidates(install: Install) -> tuple[str | None, ...]:
     return (install.placement, install.successor.placement if install.successor is not None else None)
 
 
+def needed_bytes(stored: StoredVersion, limits: Limits) -> int:
+    """Return how much must be free for the rest of a version to be downloaded."""
+    return stored.missing_bytes + limits.disk_reserve_bytes
+
+
 def collected(record: AgentRecord, facts: Facts, limits: Limits) -> list[Step]:
-    """Keep what is in progress, what serves, and the last versions that served before; delete the rest."""
+    """Keep what is in progress, what serves or is pinned, and the last versions that served before; delete the rest.
+
+    Of the rest the newest stay while all together fit into the budget, and no download waits for their space.
+    """
     if record.assignment is None:
         return []  # a lost record is rebuilt from the fleet, and what lies on disk need not be fetched again
     keep = {install.ref for install in record.all() if install.state in IN_PROGRESS or install.state is _S.COMMITTED}
@@ -91,4 +111,30 @@ def collected(record: AgentRecord, facts: Facts, limits: Limits) -> list[Step]:
             retired = [one for one in installs if one.state is _S.RETIRED and one.committed_at is not None]
             retired.sort(key=lambda one: one.committed_at or 0.0)
             keep |= {one.ref for one in retired[-limits.keep_previous :]} if limits.keep_previous else set()
+    keep |= {install.ref for install in record.all() if install.ref in limits.pinned and _whole(facts, install)}
+    keep |= _within_budget(record, facts, limits, frozenset(keep))
     return [Collect(frozenset(keep))] if frozenset(keep) != facts.collected else []
+
+
+def _within_budget(record: AgentRecord, facts: Facts, limits: Limits, kept: frozenset[ModelRef]) -> set[ModelRef]:
+    """Return the versions that stay although nothing needs them, newest first."""
+    arriving = [facts.stored.get(install.ref) for install in record.all() if install.state is _S.DOWNLOADING]
+    in_want = any(stored is not None and facts.free_bytes < needed_bytes(stored, limits) for stored in arriving)
+    if limits.disk_budget_bytes == 0 or in_want:
+        return set()
+    left_bytes = limits.disk_budget_bytes - sum(facts.stored[ref].size_bytes for ref in kept if ref in facts.stored)
+    retired = [one for one in record.all() if one.state is _S.RETIRED and one.committed_at is not None]
+    found: set[ModelRef] = set()
+    for install in sorted(retired, key=lambda one: one.committed_at or 0.0, reverse=True):
+        if install.ref in kept or not _whole(facts, install):
+            continue
+        left_bytes -= facts.stored[install.ref].size_bytes
+        if left_bytes < 0:
+            break
+        found.add(install.ref)
+    return found
+
+
+def _whole(facts: Facts, install: Install) -> bool:
+    stored = facts.stored.get(install.ref)
+    return stored is not None and stored.missing == 0

@@ -7,8 +7,8 @@ loses when within a window something happened, and nothing else.
 from __future__ import annotations
 
 from regatta_protocol import sketch
-from regatta_protocol.measurement import Accuracy
-from regatta_protocol.messages import OtherItem, RaceItem, ServingWindow
+from regatta_protocol.messages import OtherItem, RaceItem
+from regatta_protocol.values import Accuracy, ServingWindow
 
 __all__ = ["MAX_BUCKETS", "merged"]
 

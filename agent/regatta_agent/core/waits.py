@@ -1,7 +1,8 @@
 """What a version may wait for, in each state: the reason as it is shown, and what ends the wait. Pure data.
 
-The reasons are written where the waits are decided (planner.py, windows.py, health.py, outcomes.py); a test holds them
-to this table, and the documentation shows it. Work that is going on is no wait: its deadline is its job's.
+The reasons are written where the waits are decided (planner.py, windows.py, health.py, outcomes.py,
+worker_outcomes.py); a test holds them to this table, and the documentation shows it. Work that is going on is no wait:
+its deadline is its job's.
 """
 
 from __future__ import annotations

@@ -17,11 +17,12 @@ from regatta_protocol.errors import Rejected
 from regatta_protocol.messages import Assignment, InstallState
 from regatta_protocol.update_window import UpdateWindow, next_opening, parse_window
 
-__all__ = ["WindowWait", "unreadable", "window_wait", "windows_of"]
+__all__ = ["WindowWait", "unreadable", "waits_for_window", "window_wait", "windows_of"]
 
 _S = InstallState
+_WAITS = "waits: "
 _CLOCK_UNSET = (
-    "waits: this board's clock is not set, so that it cannot tell when its update window opens: it goes on when the "
+    f"{_WAITS}this board's clock is not set, so that it cannot tell when its update window opens: it goes on when the "
     "clock is set, or {minutes:.0f} min after the agent's start"
 )
 
@@ -44,6 +45,11 @@ def unreadable(assignment: Assignment | None) -> tuple[str, ...]:
     return tuple(str(one) for one in map(_read, given) if isinstance(one, Rejected))
 
 
+def waits_for_window(install: Install) -> bool:
+    """Return whether what was last said of the version is that it waits for a window, or for the time to know one."""
+    return install.opens_at is not None or (install.reason or "").startswith(_WAITS)
+
+
 def window_wait(record: AgentRecord, facts: Facts, limits: Limits, install: Install) -> WindowWait | None:
     """Return why the next step of `install` waits for a window, or None when it does not."""
     windows = windows_of(record, limits)
@@ -54,7 +60,7 @@ def window_wait(record: AgentRecord, facts: Facts, limits: Limits, install: Inst
         told = WindowWait(_CLOCK_UNSET.format(minutes=wait_s / 60), None)
         return told if facts.running_s < wait_s else None
     opening = next_opening(windows, facts.now_s)
-    return WindowWait(f"waits: window opens {opening.text}", opening.at_s) if opening is not None else None
+    return WindowWait(f"{_WAITS}window opens {opening.text}", opening.at_s) if opening is not None else None
 
 
 def _may_wait(record: AgentRecord, limits: Limits, install: Install) -> bool:

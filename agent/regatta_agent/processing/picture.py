@@ -14,8 +14,8 @@ import numpy as np
 from regatta_agent.processing.resample import Pixels, resize_bilinear, resize_nearest
 from regatta_agent.serving.tensors import Array
 from regatta_protocol.errors import Rejected, TooLarge
-from regatta_protocol.manifest import TensorSpec
 from regatta_protocol.processing import ImageInput
+from regatta_protocol.values import TensorSpec
 from regatta_runtimes.session import quantize
 
 __all__ = ["MAX_PIXELS", "PixelTable", "View", "as_picture", "decode_picture", "fit_picture"]

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -24,8 +24,8 @@ from regatta_agent.processing.sound import as_sound, decode_wav, samples_of
 from regatta_agent.serving.tensors import Array
 from regatta_protocol.errors import Rejected
 from regatta_protocol.fitting import check_processing
-from regatta_protocol.manifest import TensorSpec
 from regatta_protocol.processing import ClassificationResult, DetectionResult, Processing, Result
+from regatta_protocol.values import TensorSpec
 from regatta_runtimes.session import dequantize, quantize
 
 __all__ = ["Prepared", "Processor", "encode_document"]
@@ -105,7 +105,7 @@ class Processor:
             raise Rejected("this model's manifest does not describe its result: ask for its outputs")
         result = self._result
         if top > 0 and isinstance(result, ClassificationResult | DetectionResult):
-            result = result.model_copy(update={"top": top})
+            result = replace(result, top=top)
         real = [[_real(*pair) for pair in zip(one, self._outputs, strict=True)] for one in outputs]
         inputs = [dequantize(sample[0], self._inputs[0]) for sample in prepared.samples]
         return conclude(result, real, inputs, prepared.view, self._labels)

@@ -20,7 +20,8 @@ from regatta_agent.serving.spec import ServeLimits, ServeSpec
 from regatta_protocol.errors import Rejected, Retryable
 from regatta_protocol.ids import ModelName, digest_of_file
 from regatta_protocol.manifest import FileRef, Manifest, Variant
-from regatta_protocol.processing import Processing
+from regatta_protocol.plain import to_json
+from regatta_protocol.processing import Processing, as_json
 
 __all__ = ["MODEL_NAME", "ModelFile", "is_model_file", "serve_alone"]
 
@@ -59,7 +60,7 @@ def serve_alone(model: ModelFile) -> Iterator[Path]:
     with tempfile.TemporaryDirectory(prefix="regatta-") as folder:
         spec = _spec(model, Path(folder))
         spec_path = Path(folder) / "spec.json"
-        spec_path.write_bytes(spec.model_dump_json(exclude_none=True).encode())
+        spec_path.write_bytes(to_json(spec))
         worker = subprocess.Popen(
             [sys.executable, "-m", "regatta_agent.serving", str(spec_path)],
             stdin=subprocess.PIPE,
@@ -82,9 +83,9 @@ def _spec(model: ModelFile, folder: Path) -> ServeSpec:
         created_at="",
         variants=(Variant(name="given", file=ref, precision="given", inputs=(), outputs=()),),
         golden=ref,
-        input=processing.image,
-        audio=None if processing.audio is None else processing.audio.model_dump(mode="json"),
-        result=None if processing.result is None else processing.result.model_dump(mode="json"),
+        input=as_json(processing.image),
+        audio=as_json(processing.audio),
+        result=as_json(processing.result),
     )
     (folder / "manifest.json").write_bytes(manifest.model_dump_json(exclude_none=True).encode())
     return ServeSpec(

@@ -9,13 +9,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from statistics import median
 
 import numpy as np
 
 from regatta_agent.serving.tensors import Array
 from regatta_protocol.errors import RegattaError
-from regatta_protocol.manifest import TensorSpec
+from regatta_protocol.values import TensorSpec
 
 __all__ = ["find_batch", "groups_of", "is_batchable", "joined", "split"]
 
@@ -102,7 +101,7 @@ def find_batch(
         quick = most >= 2 and min(time_of(samples[0]) for _ in range(2)) * _LEAST_RUNS < _BUDGET_NS
         if not quick or not _rows_are_separate(run, samples):
             return 1
-        single_ns = median(time_of(samples[0]) for _ in range(_ROUNDS))
+        single_ns = float(np.median([time_of(samples[0]) for _ in range(_ROUNDS)]))
         per_row: dict[int, float] = {}
         rows = 2
         while rows <= most and clock_ns() < ends_ns:
@@ -111,7 +110,7 @@ def find_batch(
             for _ in range(_ROUNDS):
                 run(samples[0])
                 times.append(time_of(batch))
-            per_row[rows] = median(times) / rows
+            per_row[rows] = float(np.median(times)) / rows
             rows *= 2
     except RegattaError:
         return 1

@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from random import Random
 from typing import Protocol, TypeVar
@@ -108,7 +109,7 @@ class Caretaker:
             retried=self._retried,
         )
         self._wake.set()
-        return self._degraded.model_copy(update={"crashed": switch.crashed})
+        return replace(self._degraded, crashed=switch.crashed)
 
     def _run(self) -> None:
         tasks = (self._hold_standby, self._retry_winner, self._compare, self._check, self._look_for_drift)
@@ -154,12 +155,12 @@ class Caretaker:
         if degraded is None or time.monotonic() < self._retry_at:
             return
         self._retried = (*of_the_last_day(self._retried, now), now)[-self._limits.per_day :]
-        self._tell(degraded.model_copy(update={"retried": self._retried}))  # on disk before it may end the board
+        self._tell(replace(degraded, retried=self._retried))  # on disk before it may end the board
         try:
             winner, _ = open_seat(self._spec.winner(), self._spec, self._failover.signature)
         except RegattaError as err:
             if isinstance(err, RunnerLost):
-                self._tell(degraded.model_copy(update={"retried": self._retried, "crashed": True}))
+                self._tell(replace(degraded, retried=self._retried, crashed=True))
             self._put_off(degraded, str(err))
             return
         try:
@@ -186,7 +187,7 @@ class Caretaker:
         self._wait_from(time.time())
         logger.info("event=winner_not_back candidate=%s why=%s", degraded.winner, why)
         if self._degraded is degraded:
-            self._degraded = degraded.model_copy(update={"retried": self._retried})
+            self._degraded = replace(degraded, retried=self._retried)
 
     def _wait_from(self, now: float) -> None:
         """Let the next retry be due after its wait, which is reckoned from `now` (seconds since 1970)."""

@@ -24,7 +24,7 @@ from regatta_agent.serving.placed import PlacedModel
 from regatta_agent.serving.seat import Seat, Signature, open_seat
 from regatta_agent.serving.spec import Contender, ServeSpec
 from regatta_agent.serving.tensors import Array
-from regatta_protocol.manifest import TensorSpec
+from regatta_protocol.values import TensorSpec
 
 __all__ = ["Companions"]
 

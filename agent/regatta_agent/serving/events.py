@@ -8,14 +8,13 @@ than in its race; `shadowed` with each window while the next version computes li
 
 from __future__ import annotations
 
+from dataclasses import dataclass, fields
 from typing import Annotated, Literal
 
-from pydantic import Field, RootModel
-
-from regatta_protocol.codec import decode
-from regatta_protocol.errors import RegattaError, Rejected, Retryable
-from regatta_protocol.measurement import ServingWindow
-from regatta_protocol.wire import Wire
+from regatta_protocol.bounds import Bounds
+from regatta_protocol.errors import RegattaError, Rejected, Retryable, TooLarge
+from regatta_protocol.plain import parse_json, read
+from regatta_protocol.values import ServingWindow
 
 __all__ = [
     "MAX_EVENT_BYTES",
@@ -38,25 +37,28 @@ MAX_EVENT_BYTES = 65_536  # a window with every bucket of its sketch is about 25
 Family = Literal["retryable", "rejected", "misuse"]
 
 
-class SelfTest(Wire):
+@dataclass(frozen=True, kw_only=True)
+class SelfTest:
     """How the placed candidate did on the golden samples of its bundle."""
 
-    samples: int = Field(ge=0)  # 0: there were none for this variant
+    samples: Annotated[int, Bounds(ge=0)]  # 0: there were none for this variant
     snr_db: float | None = None  # of all outputs against the reference kernels; None when equal or untested
     passed: bool
     reason: str
 
 
-class Ready(Wire):
+@dataclass(frozen=True, kw_only=True)
+class Ready:
     """The worker answers on its socket."""
 
     event: Literal["ready"] = "ready"
-    load_us: float = Field(ge=0)  # from the process's first line to the end of the first inference
+    load_us: Annotated[float, Bounds(ge=0)]  # from the process's first line to the end of the first inference
     self_test: SelfTest
     tcp: str | None = None  # the address bound, when one was asked for
     grpc: str | None = None  # and that of gRPC, when it is the worker's own
 
 
+@dataclass(frozen=True, kw_only=True)
 class WindowClosed(ServingWindow):
     """A window has ended."""
 
@@ -64,10 +66,11 @@ class WindowClosed(ServingWindow):
 
     def window(self) -> ServingWindow:
         """Return the telemetry item without the event's name."""
-        return ServingWindow.model_validate(self.model_dump(exclude={"event"}))
+        return ServingWindow(**{one.name: getattr(self, one.name) for one in fields(ServingWindow)})
 
 
-class Failed(Wire):
+@dataclass(frozen=True, kw_only=True)
+class Failed:
     """The worker cannot serve and ends."""
 
     event: Literal["failed"] = "failed"
@@ -75,7 +78,8 @@ class Failed(Wire):
     family: Family
 
 
-class Degraded(Wire):
+@dataclass(frozen=True, kw_only=True)
+class Degraded:
     """Another candidate serves in place of the winner."""
 
     event: Literal["degraded"] = "degraded"
@@ -87,7 +91,8 @@ class Degraded(Wire):
     crashed: bool = False  # this news is of a crash or a hang of the winner's library, and not said for another reason
 
 
-class Recovered(Wire):
+@dataclass(frozen=True, kw_only=True)
+class Recovered:
     """The winner serves again."""
 
     event: Literal["recovered"] = "recovered"
@@ -95,7 +100,8 @@ class Recovered(Wire):
     retried: tuple[float, ...] = ()
 
 
-class Drifted(Wire):
+@dataclass(frozen=True, kw_only=True)
+class Drifted:
     """On a quiet machine the placement has been slower than in its race, time after time: the race is out of date."""
 
     event: Literal["drifted"] = "drifted"
@@ -104,23 +110,27 @@ class Drifted(Wire):
     found_us: float
 
 
-class Shadowed(Wire):
+@dataclass(frozen=True, kw_only=True)
+class Shadowed:
     """How the next version's answers have compared with this one's so far, on live requests."""
 
     event: Literal["shadowed"] = "shadowed"
     socket: str  # of the next version's worker
-    requests: int = Field(ge=0)
-    failed: int = Field(ge=0)  # of them, by the next version
-    classified: int = Field(ge=0)  # of them, both answers being classes
-    agreed: int = Field(ge=0)  # of those
+    requests: Annotated[int, Bounds(ge=0)]
+    failed: Annotated[int, Bounds(ge=0)]  # of them, by the next version
+    classified: Annotated[int, Bounds(ge=0)]  # of them, both answers being classes
+    agreed: Annotated[int, Bounds(ge=0)]  # of those
     snr_db: float | None = None  # of the others
 
 
 WorkerEvent = Ready | WindowClosed | Degraded | Recovered | Drifted | Shadowed | Failed
 
 
-class _Line(RootModel[Annotated[WorkerEvent, Field(discriminator="event")]]):
-    pass
+@dataclass(frozen=True)
+class _Line:
+    """Any event."""
+
+    said: WorkerEvent
 
 
 def parse_event(line: bytes) -> WorkerEvent:
@@ -129,7 +139,9 @@ def parse_event(line: bytes) -> WorkerEvent:
     Raises:
         Rejected: when it is none.
     """
-    return decode(_Line, line, MAX_EVENT_BYTES).root
+    if len(line) > MAX_EVENT_BYTES:
+        raise TooLarge(f"an event of {len(line)} bytes is over the limit of {MAX_EVENT_BYTES}")
+    return read(_Line, {"said": parse_json(line)}, "this is no event of a worker").said
 
 
 def family_of(error: RegattaError) -> Family:

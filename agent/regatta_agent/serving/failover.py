@@ -21,7 +21,7 @@ from regatta_agent.serving.seat import Seat, Signature, is_guarded, open_seat
 from regatta_agent.serving.spec import Contender, ServeSpec
 from regatta_agent.serving.tensors import Array
 from regatta_protocol.errors import Misuse, RegattaError
-from regatta_protocol.manifest import TensorSpec
+from regatta_protocol.values import TensorSpec
 from regatta_runtimes.errors import InvokeFailed
 from regatta_runtimes.session import samples_of
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import OrderedDict
 
 from regatta_protocol.errors import Rejected
-from regatta_protocol.measurement import Accuracy
+from regatta_protocol.values import Accuracy
 
 __all__ = ["Feedback"]
 

@@ -19,12 +19,12 @@ import numpy as np
 from regatta_agent.serving.tensors import Array
 from regatta_protocol.errors import Rejected
 
-__all__ = ["Channel", "Frame", "Kind"]
+__all__ = ["MAX_TEXT_BYTES", "Channel", "Frame", "Kind"]
 
 _HEAD = struct.Struct("<BIH")  # kind, bytes of text, number of arrays
 _ARRAY = struct.Struct("<4sB8q")  # dtype as numpy writes it, number of dimensions, dimensions
 _DIMENSIONS = 8
-_MAX_TEXT_BYTES = 1 << 20
+MAX_TEXT_BYTES = 1 << 20
 _MAX_ARRAYS = 256
 _MAX_ARRAY_BYTES = 1 << 28  # a segmentation map of 4096 x 4096 classes in float32 fits
 _JOINED_BYTES = 65_536  # smaller frames leave in one write; larger ones would be copied for it
@@ -92,7 +92,7 @@ class Channel:
             Rejected: when what comes is no frame, or too large.
         """
         kind, text_bytes, count = _HEAD.unpack(self._read(_HEAD.size, patience_s))
-        if text_bytes > _MAX_TEXT_BYTES or count > _MAX_ARRAYS or kind not in _KINDS:
+        if text_bytes > MAX_TEXT_BYTES or count > _MAX_ARRAYS or kind not in _KINDS:
             raise Rejected(f"no frame came: kind {kind}, {text_bytes} bytes of text, {count} arrays")
         rest = self._read(text_bytes + count * _ARRAY.size, patience_s)
         arrays = []

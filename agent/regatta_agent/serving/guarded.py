@@ -15,13 +15,13 @@ from collections.abc import Sequence
 
 from regatta_agent.bytecode import inherited_flags
 from regatta_agent.serving import giving_way
-from regatta_agent.serving.frames import Channel, Frame, Kind
+from regatta_agent.serving.frames import MAX_TEXT_BYTES, Channel, Frame, Kind
 from regatta_agent.serving.runner import Opened, Opening
 from regatta_agent.serving.spec import Contender
 from regatta_agent.serving.tensors import Array
-from regatta_protocol.codec import decode, encode
 from regatta_protocol.errors import Rejected
-from regatta_protocol.manifest import TensorSpec
+from regatta_protocol.plain import read_json, to_json
+from regatta_protocol.values import TensorSpec
 from regatta_runtimes.errors import CreateFailed, InvokeFailed
 
 __all__ = ["GuardedSession", "RunnerLost"]
@@ -80,10 +80,10 @@ class GuardedSession:
             memory_bytes=memory_bytes,
         )
         try:
-            frame = self._ask(Kind.OPEN, encode(opening), doing="opening the model")
+            frame = self._ask(Kind.OPEN, to_json(opening), doing="opening the model")
             if frame.kind is Kind.FAILED:
                 raise CreateFailed(frame.text.decode("utf-8", "replace"))
-            self._opened = decode(Opened, frame.text)
+            self._opened = read_json(Opened, frame.text, MAX_TEXT_BYTES)
         except BaseException:
             self.close()
             raise

@@ -19,11 +19,13 @@ KEPT_OUT = {
     "bz2": "zip files may be packed with it, and ours are not",
     "hashlib": "digests are checked before a worker starts; brings OpenSSL",
     "hmac": "comparing tokens, of TCP only; brings OpenSSL",
+    "ipaddress": "addresses of TCP",
     "locale": "subprocess asks it for the encoding of text, and is given bytes",
     "lzma": "as bz2",
     "pickle": "nobody's pickles are read",
-    "secrets": "pydantic compares secrets with it",
+    "platform": "numpy tells bug reports of it",
     "ssl": "TCP with TLS only; brings OpenSSL",
+    "statistics": "what a power sensor tells; brings decimal and fractions",
     "tokenize": "linecache and inspect read sources with it",
     "wave": "sounds only",
     # numpy 1 imports these all, numpy 2 those that are used
@@ -45,6 +47,6 @@ def keeping_out() -> Iterator[None]:
     """Keep KEPT_OUT out of what is imported meanwhile, and numpy from starting threads."""
     for name, value in _ONE_THREAD.items():
         os.environ.setdefault(name, value)
-    leave_out(("importlib.metadata",))  # pydantic asks it for plug-ins, which are off: email, zipfile, csv, 1.5 MB
+    leave_out(("importlib.metadata",))  # asked for a runtime's version, by races: email, zipfile, csv, 1.5 MB
     with deferred(KEPT_OUT):
         yield

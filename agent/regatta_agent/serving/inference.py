@@ -14,8 +14,7 @@ from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any, NamedTuple, Protocol
 
-from pydantic import BaseModel, ConfigDict, Field
-
+from regatta_agent.serving.header import InputEntry, read_header
 from regatta_agent.serving.tensors import (
     Array,
     check_size,
@@ -26,12 +25,10 @@ from regatta_agent.serving.tensors import (
     encode_json,
 )
 from regatta_agent.serving.waiting import DEFAULT_PRIORITY, LOWEST_PRIORITY
-from regatta_protocol.codec import decode
 from regatta_protocol.errors import Rejected
 
 __all__ = ["InferRequest", "NamedTensor", "RegionSlice", "SharedMemory", "WantedOutput", "parse_infer", "render_infer"]
 
-MAX_TENSORS = 256  # TFLite models with more inputs or outputs are not known to us
 MAX_CLASSES = 1000
 _MAX_TIMEOUT_US = 3_600_000_000
 _MAX_JSON_BYTES = 8 * 1024 * 1024  # parsed, `{},{},…` takes fifty times as much memory
@@ -93,32 +90,6 @@ class InferRequest(NamedTuple):
     stacked: bool = False  # inputs hold many samples along their first dimension, computed one after another
 
 
-class _Tensor(BaseModel):
-    model_config = ConfigDict(extra="ignore")
-
-    name: str = Field(max_length=512)
-    shape: list[int] = Field(max_length=32)
-    datatype: str = Field(max_length=32)
-    parameters: dict[str, Any] = Field(default_factory=dict, max_length=64)
-    data: list[Any] | None = None
-
-
-class _Output(BaseModel):
-    model_config = ConfigDict(extra="ignore")
-
-    name: str = Field(max_length=512)
-    parameters: dict[str, Any] = Field(default_factory=dict, max_length=64)
-
-
-class _Request(BaseModel):
-    model_config = ConfigDict(extra="ignore")
-
-    id: str | None = Field(default=None, max_length=256)
-    parameters: dict[str, Any] = Field(default_factory=dict, max_length=64)
-    inputs: list[_Tensor] = Field(min_length=1, max_length=MAX_TENSORS)
-    outputs: list[_Output] = Field(default_factory=list, max_length=MAX_TENSORS)
-
-
 def parse_infer(
     body: bytes | memoryview, header_length: bytes | None, shared: SharedMemory | None = None
 ) -> InferRequest:
@@ -149,9 +120,9 @@ def parse_infer(
     return request._replace(inputs=tuple(inputs))
 
 
-def _read_header(text: bytes, offered: bool) -> tuple[tuple[_Tensor, ...], InferRequest]:
+def _read_header(text: bytes, offered: bool) -> tuple[tuple[InputEntry, ...], InferRequest]:
     """Return the inputs that the JSON part describes, and the request but for them; `offered`: shared memory is."""
-    document = decode(_Request, text, limit_bytes=max(1, len(text)))
+    document = read_header(text)
     binary_default = _flag(document.parameters, "binary_data_output", default=False)
     outputs = tuple(
         WantedOutput(
@@ -194,7 +165,7 @@ def _header_length(text: bytes | None, body_bytes: int) -> int:
 
 
 def _decode(
-    tensor: _Tensor, rest: memoryview, *, has_binary: bool, shared: SharedMemory | None
+    tensor: InputEntry, rest: memoryview, *, has_binary: bool, shared: SharedMemory | None
 ) -> tuple[Array, memoryview]:
     """Return the input's array and what is left of the binary part."""
     region = _region("input", tensor.name, tensor.parameters, offered=shared is not None)

@@ -15,11 +15,12 @@ from typing import Any
 import numpy as np
 
 from regatta_agent.serving.inference import InferRequest, NamedTensor, WantedOutput
-from regatta_agent.serving.settings import NonFinite
+from regatta_agent.serving.spec import NonFinite
 from regatta_agent.serving.tensors import Array, all_finite, datatype_of, decode_binary
 from regatta_protocol.errors import Rejected
-from regatta_protocol.manifest import ImageInput, TensorSpec
-from regatta_protocol.processing import Processing
+from regatta_protocol.plain import to_document
+from regatta_protocol.processing import ImageInput, Processing
+from regatta_protocol.values import TensorSpec
 from regatta_runtimes.session import dequantize, quantize
 
 __all__ = ["ModelInterface", "body_limit_bytes", "image_input"]
@@ -204,7 +205,7 @@ class ModelInterface:
         """Return the body of model metadata; a quantized tensor's scale and zero point are in its parameters."""
         shared: dict[str, Any] = dict(parameters)
         if self.image is not None:
-            shared["input"] = self.image.model_dump(mode="json")
+            shared["input"] = to_document(self.image)
         shared["labels"] = len(self.labels)
         return {
             "name": name,

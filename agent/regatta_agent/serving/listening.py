@@ -17,9 +17,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
+from regatta_agent.serving.addresses import is_loopback
 from regatta_agent.serving.http import Connection, Endpoint
-from regatta_agent.serving.settings import TlsFiles, is_loopback
-from regatta_agent.serving.spec import ServeSpec, check_socket_path
+from regatta_agent.serving.spec import ServeSpec, TlsFiles, check_socket_path
 from regatta_agent.serving.tcp import BACKLOG, bind_tcp
 from regatta_protocol.durable import read_bounded
 from regatta_protocol.errors import Misuse

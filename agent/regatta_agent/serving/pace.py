@@ -8,8 +8,6 @@ tells it from the load of the machine.
 
 from __future__ import annotations
 
-from statistics import median
-
 __all__ = ["Drift", "Pace", "is_faster"]
 
 _WINDOW = 50
@@ -45,7 +43,7 @@ class Pace:
         if len(self._samples) < _WINDOW and not ended:
             return False
         if enough:
-            self.median_us = median(self._samples) / 1000
+            self.median_us = sorted(self._samples)[len(self._samples) // 2] / 1000
             slow = self.median_us > self._limit_us
             self._slow_windows = self._slow_windows + 1 if slow else 0
         self._samples.clear()

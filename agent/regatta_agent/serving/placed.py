@@ -4,9 +4,11 @@ calls it once it is open.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -19,11 +21,11 @@ from regatta_agent.serving.processed import MAX_PROCESSED_BYTES, infer_processed
 from regatta_agent.serving.spec import ServeSpec
 from regatta_agent.serving.stacked import STACK_BYTES, Serving, infer_stacked, interface_of_stacks
 from regatta_agent.serving.tensors import Array
-from regatta_protocol.codec import decode
 from regatta_protocol.durable import read_bounded
 from regatta_protocol.errors import RegattaError, Rejected
-from regatta_protocol.manifest import MAX_MANIFEST_BYTES, Manifest
-from regatta_protocol.processing import Processing
+from regatta_protocol.plain import parse_json
+from regatta_protocol.processing import Processing, read_described
+from regatta_protocol.values import MAX_MANIFEST_BYTES
 
 __all__ = ["Answer", "PlacedModel", "open_placed", "read_labels"]
 
@@ -203,22 +205,30 @@ def open_placed(
             raise Rejected(f"{path} of {spec.model}:{spec.version} is not there: fetch the version again")
     processing, labels = Processing(), read_labels(spec.labels_path)
     if spec.manifest_path is not None:
-        manifest = decode(Manifest, read_bounded(spec.manifest_path, MAX_MANIFEST_BYTES), MAX_MANIFEST_BYTES)
-        processing = _processing(manifest)
+        processing = _processing(spec.manifest_path)
     failover, opened = open_failover(spec, on_switch, on_slow)
     if processing.image is None and processing.audio is None:
-        processing = processing.model_copy(update={"image": image_input(failover.inputs)})
+        processing = replace(processing, image=image_input(failover.inputs))
     interface = ModelInterface(failover.inputs, failover.outputs, labels, processing, spec.non_finite)
     return PlacedModel(failover, interface, _most_rows(spec, failover)), failover, opened
 
 
-def _processing(manifest: Manifest) -> Processing:
-    """Return what the manifest describes; only its picture when the rest is of a newer fleet."""
+def _processing(path: Path) -> Processing:
+    """Return what the manifest, which the agent has checked, describes; what is of a newer fleet is left out.
+
+    Raises:
+        Rejected: when the file is no manifest.
+    """
+    manifest = parse_json(read_bounded(path, MAX_MANIFEST_BYTES))
+    if not isinstance(manifest, dict):
+        raise Rejected(f"{path} is no manifest: fetch the version again")
     try:
-        return manifest.processing
+        return read_described(manifest, "the processing is not understood here")
     except Rejected as err:
         logger.warning("event=processing_left_out reason=%s", err)
-        return Processing(image=manifest.input)
+    with contextlib.suppress(Rejected):
+        return read_described({"input": manifest.get("input")}, "the picture is not understood here")
+    return Processing()
 
 
 def _most_rows(spec: ServeSpec, failover: Failover) -> int:

@@ -12,9 +12,9 @@ import logging
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from regatta_protocol.measurement import Power, unknown_power
+from regatta_protocol.values import Power, unknown_power
 from regatta_runtimes.power.energy import Idle, Run, energy_of, idle_of
 from regatta_runtimes.power.level import MIN_PERIODS, level, period_seen
 from regatta_runtimes.power.recorder import Recorder
@@ -111,7 +111,7 @@ class PowerMeter:
         if self._idle is None:
             return power
         told = f"idle power is from {self._idle_from}, so its drift since then is not in the uncertainty"
-        return power.model_copy(update={"reason": "; ".join(filter(None, (power.reason, told)))})
+        return replace(power, reason="; ".join(filter(None, (power.reason, told))))
 
 
 def _idle_of_race(race: Power | None) -> Idle | None:

@@ -12,7 +12,7 @@ from urllib.parse import unquote
 
 from regatta_agent.serving.http import Request, Response, error_response
 from regatta_agent.serving.shared_memory import RegionBody, Regions
-from regatta_protocol.codec import decode
+from regatta_protocol.plain import read_json
 
 __all__ = ["answer_regions"]
 
@@ -45,7 +45,7 @@ def answer_regions(regions: Regions | None, request: Request, parts: list[str]) 
     if action == "status":
         return Response(200, json.dumps(regions.status(name)).encode())
     if action == "register" and name is not None:
-        regions.register(name, decode(RegionBody, bytes(request.body), _MAX_BODY_BYTES))
+        regions.register(name, read_json(RegionBody, bytes(request.body), _MAX_BODY_BYTES))
     else:
         regions.unregister(name)
     return Response(200)

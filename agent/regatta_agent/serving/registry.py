@@ -10,12 +10,12 @@ import contextlib
 import hashlib
 import os
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
-from regatta_protocol.codec import decode, encode
 from regatta_protocol.durable import read_bounded
 from regatta_protocol.errors import Rejected
-from regatta_protocol.wire import Wire
+from regatta_protocol.plain import read_json, to_json
 
 __all__ = ["Entry", "Registry"]
 
@@ -23,7 +23,8 @@ _MAX_ENTRY_BYTES = 8192
 Stamp = tuple[int, int]
 
 
-class Entry(Wire):
+@dataclass(frozen=True, kw_only=True)
+class Entry:
     """A region: `byte_size` bytes from `offset` of the object `key`.
 
     Device and inode are the object's, so that another one, made later under the same key, is not taken for it.
@@ -53,7 +54,7 @@ class Registry:
         self._folder.mkdir(mode=0o700, exist_ok=True)
         fresh = self._folder / f".{os.getpid()}.new"
         try:
-            fresh.write_bytes(encode(entry))
+            fresh.write_bytes(to_json(entry))
             self._path(entry.name).hardlink_to(fresh)
         finally:
             fresh.unlink(missing_ok=True)
@@ -91,5 +92,5 @@ class Registry:
 
 def _read(path: Path) -> Entry | None:
     with contextlib.suppress(FileNotFoundError, Rejected):  # removed meanwhile, or of another program's making
-        return decode(Entry, read_bounded(path, _MAX_ENTRY_BYTES), _MAX_ENTRY_BYTES)
+        return read_json(Entry, read_bounded(path, _MAX_ENTRY_BYTES), _MAX_ENTRY_BYTES)
     return None

@@ -14,22 +14,22 @@ import signal
 import socket
 import sys
 import time
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from regatta_agent.serving.frames import Channel, Kind
-from regatta_protocol.codec import decode, encode
+from regatta_agent.serving.frames import MAX_TEXT_BYTES, Channel, Kind
 from regatta_protocol.errors import RegattaError
-from regatta_protocol.manifest import TensorSpec
 from regatta_protocol.parent import die_with_parent
-from regatta_protocol.wire import Wire
-from regatta_runtimes.candidate import Plugin, parse_candidate_id
+from regatta_protocol.plain import read_json, to_json
+from regatta_protocol.values import Plugin, TensorSpec
+from regatta_runtimes.candidate import parse_candidate_id
 from regatta_runtimes.session import Session, open_session
 
 __all__ = ["Opened", "Opening", "main"]
 
 
-class Opening(Wire):
+@dataclass(frozen=True, kw_only=True)
+class Opening:
     """What the worker asks for, once."""
 
     candidate_id: str
@@ -38,7 +38,8 @@ class Opening(Wire):
     memory_bytes: int
 
 
-class Opened(Wire):
+@dataclass(frozen=True, kw_only=True)
+class Opened:
     """The model is open."""
 
     inputs: tuple[TensorSpec, ...]
@@ -67,7 +68,7 @@ def main(arguments: list[str]) -> int:
     signal.signal(signal.SIGTERM, signal.SIG_IGN)  # the worker drains first, and needs this process to do so
     channel = Channel(socket.socket(fileno=descriptor))
     with contextlib.suppress(EOFError, BrokenPipeError, ConnectionResetError):
-        opening = decode(Opening, channel.receive().text)
+        opening = read_json(Opening, channel.receive().text, MAX_TEXT_BYTES)
         resource.setrlimit(resource.RLIMIT_DATA, (opening.memory_bytes, opening.memory_bytes))
         try:
             candidate = replace(parse_candidate_id(opening.candidate_id), plugin=opening.plugin)
@@ -76,7 +77,7 @@ def main(arguments: list[str]) -> int:
             channel.send(Kind.FAILED, str(err).encode())
             return err.exit_code
         opened = Opened(inputs=session.inputs, outputs=session.outputs, delegated_nodes=session.delegated_nodes)
-        channel.send(Kind.OPENED, encode(opened))
+        channel.send(Kind.OPENED, to_json(opened))
         _serve(session, channel)
     return 0
 

@@ -12,7 +12,6 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
-from statistics import median
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -24,7 +23,7 @@ from regatta_agent.serving.pace import Pace
 from regatta_agent.serving.spec import Contender, ServeSpec
 from regatta_agent.serving.tensors import Array
 from regatta_protocol.errors import Rejected
-from regatta_protocol.manifest import TensorSpec
+from regatta_protocol.values import TensorSpec
 from regatta_runtimes.candidate import parse_candidate_id
 from regatta_runtimes.errors import CreateFailed
 from regatta_runtimes.reference import compare
@@ -151,7 +150,7 @@ class Seat:
         for number in range(_TIMED + 1):
             self.run_own(inputs[number % len(inputs)])
             times.append(self.compute_ns)
-        return median(times[1:]) / 1000
+        return float(np.median(times[1:])) / 1000
 
     def self_test(self, golden: Path | None) -> SelfTest:
         """Return how it does on golden samples, by the race's own measure; without any it must infer once.

@@ -17,9 +17,8 @@ An unready server or model answers 400, as the protocol's text asks ("a 4xx stat
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
-
-from pydantic import BaseModel, ConfigDict, Field
+from dataclasses import dataclass
+from typing import Annotated, Any
 
 import regatta_protocol
 from regatta_agent.serving.feedback import Feedback
@@ -29,8 +28,9 @@ from regatta_agent.serving.metrics import CONTENT_TYPE, openmetrics, statistics
 from regatta_agent.serving.regions import answer_regions
 from regatta_agent.serving.shared_memory import Regions
 from regatta_agent.serving.window import Tally
-from regatta_protocol.codec import decode
+from regatta_protocol.bounds import Bounds, Strict
 from regatta_protocol.errors import Rejected
+from regatta_protocol.plain import read_json
 
 __all__ = ["Service"]
 
@@ -47,10 +47,9 @@ _SHARED_MEMORY = "system_shared_memory"
 _MAX_FEEDBACK_BYTES = 16_384
 
 
-class _FeedbackBody(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True)
-
-    id: str = Field(min_length=1, max_length=256)
+@dataclass(frozen=True, kw_only=True)
+class _FeedbackBody(Strict):
+    id: Annotated[str, Bounds(min_length=1, max_length=256)]
     label: int | str | None = None
     correct: bool | None = None
 
@@ -168,7 +167,7 @@ class Service:
         placed = self._inferences.placed
         if placed is None:
             return not_ready()
-        body = decode(_FeedbackBody, bytes(request.body), _MAX_FEEDBACK_BYTES)
+        body = read_json(_FeedbackBody, bytes(request.body), _MAX_FEEDBACK_BYTES)
         if (body.label is None) == (body.correct is None):
             return error_response(400, "feedback has exactly one of label and correct")
         label = placed.interface.class_of(body.label) if isinstance(body.label, str) else body.label

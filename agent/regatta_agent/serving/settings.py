@@ -5,47 +5,37 @@ Beyond loopback nothing listens without TLS and a token; a section that asks for
 
 from __future__ import annotations
 
-import ipaddress
+from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Literal
+from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
-
+from regatta_agent.serving.addresses import is_loopback, split_address
+from regatta_agent.serving.spec import GRPC_EXTRA, NonFinite, TlsFiles
+from regatta_protocol.bounds import Bounds, Strict
 from regatta_protocol.ids import ModelNameField
 
-__all__ = ["GRPC_EXTRA", "NonFinite", "ServingSettings", "TlsFiles", "is_loopback", "split_address"]
+__all__ = ["ServingSettings"]
 
-NonFinite = Literal["reject", "pass"]
-GRPC_EXTRA = "pip install 'regatta-edge[grpc]'"
-
-
-class TlsFiles(BaseModel):
-    """A certificate chain and its key, both PEM."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    certificate: Path
-    key: Path
+_Addresses = Annotated[dict[ModelNameField, str], Bounds(max_length=256)]  # model -> HOST:PORT
 
 
-class ServingSettings(BaseModel):
+@dataclass(frozen=True, kw_only=True)
+class ServingSettings(Strict):
     """How every model of this device is served."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    tcp: dict[ModelNameField, str] = Field(default_factory=dict, max_length=256)  # model -> HOST:PORT
+    tcp: _Addresses = field(default_factory=dict)
     grpc: bool = False  # every model answers gRPC too, on RUN_DIR/MODEL.grpc (extra grpc)
-    grpc_tcp: dict[ModelNameField, str] = Field(default_factory=dict, max_length=256)  # model -> HOST:PORT, for gRPC
+    grpc_tcp: _Addresses = field(default_factory=dict)  # for gRPC
     tls_certificate: Path | None = None  # with tls_key: TCP is TLS
     tls_key: Path | None = None
     token_file: Path | None = None  # its first line is the bearer token that TCP clients give
     shared_memory: bool = False  # the system shared-memory extension, for clients on this machine
     non_finite: NonFinite = "reject"  # inputs that hold NaN or infinity
-    queue_length: int = Field(default=32, ge=1, le=4096)  # requests of one model waiting or running
-    connections: int = Field(default=256, ge=1, le=20_000)  # of one model; more are refused
-    max_batch: int = Field(default=16, ge=1, le=256)  # rows computed together where that pays; 1: never
-    batch_delay_us: int = Field(default=0, ge=0, le=1_000_000)  # how long a request may wait for others to join it
+    queue_length: Annotated[int, Bounds(ge=1, le=4096)] = 32  # requests of one model waiting or running
+    connections: Annotated[int, Bounds(ge=1, le=20_000)] = 256  # of one model; more are refused
+    max_batch: Annotated[int, Bounds(ge=1, le=256)] = 16  # rows computed together where that pays; 1: never
+    batch_delay_us: Annotated[int, Bounds(ge=0, le=1_000_000)] = 0  # how long a request may wait for others
 
     @property
     def tls(self) -> TlsFiles | None:
@@ -54,8 +44,7 @@ class ServingSettings(BaseModel):
             return None
         return TlsFiles(certificate=self.tls_certificate, key=self.tls_key)
 
-    @model_validator(mode="after")
-    def _check(self) -> ServingSettings:
+    def __post_init__(self) -> None:
         if (self.tls_certificate is None) != (self.tls_key is None):
             given, missing = ("tls_certificate", "tls_key") if self.tls_key is None else ("tls_key", "tls_certificate")
             raise ValueError(f"{given} is set and {missing} is not: set both")
@@ -76,7 +65,6 @@ class ServingSettings(BaseModel):
             if (other := taken.setdefault(address, key)) != key:
                 raise ValueError(f"{key} and {other} are both {address!r}: give each a port of its own")
         self._check_grpc()
-        return self
 
     def _check_grpc(self) -> None:
         if self.grpc_tcp and not self.grpc:
@@ -91,26 +79,3 @@ def _is_installed(module: str) -> bool:
         return find_spec(module) is not None
     except ImportError:  # the package that it is in is not
         return False
-
-
-def split_address(address: str) -> tuple[str, int]:
-    """Return the IP address and the port of `HOST:PORT` or `[HOST]:PORT`.
-
-    Raises:
-        ValueError: when it is neither.
-    """
-    host, _, port = address.rpartition(":")
-    host = host.removeprefix("[").removesuffix("]")
-    try:
-        ipaddress.ip_address(host)
-        number = int(port)
-    except ValueError as err:
-        raise ValueError(f"{address!r} is no address: write HOST:PORT with an IP address, as 127.0.0.1:8000") from err
-    if not 0 <= number < 65_536:
-        raise ValueError(f"{address!r} has no port of 1 to 65535")
-    return host, number
-
-
-def is_loopback(host: str) -> bool:
-    """Return whether the IP address is reached from this machine only."""
-    return ipaddress.ip_address(host).is_loopback

@@ -16,11 +16,10 @@ import stat
 import threading
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-from pydantic import BaseModel, ConfigDict, Field
+from typing import Annotated, Any
 
 from regatta_agent.serving.registry import Entry, Registry, Stamp
+from regatta_protocol.bounds import Bounds
 from regatta_protocol.errors import Rejected
 
 __all__ = ["MAX_REGIONS", "RegionBody", "Regions"]
@@ -31,14 +30,13 @@ _KEY = re.compile(r"/?[^/\0]{1,254}")
 _FOLDER = Path("/dev/shm")  # noqa: S108 - where shm_open(3) of glibc and musl keeps its objects
 
 
-class RegionBody(BaseModel):
+@dataclass(frozen=True, kw_only=True)
+class RegionBody:
     """The body of a registration."""
 
-    model_config = ConfigDict(extra="ignore", strict=True)
-
-    key: str = Field(min_length=1, max_length=255)
-    offset: int = Field(default=0, ge=0, le=1 << 62)
-    byte_size: int = Field(ge=1, le=1 << 62)
+    key: Annotated[str, Bounds(min_length=1, max_length=255)]
+    offset: Annotated[int, Bounds(ge=0, le=1 << 62)] = 0
+    byte_size: Annotated[int, Bounds(ge=1, le=1 << 62)]
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Protocol
 
 import numpy as np
@@ -17,7 +18,7 @@ from regatta_agent.serving.inference import InferRequest
 from regatta_agent.serving.interface import ModelInterface
 from regatta_agent.serving.tensors import Array
 from regatta_protocol.errors import Rejected
-from regatta_protocol.manifest import TensorSpec
+from regatta_protocol.values import TensorSpec
 from regatta_runtimes.errors import InvokeFailed
 from regatta_runtimes.session import Session
 
@@ -88,4 +89,4 @@ def _part(session: Serving, part: list[Array], most_rows: int) -> list[Array]:
 
 
 def _open(spec: TensorSpec) -> TensorSpec:
-    return spec.model_copy(update={"shape": (-1, *spec.shape[1:])})
+    return replace(spec, shape=(-1, *spec.shape[1:]))

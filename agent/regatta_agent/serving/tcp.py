@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import logging
 import socket
+from collections.abc import Mapping
 
-from regatta_agent.serving.settings import ServingSettings, split_address
+from regatta_agent.serving.addresses import split_address
 from regatta_protocol.errors import Misuse
 from regatta_protocol.ids import ModelName
 
@@ -40,8 +41,8 @@ def bind_tcp(address: str) -> socket.socket:
 class TcpListeners:
     """The listening sockets of the models that have a TCP address; each is handed to every worker of its model."""
 
-    def __init__(self, settings: ServingSettings) -> None:
-        self._addresses = settings.tcp
+    def __init__(self, addresses: Mapping[ModelName, str]) -> None:
+        self._addresses = addresses
         self._listeners: dict[str, socket.socket] = {}
 
     def fd_of(self, model: ModelName) -> int | None:

@@ -22,7 +22,8 @@ import numpy.typing as npt
 from regatta_agent.serving.events import WindowClosed
 from regatta_protocol import sketch
 from regatta_protocol.enums import StrEnum
-from regatta_protocol.measurement import Accuracy, Power
+from regatta_protocol.ids import ModelName
+from regatta_protocol.values import Accuracy, Power
 
 __all__ = ["Outcome", "Placement", "Stage", "Tally", "Timing", "Totals"]
 
@@ -65,7 +66,7 @@ class Timing(NamedTuple):
 class Placement:
     """What is served; it labels every figure."""
 
-    model: str
+    model: ModelName
     version: int
     candidate_id: str
 

@@ -20,18 +20,17 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from random import Random
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
-from pydantic import BaseModel
-
 from regatta_agent.serving import giving_way
 from regatta_agent.serving.caretaker import Caretaker
 from regatta_agent.serving.companions import Companions
 from regatta_agent.serving.engine import Engine, Finished
-from regatta_agent.serving.events import Failed, Ready, family_of
+from regatta_agent.serving.events import Failed, Ready, WorkerEvent, family_of
 from regatta_agent.serving.failover import Failover, Opened, Switch
 from regatta_agent.serving.feedback import Feedback
 from regatta_agent.serving.grpc import open_grpc
@@ -48,10 +47,10 @@ from regatta_agent.serving.service import Service
 from regatta_agent.serving.shared_memory import Regions
 from regatta_agent.serving.spec import MAX_SPEC_BYTES, ServeSpec
 from regatta_agent.serving.window import Outcome, Placement, Tally, Timing
-from regatta_protocol.codec import decode
 from regatta_protocol.durable import read_bounded
 from regatta_protocol.errors import Misuse, RegattaError, Rejected, Retryable
 from regatta_protocol.parent import die_with_parent
+from regatta_protocol.plain import read_json, to_json
 from regatta_runtimes.power.finder import open_sensor
 
 if TYPE_CHECKING:
@@ -90,10 +89,10 @@ class Reporter:
         self._thread = threading.Thread(target=self._write, name="events", daemon=True)
         self._thread.start()
 
-    def tell(self, event: BaseModel) -> None:
+    def tell(self, event: WorkerEvent) -> None:
         """Say `event`; it is dropped when the parent has not read for long."""
         with contextlib.suppress(queue.Full):
-            self._queue.put_nowait(event.model_dump_json(exclude_none=True).encode() + b"\n")
+            self._queue.put_nowait(to_json(event) + b"\n")
 
     def close(self) -> None:
         """Wait a moment for what was said to be read."""
@@ -159,7 +158,7 @@ class Worker:
             self._inferences, self._tally, self._feedback, lambda: len(self._server.connections), self._regions
         )
         listeners = 1 + (spec.grpc_path is not None) + (spec.grpc_tcp is not None)  # each bounds its own connections
-        limits = spec.limits.model_copy(update={"connections": _room_for(spec.limits.connections, listeners)})
+        limits = replace(spec.limits, connections=_room_for(spec.limits.connections, listeners))
         self._server = HttpServer(self._service.handle, limits, body_limit_bytes=MAX_SPEC_BYTES)
         self._grpc: GrpcServers | None = None
 
@@ -369,7 +368,7 @@ def main(arguments: list[str], started_ns: int) -> int:
     try:
         if len(arguments) != 1:
             raise Misuse("usage: python -m regatta_agent.serving SPEC.json")
-        spec = decode(ServeSpec, read_bounded(Path(arguments[0]), MAX_SPEC_BYTES), MAX_SPEC_BYTES)
+        spec = read_json(ServeSpec, read_bounded(Path(arguments[0]), MAX_SPEC_BYTES), MAX_SPEC_BYTES)
         asyncio.run(_run(spec, reporter, started_ns))
     except Exception as err:  # noqa: BLE001 - the top of the program; _fail logs it
         return _fail(err, reporter)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from regatta_fleet.cli import output, tables
+from regatta_fleet.cli import batch_tables, output
 from regatta_fleet.cli.batch_results import results
 from regatta_fleet.cli.connection import connected, examples, json_option
 from regatta_fleet.client import FleetClient
@@ -73,7 +73,7 @@ def list_batches(client: FleetClient, as_json: bool) -> None:
     if as_json:
         output.print_json(found)
     else:
-        output.print_table(tables.batches(found))
+        output.print_table(batch_tables.batches(found))
 
 
 @batch.command(epilog=examples("regatta batch show b-7f3a9c01", "regatta batch show b-7f3a9c01 --json"))
@@ -102,11 +102,11 @@ def _print(detail: BatchDetail, as_json: bool) -> None:
         output.print_json(detail)
         return
     output.line(f"batch {detail.id}: {detail.model} over {detail.input}, results in {detail.output}")
-    output.print_table(tables.batch_devices(detail))
+    output.print_table(batch_tables.batch_devices(detail))
     for one in detail.devices:
         if one.summary is not None:
             output.line()
-            output.print_table(tables.batch_summary(one.device, one.summary))
+            output.print_table(batch_tables.batch_summary(one.device, one.summary))
 
 
 def _request(

@@ -7,7 +7,7 @@ import time
 import click
 
 from regatta_fleet import figures, verdicts
-from regatta_fleet.cli import output, tables
+from regatta_fleet.cli import device_tables, output, race_tables
 from regatta_fleet.cli.connection import connected, examples, json_option
 from regatta_fleet.cli.parsing import DURATION
 from regatta_fleet.client import FleetClient
@@ -61,7 +61,7 @@ def list_devices(client: FleetClient, group: str | None, as_json: bool) -> None:
     if as_json:
         output.print_json(found)
     else:
-        output.print_table(tables.devices(found, time.time()))
+        output.print_table(device_tables.devices(found, time.time()))
 
 
 @device.command(epilog=examples("regatta device show cam-1", "regatta device show cam-1 --json"))
@@ -105,14 +105,14 @@ def print_device(detail: DeviceDetail, now: float) -> None:
         ("received", f"{figures.size(detail.bytes_received)} over MQTT"),
         *([("lost", f"{detail.dropped_items:,} items of telemetry")] if detail.dropped_items else []),
         ("generation", f"{detail.reported_generation} of {detail.desired_generation}"),
-        *tables.board_facts(detail.board),
+        *device_tables.board_facts(detail.board),
     )
     output.line(f"Device {detail.id}")
     for name, value in facts:
         output.line(f"  {name:<13} {value}")
     output.line()
-    output.print_table(tables.device_models(detail))
-    for race in tables.races(detail):
+    output.print_table(device_tables.device_models(detail))
+    for race in race_tables.races(detail):
         output.line()
         output.print_table(race)
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from regatta_fleet import figures
-from regatta_fleet.cli import output, tables
+from regatta_fleet.cli import device_tables, model_tables, output
 from regatta_fleet.cli.connection import connected, examples, json_option
 from regatta_fleet.cli.described import processing_option, read_described
 from regatta_fleet.cli.optimize import optimize, recipe
@@ -87,7 +87,9 @@ def push(
     A bare model file is inspected, run on reference kernels for its golden samples and measured, all here. Only files
     that the server lacks are uploaded: after an interruption the same command goes on with the next file.
     """
-    from regatta_fleet.bundle import Bundle, BundleSource, bundle_from_model
+    from regatta_fleet.bare_model import bundle_from_model
+    from regatta_fleet.bundle import Bundle
+    from regatta_fleet.bundle_source import BundleSource
 
     known = parse_model_name(name)
     policy = given_policy(options).model_dump(exclude_unset=True)
@@ -113,7 +115,7 @@ def push(
         output.print_json(manifest)
         return
     output.line(f"pushed {manifest.ref}", "good")
-    output.print_table(tables.variants(manifest))
+    output.print_table(model_tables.variants(manifest))
     output.hint(f"send it to devices: `regatta rollout start {manifest.ref} --to all`")
 
 
@@ -126,7 +128,7 @@ def list_models(client: FleetClient, as_json: bool) -> None:
     if as_json:
         output.print_json(found)
     else:
-        output.print_table(tables.models(found))
+        output.print_table(model_tables.models(found))
 
 
 @model.command(epilog=examples("regatta model show digits", "regatta model show digits:2 --json"))
@@ -164,12 +166,12 @@ def show(client: FleetClient, name: str, as_json: bool) -> None:
     for label, value in facts:
         output.line(f"  {label:<11} {value}")
     output.line()
-    output.print_table(tables.variants(manifest))
+    output.print_table(model_tables.variants(manifest))
     output.line()
     if manifest.history:
-        output.print_table(tables.lineage(manifest))
+        output.print_table(model_tables.lineage(manifest))
         output.line()
-    output.print_table(tables.model_devices(detail))
+    output.print_table(device_tables.model_devices(detail))
 
 
 def push_bundle(client: FleetClient, name: str, bundle: Bundle, policy: dict[str, object] | None = None) -> Manifest:
@@ -198,7 +200,7 @@ def _overlay_words(manifest: Manifest) -> str:
 
 
 def _input_words(manifest: Manifest) -> str:
-    picture, sound = manifest.input, manifest.processing.audio
+    picture, sound = manifest.processing.image, manifest.processing.audio
     if sound is not None:
         each = sound.features_per_frame
         return f"sound at {sound.sample_rate_hz} Hz, {sound.frames} frames of {each} ({sound.features})"

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from regatta_fleet.cli import output, tables
+from regatta_fleet.cli import model_tables, output
 from regatta_fleet.cli.connection import examples, home_option, json_option, open_client, url_option
 from regatta_fleet.cli.described import processing_option, read_described
 from regatta_protocol.ids import parse_model_name
@@ -16,7 +16,7 @@ from regatta_protocol.quantity import parse_size_bytes
 from regatta_runtimes.policy_options import given_policy, policy_options
 
 if TYPE_CHECKING:
-    from regatta_fleet.bundle import BundleSource
+    from regatta_fleet.bundle_source import BundleSource
     from regatta_fleet.optimize.report import OptimizeReport
 
 __all__ = ["optimize", "recipe"]
@@ -111,7 +111,8 @@ def optimize(
     With --recipe its steps are followed. Finished steps are kept by the digest of all that they depend on: after an
     interruption the same command goes on where it was.
     """
-    from regatta_fleet.bundle import Bundle, BundleSource
+    from regatta_fleet.bundle import Bundle
+    from regatta_fleet.bundle_source import BundleSource
     from regatta_fleet.cli.model import push_bundle
 
     known = None if name is None else parse_model_name(name)
@@ -145,7 +146,7 @@ def optimize(
             report if manifest is None else {"report": output.plain(report), "manifest": output.plain(manifest)}
         )
         return
-    output.print_table(tables.optimized(report))
+    output.print_table(model_tables.optimized(report))
     if manifest is not None:
         output.line(f"pushed {manifest.ref}", "good")
     else:

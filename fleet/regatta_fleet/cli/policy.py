@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from regatta_fleet.cli import output, tables
+from regatta_fleet.cli import output, rollout_tables
 from regatta_fleet.cli.connection import connected, examples, json_option
 from regatta_fleet.client import FleetClient
 from regatta_protocol.ids import ModelName, parse_model_name
@@ -78,7 +78,7 @@ def show(client: FleetClient, group: str | None, as_json: bool) -> None:
     if as_json:
         output.print_json({"policies": [one.model_dump(mode="json", exclude_unset=True) for one in found]})
     else:
-        output.print_table(tables.policies(found))
+        output.print_table(rollout_tables.policies(found))
 
 
 @policy.command("clear", epilog=examples("regatta policy clear battery", "regatta policy clear all --model digits"))

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import click
 
 from regatta_fleet import figures
-from regatta_fleet.cli import exit_codes, output, tables
+from regatta_fleet.cli import exit_codes, output, rollout_tables
 from regatta_fleet.cli.connection import connected, examples, json_option
 from regatta_fleet.cli.parsing import DURATION, GATE, WAVES, GateSetting
 from regatta_fleet.client import FleetClient
@@ -95,7 +95,7 @@ def list_rollouts(client: FleetClient, as_json: bool) -> None:
     if as_json:
         output.print_json(found)
     else:
-        output.print_table(tables.rollouts(found, time.time()))
+        output.print_table(rollout_tables.rollouts(found, time.time()))
 
 
 @rollout.command(epilog=examples("regatta rollout show r-7f3a", "regatta rollout show r-7f3a --wait"))
@@ -183,7 +183,7 @@ def story(detail: RolloutDetail) -> list[tuple[str, output.Style]]:
         head = f"wave {wave.number} of {len(detail.waves)}"
         if wave.state == WaveState.PENDING:
             continue
-        lines.append((f"{head}: sent to {tables.few(wave.devices)}", "dim"))
+        lines.append((f"{head}: sent to {rollout_tables.few(wave.devices)}", "dim"))
         if wave.state == WaveState.OBSERVING and (wave.succeeded or wave.failed):
             lines.append((f"{head}: {wave.succeeded} succeeded, {wave.failed} failed of {len(wave.devices)}", ""))
         if wave.state == WaveState.OBSERVING and wave.waiting:
@@ -204,9 +204,9 @@ def _print(detail: RolloutDetail, as_json: bool) -> None:
         return
     now = time.time()
     gate = detail.gate
-    output.print_table(tables.rollouts([detail], now))
+    output.print_table(rollout_tables.rollouts([detail], now))
     output.line()
-    output.print_table(tables.waves(detail))
+    output.print_table(rollout_tables.waves(detail))
     output.line()
     windows = "update windows are not waited for" if detail.ignore_window else "and the time until update windows open"
     output.line(

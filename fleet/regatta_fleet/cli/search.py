@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from regatta_fleet.cli import output, tables
+from regatta_fleet.cli import model_tables, output
 from regatta_fleet.cli.connection import examples, home_option, json_option, open_client, url_option
 from regatta_protocol.ids import parse_device_id
 from regatta_protocol.quantity import parse_latency_us
@@ -100,7 +100,7 @@ def search(
     one in float and int8; search.md, search.json and search.svg beside its report tell every candidate and the Pareto
     front. Needs the [train] extra.
     """
-    from regatta_fleet.bundle import BundleSource
+    from regatta_fleet.bundle_source import BundleSource
     from regatta_fleet.optimize.recipe.document import RecipeFile
     from regatta_fleet.optimize.recipe.models import Limits, QuantizeStep, Recipe, SearchStep
     from regatta_fleet.optimize.recipe.run import RecipeRun, optimize_by_recipe
@@ -130,7 +130,7 @@ def search(
     if as_json:
         output.print_json(report)
         return
-    output.print_table(tables.optimized(report))
+    output.print_table(model_tables.optimized(report))
     output.hint(f"what was tried: {output_folder / 'search.md'}")
     output.hint(f"push it: `regatta model push {output_folder} --name NAME`")
 

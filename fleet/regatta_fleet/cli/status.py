@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import click
 
 from regatta_fleet import figures
-from regatta_fleet.cli import output, tables
+from regatta_fleet.cli import device_tables, model_tables, output, rollout_tables
 from regatta_fleet.cli.connection import connected, examples, json_option
 from regatta_fleet.client import FleetClient
 from regatta_fleet.schemas import FleetEvent
@@ -39,12 +39,12 @@ def status(client: FleetClient, as_json: bool) -> None:
         "" if fleet.broker_up else "bad",
     )
     output.line()
-    output.print_table(tables.devices(fleet.devices, now))
+    output.print_table(device_tables.devices(fleet.devices, now))
     output.line()
-    output.print_table(tables.models(fleet.models))
+    output.print_table(model_tables.models(fleet.models))
     output.line()
     newest = sorted(fleet.rollouts, key=lambda rollout: rollout.created_at, reverse=True)
-    output.print_table(tables.rollouts(newest[:_SHOWN_ROLLOUTS], now))
+    output.print_table(rollout_tables.rollouts(newest[:_SHOWN_ROLLOUTS], now))
     if len(newest) > _SHOWN_ROLLOUTS:
         output.line(f"  {len(newest) - _SHOWN_ROLLOUTS} older: `regatta rollout list`", "dim")
 
@@ -63,7 +63,7 @@ def events(client: FleetClient, follow: bool, as_json: bool) -> None:
         if as_json:
             output.print_json(found)
         else:
-            output.print_table(tables.events(found))
+            output.print_table(rollout_tables.events(found))
         return
     for event in follow_events(client):
         if as_json:

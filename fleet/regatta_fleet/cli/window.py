@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from regatta_fleet.cli import output, tables
+from regatta_fleet.cli import output, rollout_tables
 from regatta_fleet.cli.connection import connected, examples, json_option
 from regatta_fleet.client import FleetClient
 from regatta_protocol.errors import Rejected
@@ -67,7 +67,7 @@ def show(client: FleetClient, group: str | None, as_json: bool) -> None:
     if as_json:
         output.print_json(found)
     else:
-        output.print_table(tables.windows(found))
+        output.print_table(rollout_tables.windows(found))
 
 
 @window.command("clear", epilog=examples("regatta window clear shops", "regatta window clear all"))

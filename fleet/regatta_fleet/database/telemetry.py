@@ -10,11 +10,13 @@ from sqlalchemy import Connection, Row, delete, insert, select, update
 from regatta_fleet.database.race_results import note_race
 from regatta_fleet.database.tables import batches, devices, races, served
 from regatta_fleet.schemas import ServingSummary
-from regatta_protocol.codec import decode, encode
+from regatta_protocol.codec import MAX_PAYLOAD_BYTES, decode, encode
 from regatta_protocol.ids import DeviceId, ModelName
-from regatta_protocol.measurement import Accuracy, Power, RaceReport
-from regatta_protocol.messages import RaceItem, ServingWindow, TelemetryBatch
+from regatta_protocol.measurement import RaceReport
+from regatta_protocol.messages import RaceItem, TelemetryBatch
+from regatta_protocol.plain import read_json, to_json
 from regatta_protocol.sketch import HIGHEST, LOWEST, bucket_of, merge, quantile
+from regatta_protocol.values import Accuracy, Power, ServingWindow
 
 __all__ = ["RACES_KEPT", "forget_old_batches", "list_races", "record_batch", "serving_summaries"]
 
@@ -94,7 +96,7 @@ def _add_window(tx: Connection, device: DeviceId, window: ServingWindow) -> None
         & (served.c.placement == window.placement)
     )
     row = tx.execute(select(served).where(where)).one_or_none()
-    power = None if window.power is None else encode(window.power).decode()
+    power = None if window.power is None else to_json(window.power).decode()
     correct, total = (0, 0) if window.feedback is None else (window.feedback.correct, window.feedback.total)
     if row is None:
         tx.execute(
@@ -141,7 +143,7 @@ def _summary(rows: Iterable[Row[tuple[object, ...]]]) -> ServingSummary:
         p50_us=quantile(counts, 0.5),
         p99_us=quantile(counts, 0.99),
         feedback=Accuracy(correct=correct, total=total) if total else None,
-        power=decode(Power, power.encode()) if power else None,
+        power=read_json(Power, power.encode(), MAX_PAYLOAD_BYTES) if power else None,
         since=min(row.since for row in listed),
         until=max(row.until for row in listed),
     )

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from regatta_fleet import figures
-from regatta_fleet.cli import output, tables
+from regatta_fleet.cli import device_tables, model_tables, output, race_tables
 from regatta_fleet.cli.connection import open_client
 from regatta_fleet.cli.model import push_bundle
 from regatta_fleet.cli.rollout import follow, story
@@ -34,7 +34,7 @@ from regatta_fleet.home import read_server_info
 from regatta_fleet.schemas import GateConfig, RolloutDetail, RolloutRequest, ServingSummary, TokenRequest
 from regatta_protocol.errors import RegattaError, Retryable
 from regatta_protocol.ids import DeviceId, ModelName, ModelRef
-from regatta_protocol.measurement import Power
+from regatta_protocol.values import Power
 
 if TYPE_CHECKING:
     from regatta_fleet.bundle import Bundle
@@ -156,7 +156,7 @@ def _play(stage: Stage) -> dict[str, Any]:
 
         _step(3, f"Push the bundle as {_MODEL}:1: signed and stored")
         good = push_bundle(fleet, _MODEL, bundle)
-        output.print_table(tables.variants(good))
+        output.print_table(model_tables.variants(good))
 
         _step(4, "Two devices enrol with one-time tokens; each makes its own key")
         for device in _DEVICES:
@@ -182,8 +182,8 @@ def _play(stage: Stage) -> dict[str, Any]:
             race = race_of(detail, good.ref)
             if race:
                 output.line(f"On {detail.id}:")
-                output.print_table(tables.race(race))
-        output.print_table(tables.devices(details, time.time()))
+                output.print_table(race_tables.race(race))
+        output.print_table(device_tables.devices(details, time.time()))
     return {
         "page": page,
         "variants": variants_document(good),
@@ -210,7 +210,8 @@ def _page(stage: Stage) -> str:
 
 def _optimize(stage: Stage) -> Bundle:
     # numpy and the quantizer take a second to import: not before they are needed.
-    from regatta_fleet.bundle import Bundle, BundleSource
+    from regatta_fleet.bundle import Bundle
+    from regatta_fleet.bundle_source import BundleSource
     from regatta_fleet.examples import digits
     from regatta_fleet.examples.digits.data import calibration, evaluation
     from regatta_fleet.optimize.pipeline import optimize
@@ -225,7 +226,8 @@ def _optimize(stage: Stage) -> Bundle:
 
 
 def _damaged_bundle(stage: Stage) -> Bundle:
-    from regatta_fleet.bundle import BundleSource, bundle_from_model
+    from regatta_fleet.bare_model import bundle_from_model
+    from regatta_fleet.bundle_source import BundleSource
     from regatta_fleet.examples import digits
     from regatta_fleet.examples.digits.damage import damaged_copy
 

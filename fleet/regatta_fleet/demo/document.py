@@ -20,7 +20,8 @@ from regatta_fleet import verdicts
 from regatta_fleet.schemas import DeviceDetail, DeviceModel, RolloutDetail
 from regatta_protocol.ids import ModelRef
 from regatta_protocol.manifest import Manifest
-from regatta_protocol.measurement import Power, RaceReport, unknown_power
+from regatta_protocol.measurement import RaceReport
+from regatta_protocol.values import Power, unknown_power
 
 __all__ = ["device_document", "race_of", "rollout_document", "served_model", "variants_document"]
 

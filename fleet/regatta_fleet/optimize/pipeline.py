@@ -17,16 +17,8 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from regatta_fleet.bundle import (
-    BundleSource,
-    check_given,
-    check_place,
-    file_ref,
-    golden_count,
-    input_image,
-    read_labels,
-    write_bundle,
-)
+from regatta_fleet.bundle import check_place, file_ref, write_bundle
+from regatta_fleet.bundle_source import BundleSource, check_given, golden_count, input_image, read_labels
 from regatta_fleet.labels import labels_text
 from regatta_fleet.optimize.evaluate import measure_variant
 from regatta_fleet.optimize.plot import can_plot, plot_variants
@@ -44,8 +36,9 @@ from regatta_protocol.durable import write_durably
 from regatta_protocol.errors import Rejected
 from regatta_protocol.ids import Digest
 from regatta_protocol.manifest import FileRef, LineageStep, Policy, Variant
-from regatta_protocol.measurement import Accuracy, CandidateResult
-from regatta_protocol.processing import Processing
+from regatta_protocol.measurement import CandidateResult
+from regatta_protocol.processing import Processing, as_json
+from regatta_protocol.values import Accuracy
 from regatta_runtimes.golden import write_golden
 from regatta_runtimes.inspect import ModelFacts, inspect_model
 
@@ -244,9 +237,9 @@ def _write(
         golden=refs["golden"],
         evaluation=refs.get("evaluation"),
         labels=refs.get("labels"),
-        input=input_image(source, facts),
-        audio=None if source.processing is None else source.processing.audio,
-        result=None if source.processing is None else source.processing.result,
+        input=as_json(input_image(source, facts)),
+        audio=None if source.processing is None else as_json(source.processing.audio),
+        result=None if source.processing is None else as_json(source.processing.result),
         policy=source.policy,
         source=report.source,
         lineage=(

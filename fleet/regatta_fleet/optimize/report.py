@@ -5,7 +5,8 @@ from __future__ import annotations
 from pydantic import Field
 
 from regatta_protocol.manifest import LineageStep
-from regatta_protocol.measurement import Accuracy, CandidateResult, Latency
+from regatta_protocol.measurement import CandidateResult
+from regatta_protocol.values import Accuracy, Latency
 from regatta_protocol.wire import Wire
 
 __all__ = ["LayerReport", "OptimizeReport", "VariantReport", "markdown"]

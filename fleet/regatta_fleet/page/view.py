@@ -23,8 +23,9 @@ from regatta_fleet.schemas import (
     RolloutState,
 )
 from regatta_protocol.batch import BatchState
-from regatta_protocol.measurement import Accuracy, CandidateResult, Latency, Outcome, Power, RaceReport
+from regatta_protocol.measurement import CandidateResult, Outcome, RaceReport
 from regatta_protocol.messages import InstallState
+from regatta_protocol.values import Accuracy, Latency, Power
 from regatta_runtimes.report import ranked
 
 __all__ = [

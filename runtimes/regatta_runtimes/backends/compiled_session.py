@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from regatta_protocol.errors import Rejected
-from regatta_protocol.manifest import TensorSpec
+from regatta_protocol.values import TensorSpec
 from regatta_runtimes.candidate import Candidate
 from regatta_runtimes.errors import InvokeFailed, PrepareFailed, one_line
 from regatta_runtimes.flatbuffer import Graph, Survey

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from regatta_protocol.errors import Rejected
-from regatta_protocol.manifest import TensorSpec
+from regatta_protocol.values import TensorSpec
 from regatta_runtimes.backends.vendor_log import taken_in
 from regatta_runtimes.candidate import Candidate
 from regatta_runtimes.errors import (

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from pydantic import Field
+from dataclasses import dataclass
+from typing import Annotated
 
-from regatta_protocol.wire import Wire
+from regatta_protocol.bounds import Bounds
 
 __all__ = ["MAX_BITSTREAM_BYTES", "MAX_TREE_BYTES", "OverlayFiles"]
 
@@ -12,11 +13,12 @@ MAX_BITSTREAM_BYTES = 256 * 1024 * 1024  # the largest Zynq UltraScale+ needs 45
 MAX_TREE_BYTES = 1024 * 1024  # what configfs takes of a blob (SZ_1M in Xilinx's drivers/of/configfs.c)
 
 
-class OverlayFiles(Wire):
+@dataclass(frozen=True, kw_only=True)
+class OverlayFiles:
     """An overlay as files on this machine."""
 
     name: str
     bitstream: str
     device_tree: str | None = None
-    flags: int = Field(default=0, ge=0, le=0xFFFF_FFFF)
+    flags: Annotated[int, Bounds(ge=0, le=0xFFFF_FFFF)] = 0
     delegate: str

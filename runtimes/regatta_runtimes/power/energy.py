@@ -13,11 +13,11 @@ No energy is told when inferring draws less than SIGMAS of idle more than idle.
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Sequence
-from dataclasses import dataclass
-from statistics import median, stdev
+from dataclasses import dataclass, replace
 
-from regatta_protocol.measurement import Power, unknown_power
+from regatta_protocol.values import Power, unknown_power
 from regatta_runtimes.power.level import UNIFORM, Level
 from regatta_runtimes.power.sensor import PowerSensor
 
@@ -78,16 +78,14 @@ def energy_of(runs: Sequence[Run], idle: Idle | None, sensor: PowerSensor, perio
         coverage=sensor.coverage,
         sensor=sensor.name,
         sensor_period_ms=round(period_s * 1000, 3),
-        power_mw=round(median(run.level.mean_mw for run in runs), 3),
+        power_mw=round(statistics.median(run.level.mean_mw for run in runs), 3),
         duration_s=round(sum(run.level.duration_s for run in runs), 3),
         repetitions=len(runs),
     )
     if idle is None:
-        return power.model_copy(
-            update={"reason": "idle power is not known yet, so energy is not: there was no quiet time"}
-        )
-    power = power.model_copy(update={"idle_power_mw": round(idle.mean_mw, 3)})
-    net_mw = median(run.level.mean_mw - idle.mean_mw for run in runs)
+        return replace(power, reason="idle power is not known yet, so energy is not: there was no quiet time")
+    power = replace(power, idle_power_mw=round(idle.mean_mw, 3))
+    net_mw = statistics.median(run.level.mean_mw - idle.mean_mw for run in runs)
     stuck = _stuck(runs, idle, net_mw)
     if stuck is not None:
         return unknown_power(f"sensor {sensor.name} {stuck}")
@@ -98,25 +96,24 @@ def energy_of(runs: Sequence[Run], idle: Idle | None, sensor: PowerSensor, perio
     steps_mw = [each for each in (idle.step_mw, *(run.level.step_mw for run in runs)) if each > 0]
     step_mw = min(steps_mw, default=0.0) / UNIFORM
     idle_mw = math.hypot(idle.error_mw, math.sqrt(2) * step_mw)
-    error_mj = math.hypot(_random_mj(runs, energies_mj, per_inference_s), idle_mw * median(per_inference_s))
-    error_mw = error_mj / median(per_inference_s)
+    error_mj = math.hypot(_random_mj(runs, energies_mj, per_inference_s), idle_mw * statistics.median(per_inference_s))
+    error_mw = error_mj / statistics.median(per_inference_s)
     needed_mw = SIGMAS * max(math.hypot(idle.sigma_mw, step_mw), error_mw)
     if net_mw < needed_mw:
         reason = (
             f"inferring draws {net_mw:.0f} mW more than idle, under {SIGMAS} sigma of it ({needed_mw:.0f} mW): "
             "the energy cannot be told from noise"
         )
-        return power.model_copy(update={"reason": reason})
+        return replace(power, reason=reason)
     coarse = not sensor.counts and not steps_mw
     note = (
         "every reading was the same, so the sensor's step is unknown, and with it the uncertainty" if coarse else None
     )
-    return power.model_copy(
-        update={
-            "energy_per_inference_mj": median(energies_mj),
-            "energy_uncertainty_mj": None if coarse else _COVERAGE_FACTOR * error_mj,
-            "reason": note,
-        }
+    return replace(
+        power,
+        energy_per_inference_mj=statistics.median(energies_mj),
+        energy_uncertainty_mj=None if coarse else _COVERAGE_FACTOR * error_mj,
+        reason=note,
     )
 
 
@@ -136,6 +133,8 @@ def _stuck(runs: Sequence[Run], idle: Idle, net_mw: float) -> str | None:
 def _random_mj(runs: Sequence[Run], energies_mj: Sequence[float], per_inference_s: Sequence[float]) -> float:
     """Return the runs' part in the standard uncertainty of their median; it shrinks with their number."""
     count = len(runs)
-    single_mj = median(run.level.error_mw * each_s for run, each_s in zip(runs, per_inference_s, strict=True))
-    scatter_mj = stdev(energies_mj) if count > 1 else 0.0
+    single_mj = statistics.median(
+        run.level.error_mw * each_s for run, each_s in zip(runs, per_inference_s, strict=True)
+    )
+    scatter_mj = statistics.stdev(energies_mj) if count > 1 else 0.0
     return max(single_mj, scatter_mj) / math.sqrt(count) * (_MEDIAN_COST if count > 2 else 1.0)

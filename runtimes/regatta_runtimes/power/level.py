@@ -12,10 +12,10 @@ and after the last reading the power is taken to be theirs. Standard uncertainti
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from statistics import fmean, median, pstdev
 
 from regatta_runtimes.power.sensor import PowerSensor, Reading, UnknownPower
 
@@ -64,7 +64,7 @@ def period_seen(readings: Sequence[Reading], sensor: PowerSensor) -> float:
     """
     if len(readings) < 2:
         return sensor.period_s
-    between_s = median(after.at_s - before.at_s for before, after in pairwise(readings))
+    between_s = statistics.median(after.at_s - before.at_s for before, after in pairwise(readings))
     known_s = max(sensor.period_s, between_s if between_s > _SPARSE * sensor.interval_s else 0.0)
     changes = [after.at_s for before, after in pairwise(readings) if after.figure != before.figure]
     all_new = len(changes) > 2 and len({reading.figure for reading in readings}) == len(changes) + 1
@@ -88,10 +88,10 @@ def level(span: Span, sensor: PowerSensor, period_s: float, fault: str | None = 
     powers_mw = [power for _, power in _powers(readings, sensor.counts)]
     energy_mj = _energy_mj(span, sensor.counts)
     residuals = _residuals(readings, sensor.counts)
-    spread_mw = pstdev(residuals)
+    spread_mw = statistics.pstdev(residuals)
     held_s = (readings[0].at_s - span.start_s) + (span.stop_s - readings[-1].at_s) + _missing_s(readings, period_s)
     if sensor.counts:
-        ends_mj = period_s * fmean(powers_mw) * math.sqrt(2) / UNIFORM
+        ends_mj = period_s * statistics.fmean(powers_mw) * math.sqrt(2) / UNIFORM
         sampling_mj = 0.0
     else:
         ends_mj = period_s * abs(powers_mw[-1] - powers_mw[0]) / math.sqrt(3)
@@ -99,7 +99,7 @@ def level(span: Span, sensor: PowerSensor, period_s: float, fault: str | None = 
     error_mj = math.hypot(sampling_mj, ends_mj, held_s * spread_mw)
     return Level(
         mean_mw=energy_mj / span.duration_s,
-        spread_mw=pstdev(powers_mw),
+        spread_mw=statistics.pstdev(powers_mw),
         error_mw=error_mj / span.duration_s,
         step_mw=_step_mw(powers_mw, sensor),
         duration_s=span.duration_s,
@@ -173,7 +173,7 @@ def _energy_mj(span: Span, counts: bool) -> float:
 def _residuals(readings: Sequence[Reading], counts: bool) -> list[float]:
     """Return the powers about the straight line through them: a ramp is no noise."""
     powers = _powers(readings, counts)
-    mean_s, mean_mw = fmean(at for at, _ in powers), fmean(power for _, power in powers)
+    mean_s, mean_mw = statistics.fmean(at for at, _ in powers), statistics.fmean(power for _, power in powers)
     variance = math.fsum((at - mean_s) ** 2 for at, _ in powers)
     slope = math.fsum((at - mean_s) * (power - mean_mw) for at, power in powers) / variance
     return [power - mean_mw - slope * (at - mean_s) for at, power in powers]
@@ -183,14 +183,14 @@ def _sampling_mw(residuals: Sequence[float], periods: float) -> float:
     """Return the standard error of the mean, as single readings show it or as batches of them do."""
     count = min(len(residuals), periods)
     size = len(residuals) // _BATCHES
-    batches = [fmean(residuals[index * size : (index + 1) * size]) for index in range(_BATCHES)]
-    return max(pstdev(residuals) / math.sqrt(count), pstdev(batches) / math.sqrt(_BATCHES - 1))
+    batches = [statistics.fmean(residuals[index * size : (index + 1) * size]) for index in range(_BATCHES)]
+    return max(statistics.pstdev(residuals) / math.sqrt(count), statistics.pstdev(batches) / math.sqrt(_BATCHES - 1))
 
 
 def _missing_s(readings: Sequence[Reading], period_s: float) -> float:
     """Return how long the readings were silent beyond what is usual."""
     gaps = [after.at_s - before.at_s for before, after in pairwise(readings)]
-    usual_s = 2 * max(period_s, median(gaps)) if gaps else 0.0
+    usual_s = 2 * max(period_s, statistics.median(gaps)) if gaps else 0.0
     return sum(gap - usual_s for gap in gaps if gap > usual_s)
 
 

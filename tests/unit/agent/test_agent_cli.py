@@ -150,8 +150,14 @@ def test_run_without_an_identity_ends_with_the_way_to_get_one(
         ("max_attempts = ", "is not TOML"),
         ('log_level = "loud"', "log_level"),
         ("[power]\nfactor = 0", "power.factor"),
-        ("[power]\nsensors = 1", "'power.sensors'; the keys are command, factor, mqtt, offset_mw, sensor"),
-        ('[power.command]\nrun = ["x"]\nperiod = 1', "'power.command.period'; the keys are coverage, period_s, run"),
+        (
+            "[power]\nsensors = 1",
+            "power.sensors: there is no such key; the keys are command, factor, mqtt",
+        ),
+        (
+            '[power.command]\nrun = ["x"]\nperiod = 1',
+            "command.period: there is no such key; the keys are coverage",
+        ),
         ('[power.mqtt]\nhost = "h"', "power.mqtt.topic"),
         ('[power]\nsensor = "rapl"\ncommand = {run = ["x"]}', "sensor and command are given: keep one"),
         ('update_window = "2-5"', "update_window.*'2-5' is no update window: write for example 02:00-05:00"),

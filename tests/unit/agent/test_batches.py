@@ -35,6 +35,7 @@ from regatta_protocol.ids import ModelName
 
 _LIMITS = Limits(max_attempts=3)
 _FOLDER, _INPUTS = PurePosixPath("/data/out"), (PurePosixPath("/data/in"),)
+_RESERVE_BYTES = 16_000_000
 _SUMMARY = BatchSummary(records=5, refused=1, seconds=1.0, per_second=5.0)
 _S = BatchState
 
@@ -44,8 +45,13 @@ def job(number: int = 1, /, **fields: object) -> BatchJob:
     return BatchJob.model_validate({**given, **fields})
 
 
-def facts(now_s: float = 0.0, racing: str | None = None, serving: tuple[str, ...] = ("digits",)) -> BatchFacts:
-    return BatchFacts(now_s, frozenset(serving), racing, _FOLDER, _INPUTS)
+def facts(
+    now_s: float = 0.0,
+    racing: str | None = None,
+    serving: tuple[str, ...] = ("digits",),
+    free_bytes: int | None = None,
+) -> BatchFacts:
+    return BatchFacts(now_s, frozenset(serving), racing, _FOLDER, _INPUTS, free_bytes, _RESERVE_BYTES)
 
 
 def states(runs: tuple[BatchRun, ...]) -> list[str]:
@@ -203,6 +209,23 @@ def test_a_full_disk_costs_no_attempt_and_an_hour() -> None:
         assert planned(runs, facts(now_s + _LIMITS.space_wait_s - 1.0))[0].state is _S.QUEUED
         assert "3 bytes are free; next in 6" in (runs[0].reason or "")
         now_s += 1.1 * _LIMITS.space_wait_s
+
+
+def test_a_job_that_found_the_disk_full_goes_on_as_soon_as_there_is_space() -> None:
+    """With 1 MB more than then, and the reserve; what was left meanwhile by less, or is not known, is no space."""
+    (run,) = concluded(
+        planned(taken_up((), (job(),)), facts()), "b-1", Broken("full", full=True, free_bytes=15_500_000),
+        0.0, Random(1), _LIMITS,
+    )  # fmt: skip
+
+    for free_bytes in (None, 0, 15_500_000, 16_499_999):
+        assert planned((run,), facts(1.0, free_bytes=free_bytes))[0].state is _S.QUEUED
+    assert planned((run,), facts(1.0, free_bytes=16_500_000))[0].state is _S.RUNNING
+    below_reserve = run.model_copy(update={"full_at_bytes": 100})
+    assert planned((below_reserve,), facts(1.0, free_bytes=15_999_999))[0].state is _S.QUEUED
+    (again,) = planned((run,), facts(1.0, free_bytes=16_500_000))
+    (broken,) = concluded((again,), "b-1", Broken("the model is away"), 1.0, Random(1), _LIMITS)
+    assert broken.full_at_bytes is None, "a fault that has nothing to do with space waits its time"
 
 
 def test_a_clock_that_is_put_back_by_years_does_not_put_a_job_off_for_years() -> None:

@@ -12,7 +12,8 @@ from regatta_agent.outbox import Outbox
 from regatta_protocol.errors import StorageFull
 from regatta_protocol.ids import DeviceId, ModelName
 from regatta_protocol.measurement import BoardFacts, RaceReport
-from regatta_protocol.messages import RaceItem, ServingWindow
+from regatta_protocol.messages import RaceItem
+from regatta_protocol.values import ServingWindow
 
 
 class _Broker:

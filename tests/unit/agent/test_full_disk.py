@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from planning import IDLE, LIMITS, NAME, an_install, on_disk, settled, wanting
-from regatta_agent.core import outcomes
+from regatta_agent.core import outcomes, worker_outcomes
 from regatta_agent.core.facts import Begin, Facts, StartWorker
 from regatta_agent.core.installs import AgentRecord
 from regatta_agent.patience import Patience
@@ -51,7 +51,8 @@ def refused(record: AgentRecord, facts: Facts, rng: Random, error: StorageFull |
     space_bytes = facts.free_bytes + facts.run_free_bytes
     install = record.find(_REF)
     assert install is not None
-    after = outcomes.starved if install.state in (InstallState.PLACED, InstallState.COMMITTED) else outcomes.failed
+    with_worker = install.state in (InstallState.PLACED, InstallState.COMMITTED)
+    after = worker_outcomes.starved if with_worker else outcomes.failed
     return after(record, _REF, error, facts.now_s, rng, LIMITS, space_bytes)
 
 

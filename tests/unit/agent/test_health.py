@@ -10,7 +10,7 @@ from regatta_agent.core.facts import ShadowFacts, WorkerFacts
 from regatta_agent.core.health import judge_accuracy, judge_shadow, judge_trial
 from regatta_agent.core.installs import Install, RaceSummary
 from regatta_protocol.ids import ModelName
-from regatta_protocol.measurement import Accuracy
+from regatta_protocol.values import Accuracy
 
 
 def _install(version: int, accuracy: float | None, allowed: float = 0.05, committed_at: float | None = None) -> Install:

@@ -16,19 +16,23 @@ from hypothesis import strategies as st
 
 from regatta_agent.backlog import Backlog, read_backlog
 from regatta_agent.outbox import Outbox
+from regatta_agent.outbox_file import OutboxFile
 from regatta_agent.telemetry_batches import MAX_BATCH_ITEMS
 from regatta_protocol import sketch
 from regatta_protocol.codec import decode_zlib
 from regatta_protocol.errors import Retryable
 from regatta_protocol.ids import DeviceId, ModelName
-from regatta_protocol.measurement import Accuracy, BoardFacts, RaceReport
-from regatta_protocol.messages import RaceItem, ServingWindow, TelemetryBatch
+from regatta_protocol.measurement import BoardFacts, RaceReport
+from regatta_protocol.messages import RaceItem, TelemetryBatch
+from regatta_protocol.plain import to_json
+from regatta_protocol.values import Accuracy, ServingWindow
 
 
 def window(number: int, buckets: int = 3, placement: str | None = None) -> ServingWindow:
     """A window; each is of a placement of its own unless one is given."""
     return ServingWindow(
-        model=ModelName("m"), version=1, placement=placement or f"p{number}", start=number, stop=number + 1,
+        model=ModelName("m"), version=1, placement=placement or f"p{number}", start=float(number),
+        stop=float(number + 1),
         requests=buckets, errors=number % 2, feedback=Accuracy(correct=number % 3, total=3),
         latency_counts={i * 7919 % 1_000_003: i * 104_729 % 999_983 for i in range(buckets)},
     )  # fmt: skip
@@ -131,7 +135,7 @@ def test_the_oldest_go_first_and_their_number_is_told_once(tmp_path: Path) -> No
 
 
 def encoded(number: int) -> bytes:
-    return window(number).model_dump_json(exclude_none=True).encode()
+    return to_json(window(number))
 
 
 def test_what_is_too_old_goes_by_the_agents_own_time(tmp_path: Path) -> None:
@@ -246,12 +250,12 @@ def test_a_file_that_cannot_be_used_now_loses_an_item_and_counts_it(
     outbox: Outbox, monkeypatch: pytest.MonkeyPatch, words: str
 ) -> None:
     """Whatever the disk says is told as something to try again; the next batch says how many went."""
-    connection = Outbox._connection
-    monkeypatch.setattr(Outbox, "_connection", mock.Mock(side_effect=sqlite3.OperationalError(words)))
+    connection = OutboxFile._connection
+    monkeypatch.setattr(OutboxFile, "_connection", mock.Mock(side_effect=sqlite3.OperationalError(words)))
     for use in (lambda: outbox.put(window(1)), outbox.batches, outbox.new_batch, lambda: outbox.acknowledge("b")):
         with pytest.raises(Retryable, match=r"outbox\.sqlite"):
             use()
-    monkeypatch.setattr(Outbox, "_connection", connection)
+    monkeypatch.setattr(OutboxFile, "_connection", connection)
     outbox.put(window(2))
 
     assert read(outbox, outbox.new_batch()).dropped == 1

@@ -14,8 +14,9 @@ from regatta_agent.racing import RaceSettings, race_spec
 from regatta_agent.store import Store
 from regatta_protocol.codec import encode
 from regatta_protocol.ids import Digest, ModelName, ModelRef, digest_of_bytes
-from regatta_protocol.manifest import FileRef, Manifest, Overlay, TensorSpec, Variant
+from regatta_protocol.manifest import FileRef, Manifest, Overlay, Variant
 from regatta_protocol.messages import InstallState
+from regatta_protocol.values import TensorSpec
 from regatta_runtimes.fpga.overlay import OverlayFiles
 from regatta_runtimes.race import RaceSpec
 

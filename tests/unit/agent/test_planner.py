@@ -11,12 +11,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from planning import CANDIDATE, IDLE, LIMITS, NAME, a_report, an_install, digest, on_disk, settled, wanting
-from regatta_agent.core import outcomes, rerace
+from regatta_agent.core import outcomes, rerace, worker_outcomes
 from regatta_agent.core.facts import (
     Begin,
     Cancel,
     Collect,
     JobKind,
+    Limits,
     Point,
     StartWorker,
     StopWorker,
@@ -24,7 +25,7 @@ from regatta_agent.core.facts import (
     Unpoint,
     WorkerFacts,
 )
-from regatta_agent.core.installs import AgentRecord, Degradation
+from regatta_agent.core.installs import AgentRecord, Degradation, Install
 from regatta_agent.core.planner import plan, wake_at
 from regatta_agent.core.states import IN_PROGRESS
 from regatta_protocol.errors import RegattaError, Rejected, Retryable, StorageFull, Untrusted
@@ -151,6 +152,80 @@ def test_nothing_is_collected_before_the_fleet_was_heard() -> None:
     assert not [step for step in plan(AgentRecord(), IDLE, LIMITS) if isinstance(step, Collect)]
 
 
+@pytest.mark.parametrize("state", [InstallState.RACING, InstallState.PLACED, InstallState.ON_TRIAL])
+def test_a_version_that_ends_the_board_is_given_up(state: InstallState) -> None:
+    """Whenever it is raced, its worker started or tried: there is no loop of reboots, and version 1 serves on."""
+    record = AgentRecord().with_install(an_install(1, InstallState.COMMITTED)).with_install(an_install(2, state))
+    record, boots = wanting(record, 2), 0
+
+    def second() -> Install:
+        found = record.find(ModelRef(NAME, 2))
+        assert found is not None
+        return found
+
+    while second().state in IN_PROGRESS:
+        assert boots < LIMITS.max_attempts
+        record, boots = outcomes.recovered(record, LIMITS), boots + 1
+        if second().state is not InstallState.PLACED:
+            record, _ = settled(record, replace(IDLE, stored=on_disk(1, 2)))
+
+    assert boots == LIMITS.max_attempts
+    assert "the agent ended 8 times" in (second().reason or "")
+    serving = record.serving(NAME)
+    assert serving is not None and serving.version == 1
+
+
+@pytest.mark.parametrize(
+    "waits",
+    [
+        {"reason": "waits: window opens 02:00 UTC", "opens_at": 9000.0},
+        {"reason": "waits: this board's clock is not set, so …"},
+        {"reason": "its worker cannot be started: no space left", "not_before": 9000.0, "full_at_bytes": 100},
+    ],
+)
+def test_a_start_costs_nothing_where_a_placed_version_only_waits(waits: dict[str, Any]) -> None:
+    """A board that is switched off each night may wait for weeks."""
+    record = AgentRecord().with_install(an_install(2, InstallState.PLACED, **waits))
+    for _ in range(100):
+        record = outcomes.recovered(record, LIMITS)
+
+    assert record.find(ModelRef(NAME, 2)) == an_install(2, InstallState.PLACED, **waits)
+
+
+def _kept(limits: Limits, free_bytes: int = 10**9, state: InstallState = InstallState.COMMITTED) -> list[int]:
+    """Return what is kept of six versions of 100 bytes each, of which the last one serves or is on its way."""
+    record = AgentRecord()
+    for version in range(1, 6):
+        record = record.with_install(an_install(version, InstallState.RETIRED, committed_at=float(version)))
+    record = wanting(record.with_install(an_install(6, state)), 6)
+    stored = {ref: replace(kept, size_bytes=100) for ref, kept in on_disk(1, 2, 3, 4, 5, 6).items()}
+    if state is InstallState.DOWNLOADING:
+        stored[ModelRef(NAME, 6)] = replace(stored[ModelRef(NAME, 6)], missing=1, missing_bytes=90)
+    _, steps = settled(record, replace(IDLE, stored=stored, free_bytes=free_bytes), limits)
+    (collect,) = [step for step in steps if isinstance(step, Collect)]
+    return sorted(ref.version for ref in collect.keep)
+
+
+def test_pinned_and_previous_versions_stay_and_others_as_far_as_the_budget_goes() -> None:
+    """The newest of them first; a pinned version counts, and stays although the budget is spent."""
+    pinned = replace(LIMITS, pinned=frozenset({ModelRef(NAME, 1), ModelRef(NAME, 9)}))
+
+    assert _kept(LIMITS) == [5, 6]
+    assert _kept(pinned) == [1, 5, 6]
+    assert _kept(replace(LIMITS, disk_budget_bytes=399)) == [4, 5, 6]
+    assert _kept(replace(pinned, disk_budget_bytes=400)) == [1, 4, 5, 6]
+    assert _kept(replace(pinned, keep_previous=0, disk_budget_bytes=200)) == [1, 6]
+    assert _kept(replace(LIMITS, disk_budget_bytes=10**6)) == [1, 2, 3, 4, 5, 6]
+
+
+def test_versions_that_nothing_needs_make_way_for_a_download() -> None:
+    """They go before a download waits for space; what is pinned, or served before, does not."""
+    limits = replace(LIMITS, disk_budget_bytes=10**6, disk_reserve_bytes=10, pinned=frozenset({ModelRef(NAME, 2)}))
+
+    assert _kept(limits, free_bytes=100, state=InstallState.DOWNLOADING) == [1, 2, 3, 4, 5, 6]
+    assert _kept(limits, free_bytes=99, state=InstallState.DOWNLOADING) == [2, 5, 6]
+
+
 EVERY_OTHER_HOUR = tuple(parse_window(f"{hour:02}:00-{hour + 1:02}:00 UTC") for hour in range(0, 24, 2))
 _ERRORS = (Retryable("busy"), Rejected("no"), Untrusted("expired"), StorageFull("full"))
 
@@ -160,7 +235,8 @@ class _World:
 
     def __init__(self, draw: Random, window: tuple[UpdateWindow, ...] = ()) -> None:
         self.draw = draw
-        self.limits = replace(LIMITS, update_window=window)
+        budget = draw.choice((0, 10**6))
+        self.limits = replace(LIMITS, update_window=window, disk_budget_bytes=budget)
         self.record = AgentRecord()
         self.facts = IDLE
         self.workers: list[tuple[ModelRef, WorkerFacts]] = []  # in the order they were started
@@ -231,7 +307,7 @@ class _World:
             if install is not None and install.successor is not None and worker.candidate != install.placement:
                 self.record = rerace.successor_died(self.record, ref, "signal 11")
             else:
-                self.record = outcomes.worker_died(
+                self.record = worker_outcomes.worker_died(
                     self.record, ref, "signal 11", 1.0, self.facts.now_s, self.draw, LIMITS
                 )
         self.workers = workers
@@ -244,10 +320,10 @@ class _World:
             return worker
         if self.draw.random() > luck:
             told = Degradation(placement="litert/int8/none/t1", reason="hung", since=self.facts.now_s)
-            self.record = outcomes.degraded(self.record, ref, told, (self.facts.now_s,))
+            self.record = worker_outcomes.degraded(self.record, ref, told, (self.facts.now_s,))
             self.record = rerace.drifted(self.record, ref, worker.candidate, 10.0, 20.0)
         elif install.degraded is not None:
-            self.record = outcomes.winner_back(self.record, ref, install.winner, (self.facts.now_s,))
+            self.record = worker_outcomes.winner_back(self.record, ref, install.winner, (self.facts.now_s,))
             return replace(worker, candidate=install.winner)
         return worker
 

@@ -23,7 +23,8 @@ class Rig:
     def __init__(self) -> None:
         self.inbox: queue.Queue[Event] = queue.Queue()
         self.launcher = ScriptedLauncher(self.inbox, _unused, _unused)
-        self.renewing = Renewing(self.launcher, Path("/identity"), Random(3), "boot")
+        self.free_bytes = 0
+        self.renewing = Renewing(self.launcher, Path("/identity"), Random(3), "boot", lambda: self.free_bytes)
         self.started_s: list[float] = []
         self.now_s = 0.0
 
@@ -94,3 +95,18 @@ def test_a_full_disk_is_asked_again_once_an_hour_at_most() -> None:
 
     gaps = [after - before for before, after in zip(rig.started_s, rig.started_s[1:], strict=False)]
     assert gaps and min(gaps) >= 3600.0
+
+
+def test_a_disk_that_was_full_is_asked_as_soon_as_there_is_space() -> None:
+    """And once: what is found then is not taken for want of space."""
+    rig = Rig()
+    rig.launcher.renew = lambda child: child.end(StorageFull.exit_code, "no space left to write cert.pem")
+    rig.live(700.0)
+    assert len(rig.started_s) == 1
+    rig.launcher.renew = None
+    rig.free_bytes = 65_535
+    rig.live(100.0)
+    assert len(rig.started_s) == 1
+    rig.free_bytes = 65_536
+    rig.live(DAY_S / 3)
+    assert len(rig.started_s) == 2

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from planning import IDLE, NAME, a_report, an_install, on_disk, settled, wanting
-from regatta_agent.core import outcomes
+from regatta_agent.core import outcomes, worker_outcomes
 from regatta_agent.core.facts import Begin, JobKind, Limits, Point, StartWorker, StopWorker, WorkerFacts
 from regatta_agent.core.health import judge_trial
 from regatta_agent.core.installs import AgentRecord, Degradation, Install, RaceSummary
@@ -20,8 +20,9 @@ from regatta_agent.core.standbys import next_candidate, standbys_for, start_of
 from regatta_protocol.errors import Retryable
 from regatta_protocol.ids import ModelRef
 from regatta_protocol.manifest import Policy
-from regatta_protocol.measurement import Outcome, Power
+from regatta_protocol.measurement import Outcome
 from regatta_protocol.messages import InstallState
+from regatta_protocol.values import Power
 
 CPU, PLAIN, TPU, TPU_TOO = (
     "litert/int8/xnnpack/t1",
@@ -83,7 +84,7 @@ def test_the_first_deaths_wait_for_nothing_then_the_next_best_serves_guarding_th
     """Three deaths in a row: restarted at once each time, the third time as the next candidate; the reason is kept."""
     record, waits = record_of(committed(CPU, PLAIN)), []
     for _ in range(3):
-        record = outcomes.worker_died(record, REF, "signal 11", 1.0, 1000.0, Random(1), LIMITS)
+        record = worker_outcomes.worker_died(record, REF, "signal 11", 1.0, 1000.0, Random(1), LIMITS)
         waits.append((found(record).not_before or 0.0) - 1000.0)
     after = found(record)
 
@@ -99,7 +100,7 @@ def test_when_all_keep_dying_the_waits_grow_to_their_cap() -> None:
     record, waits = record_of(committed(CPU, PLAIN)), []
     rng = Random(2)
     for _ in range(40):
-        record = outcomes.worker_died(record, REF, "signal 11", 1.0, 1000.0, rng, LIMITS)
+        record = worker_outcomes.worker_died(record, REF, "signal 11", 1.0, 1000.0, rng, LIMITS)
         waits.append((found(record).not_before or 0.0) - 1000.0)
 
     assert all(wait <= 60.0 for wait in waits)
@@ -111,22 +112,22 @@ def test_a_winner_taken_back_serves_again_and_its_retries_are_remembered() -> No
     told = Degradation(placement=PLAIN, reason="x", since=1.0)
     record = record_of(committed(CPU, PLAIN, placement=PLAIN, degraded=told))
 
-    back = found(outcomes.winner_back(record, REF, CPU, (7.0,)))
+    back = found(worker_outcomes.winner_back(record, REF, CPU, (7.0,)))
 
     assert (back.placement, back.degraded, back.retried) == (CPU, None, (7.0,))
-    assert outcomes.winner_back(record, REF, TPU, ()) == record
+    assert worker_outcomes.winner_back(record, REF, TPU, ()) == record
 
 
 def test_a_worker_s_degradation_keeps_its_beginning_and_ends_with_the_worker() -> None:
     """`since` is of the first word; a new worker begins with the winner, so nothing is degraded before it says so."""
     record = record_of(committed(TPU, CPU))
-    record = outcomes.degraded(record, REF, Degradation(placement=CPU, reason="hung", since=5.0), ())
-    record = outcomes.degraded(record, REF, Degradation(placement=CPU, reason="hung again", since=9.0), (8.0,))
+    record = worker_outcomes.degraded(record, REF, Degradation(placement=CPU, reason="hung", since=5.0), ())
+    record = worker_outcomes.degraded(record, REF, Degradation(placement=CPU, reason="hung again", since=9.0), (8.0,))
     told = found(record).degraded
 
     assert told is not None
     assert (told.reason, told.since, found(record).retried) == ("hung again", 5.0, (8.0,))
-    assert found(outcomes.worker_died(record, REF, "x", 1.0, 9.0, Random(1), LIMITS)).degraded is None
+    assert found(worker_outcomes.worker_died(record, REF, "x", 1.0, 9.0, Random(1), LIMITS)).degraded is None
     assert found(outcomes.recovered(record, LIMITS)).degraded is None
 
 

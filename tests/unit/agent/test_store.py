@@ -18,7 +18,8 @@ from regatta_agent.store import Store
 from regatta_protocol.codec import encode
 from regatta_protocol.errors import BadDigest, Exhausted, Rejected
 from regatta_protocol.ids import ModelName, ModelRef, digest_of_bytes
-from regatta_protocol.manifest import FileRef, Manifest, TensorSpec, Variant
+from regatta_protocol.manifest import FileRef, Manifest, Variant
+from regatta_protocol.values import TensorSpec
 
 DATA = Random(1).randbytes(5 * 1024 + 7)
 FILE = FileRef(digest=digest_of_bytes(DATA), size_bytes=len(DATA))

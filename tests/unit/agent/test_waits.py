@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from planning import CANDIDATE, IDLE, LIMITS, NAME, an_install, digest, settled, wanting
-from regatta_agent.core import outcomes
+from regatta_agent.core import outcomes, worker_outcomes
 from regatta_agent.core.facts import Begin, JobKind, StartWorker, StoredVersion, WorkerFacts
 from regatta_agent.core.installs import AgentRecord
 from regatta_agent.core.states import IN_PROGRESS, render_mermaid
@@ -124,9 +124,9 @@ def test_a_wait_says_why(case: Case) -> None:
     if case.error is not None:
         record = outcomes.failed(record, REF, case.error, IDLE.now_s, rng, LIMITS, IDLE.free_bytes)
     for _ in range(case.deaths):
-        record = outcomes.worker_died(record, REF, "signal 11", 1.0, IDLE.now_s, rng, LIMITS)
+        record = worker_outcomes.worker_died(record, REF, "signal 11", 1.0, IDLE.now_s, rng, LIMITS)
     if case.starved is not None:
-        record = outcomes.starved(record, REF, case.starved, IDLE.now_s, rng, LIMITS, IDLE.free_bytes)
+        record = worker_outcomes.starved(record, REF, case.starved, IDLE.now_s, rng, LIMITS, IDLE.free_bytes)
     stored = {ModelRef(NAME, 1): StoredVersion(digest(1), 0, 0)}
     if case.begins is _S.DOWNLOADING:
         stored[REF] = StoredVersion(digest(2), 1, 500)

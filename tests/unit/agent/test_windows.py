@@ -8,7 +8,7 @@ from random import Random
 import pytest
 
 from planning import CANDIDATE, IDLE, LIMITS, NAME, an_install, digest, on_disk, settled, wanting
-from regatta_agent.core import outcomes
+from regatta_agent.core import worker_outcomes
 from regatta_agent.core.facts import Begin, Facts, JobKind, StartWorker, StopWorker, StoredVersion, WorkerFacts
 from regatta_agent.core.installs import AgentRecord, Install
 from regatta_agent.core.planner import wake_at
@@ -95,7 +95,7 @@ def test_a_trial_that_was_begun_ends_and_a_failure_leads_back_at_any_time() -> N
     passed, _ = settled(trial, with_worker(CLOSED, ready_for_s=9.0))
     died, _ = settled(trial, with_worker(CLOSED))
     for _ in range(LIMITS.trial_deaths):
-        died = outcomes.worker_died(died, NEXT, "signal 11", 1.0, CLOSED.now_s, Random(1), LIMITS)
+        died = worker_outcomes.worker_died(died, NEXT, "signal 11", 1.0, CLOSED.now_s, Random(1), LIMITS)
 
     assert found(passed).state is _S.COMMITTED
     assert found(died).state is _S.ROLLED_BACK

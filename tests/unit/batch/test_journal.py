@@ -78,7 +78,7 @@ def test_finished_records_that_have_changed_are_refused(tmp_path: Path, keys: tu
         _opened(tmp_path / "out.jsonl").rest_of(_records(*keys))
 
 
-def test_a_journal_of_another_version_is_refused(tmp_path: Path) -> None:
+def test_a_journal_of_an_older_version_is_refused(tmp_path: Path) -> None:
     """What its digest means is not known."""
     journal = _opened(tmp_path / "out.jsonl")
     journal.checkpoint()
@@ -86,7 +86,7 @@ def test_a_journal_of_another_version_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "out.jsonl.journal"
     path.write_text(json.dumps({**json.loads(path.read_text()), "schema_version": 1}))
 
-    with pytest.raises(Rejected, match="another version"):
+    with pytest.raises(Rejected, match="older version"):
         _opened(tmp_path / "out.jsonl")
 
 

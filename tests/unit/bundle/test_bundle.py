@@ -10,13 +10,16 @@ import numpy as np
 import pytest
 
 from emulated_fpga import device_tree
-from regatta_fleet.bundle import Bundle, BundleSource, bundle_from_model, file_ref, golden_count, write_bundle
+from regatta_fleet.bare_model import bundle_from_model
+from regatta_fleet.bundle import Bundle, file_ref, write_bundle
+from regatta_fleet.bundle_source import BundleSource, golden_count
 from regatta_fleet.examples.digits import LABELS, MODEL, data
 from regatta_fleet.overlay import OverlaySource
 from regatta_fleet.schemas import BundleDraft
 from regatta_protocol.errors import BadDigest, Rejected
 from regatta_protocol.ids import Digest, digest_of_bytes
-from regatta_protocol.manifest import FileRef, TensorSpec, Variant
+from regatta_protocol.manifest import FileRef, Variant
+from regatta_protocol.values import TensorSpec
 from regatta_runtimes.fpga.fdt import bitstream_name
 from shared_data import shared_file
 from tiny_models import dense_model, write_samples_file
@@ -140,7 +143,7 @@ def test_a_bare_float_model_with_its_evaluation(tmp_path: Path) -> None:
     assert (variant.name, bundle.draft.task) == ("float32", "classification")
     assert variant.accuracy is not None and variant.accuracy.value > 0.98
     assert variant.latency is not None
-    assert bundle.draft.input is not None and bundle.draft.input.scale == pytest.approx(1 / 255)
+    assert bundle.draft.input is not None and bundle.draft.input["scale"] == pytest.approx(1 / 255)
     assert told == sorted(told) and told[-1] == 1.0
     with np.load(bundle.path_of(bundle.draft.golden)) as golden:
         assert golden["in.0"].shape[0] == golden["out.float32.0"].shape[0] == 16
@@ -165,7 +168,7 @@ def test_a_bare_uint8_picture_model(tmp_path: Path) -> None:
     spec, picture = bundle.draft.variants[0].inputs[0], bundle.draft.input
     assert picture is not None and spec.scale is not None and spec.zero_point is not None
     pixels = np.arange(256)
-    native = np.rint((pixels - picture.mean) * picture.scale / spec.scale + spec.zero_point)
+    native = np.rint((pixels - picture["mean"]) * picture["scale"] / spec.scale + spec.zero_point)
     assert (native == pixels).all()
 
 

@@ -6,9 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from regatta_fleet.bundle import BundleSource, bundle_from_model
+from regatta_fleet.bare_model import bundle_from_model
+from regatta_fleet.bundle_source import BundleSource
 from regatta_fleet.examples.digits import MODEL
 from regatta_protocol.errors import Rejected
+from regatta_protocol.processing import as_json
 from regatta_protocol.processing_file import read_processing
 
 _TOML = '[image]\nheight = 8\nwidth = 8\nchannels = 1\nscale = 0.0625\n[result]\nkind = "classification"\ntop = 3\n'
@@ -29,7 +31,7 @@ def test_toml_and_json_say_the_same(tmp_path: Path) -> None:
     [
         (_TOML + "tpo = 4\n", "unknown keys: result.tpo"),
         ("[picture]\nheight = 8\n", "unknown keys: picture"),
-        ("[image]\nheight = 8\n", "image.width: Field required"),
+        ("[image]\nheight = 8\n", "image.width: is required"),
         ('[result]\nkind = "guess"\n', "result"),
         ("height: 8", "neither TOML nor JSON"),
         ("{", "neither TOML nor JSON"),
@@ -49,7 +51,7 @@ def test_it_goes_into_the_bundle_when_it_fits(tmp_path: Path) -> None:
 
     bundle = bundle_from_model(MODEL, tmp_path / "bundle", BundleSource(processing=processing))
 
-    assert (bundle.draft.input, bundle.draft.result) == (processing.image, processing.result)
+    assert (bundle.draft.input, bundle.draft.result) == (as_json(processing.image), as_json(processing.result))
     (tmp_path / "p.toml").write_text(_TOML.replace("height = 8", "height = 9"))
     with pytest.raises(Rejected, match="variant float32: image: \\[1, 9, 8, 1\\]"):
         bundle_from_model(MODEL, tmp_path / "other", BundleSource(processing=read_processing(tmp_path / "p.toml")))

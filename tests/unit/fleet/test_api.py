@@ -40,7 +40,8 @@ from regatta_protocol.messages import Reported, SignedAssignment
 from regatta_protocol.testing import MemoryBroker, MemoryBus
 from regatta_protocol.topics import SERVER_FILTERS, Up, device_filters, up
 from regatta_provisioning.assignments import AssignmentKey, verify_assignment
-from regatta_provisioning.authority import Authority, serial_of
+from regatta_provisioning.authority import Authority
+from regatta_provisioning.certificates import serial_of
 from regatta_provisioning.enrollment import EnrollResponse
 from regatta_provisioning.repository import MetadataRepository
 from regatta_provisioning.tokens import parse_token

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from regatta_fleet.cli import main
-from regatta_fleet.testing import FakeFleet, serve
+from regatta_fleet.testing import FakeFleet
+from regatta_fleet.testing_app import fake_app, serve
 from regatta_protocol.batch import BatchState, BatchSummary
 from sample_fleet import give_batches, harbor
 
@@ -17,7 +18,7 @@ from sample_fleet import give_batches, harbor
 @pytest.fixture
 def fleet(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeFleet]:
     found = harbor()
-    with serve(found.app()) as url:
+    with serve(fake_app(found)) as url:
         monkeypatch.setenv("REGATTA_URL", url)
         monkeypatch.setenv("REGATTA_TOKEN", found.token)
         yield found

@@ -10,9 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from regatta_fleet.client import FleetClient, Refused, Unreachable
+from regatta_fleet.calling import Refused, Unreachable
+from regatta_fleet.client import FleetClient
 from regatta_fleet.schemas import RolloutRequest, TokenRequest
-from regatta_fleet.testing import FakeFleet, serve
+from regatta_fleet.testing import FakeFleet
+from regatta_fleet.testing_app import fake_app, serve
 from regatta_protocol.errors import Rejected, Retryable, StorageFull, TooLarge
 from regatta_protocol.ids import DeviceId, ModelName, ModelRef, digest_of_bytes
 from regatta_protocol.manifest import FileRef
@@ -28,7 +30,7 @@ def fleet() -> FakeFleet:
 
 @pytest.fixture
 def client(fleet: FakeFleet) -> Iterator[FleetClient]:
-    with serve(fleet.app()) as url, FleetClient(url, fleet.token) as found:
+    with serve(fake_app(fleet)) as url, FleetClient(url, fleet.token) as found:
         yield found
 
 
@@ -151,7 +153,7 @@ def test_unknown_things_are_rejected_with_the_servers_words(client: FleetClient)
 
 def test_a_wrong_token_is_refused(fleet: FakeFleet) -> None:
     """401 is its own error with its own exit code; the token is in no message."""
-    with serve(fleet.app()) as url, FleetClient(url, "wrong-secret") as client, pytest.raises(Refused) as caught:
+    with serve(fake_app(fleet)) as url, FleetClient(url, "wrong-secret") as client, pytest.raises(Refused) as caught:
         client.status()
 
     assert caught.value.exit_code == 77
@@ -220,7 +222,7 @@ def test_nonsense_is_not_understood(body: bytes) -> None:
 
 def test_endless_answers_are_cut(monkeypatch: pytest.MonkeyPatch) -> None:
     """No answer can fill the memory."""
-    monkeypatch.setattr("regatta_fleet.client._MAX_ANSWER_BYTES", 100_000)
+    monkeypatch.setattr("regatta_fleet.calling._MAX_ANSWER_BYTES", 100_000)
 
     with misbehaving(answer(200, b" " * 200_000)) as (url, _), pytest.raises(TooLarge):
         impatient(url).status()

@@ -20,7 +20,8 @@ from regatta_fleet.bundle import write_bundle
 from regatta_fleet.cli import exit_codes, main, program
 from regatta_fleet.examples.digits import MODEL
 from regatta_fleet.schemas import BundleDraft, RolloutState, WaveState
-from regatta_fleet.testing import FakeFleet, serve
+from regatta_fleet.testing import FakeFleet
+from regatta_fleet.testing_app import fake_app, serve
 from regatta_protocol.ids import Digest, digest_of_bytes
 from sample_fleet import harbor
 
@@ -31,7 +32,7 @@ DEADLINE_S = 10.0
 @pytest.fixture
 def fleet(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeFleet]:
     found = harbor()
-    with serve(found.app()) as url:
+    with serve(fake_app(found)) as url:
         monkeypatch.setenv("REGATTA_URL", url)
         monkeypatch.setenv("REGATTA_TOKEN", found.token)
         yield found

@@ -7,7 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from regatta_fleet import figures
-from regatta_protocol.measurement import Accuracy, PairedDrop, Power, unknown_power
+from regatta_protocol.measurement import PairedDrop
+from regatta_protocol.values import Accuracy, Power, unknown_power
 
 
 @pytest.mark.parametrize(

@@ -6,13 +6,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from regatta_fleet.cli import tables
+from regatta_fleet.cli import device_tables, race_tables
 from regatta_fleet.cli.output import Cell, Column, Table, render
 from regatta_protocol.measurement import RaceReport
 from sample_fleet import device, race
 
 REASON = "signal 11 in libedgetpu.so.1 while preparing"
-RACE = tables.race(RaceReport.model_validate(race()))
+RACE = race_tables.race(RaceReport.model_validate(race()))
 
 
 def plain(lines: list[str]) -> list[str]:
@@ -63,7 +63,7 @@ def test_a_device_table_says_what_a_placement_rests_on() -> None:
     told = device("quay-1")
     for basis, shown in (("full", "full"), ("confirmed", "confirmed"), (None, "–")):
         models = (told.models[0].model_copy(update={"basis": basis}),)
-        table = tables.devices([told.model_copy(update={"models": models})], now=0.0)
+        table = device_tables.devices([told.model_copy(update={"models": models})], now=0.0)
         place = [column.name for column in table.columns].index("RACE")
 
         assert str(table.rows[0][place]) == shown
@@ -76,10 +76,10 @@ def test_a_degraded_model_is_told_from_a_sound_one_with_its_reason() -> None:
         update={"models": (sound.models[0].model_copy(update={"degraded": "the runner was ended by SIGSEGV"}),)}
     )
 
-    overview = tables.devices([hurt], now=hurt.last_seen or 0.0)
-    own = "\n".join(plain(render(tables.device_models(hurt), None)[0]))
+    overview = device_tables.devices([hurt], now=hurt.last_seen or 0.0)
+    own = "\n".join(plain(render(device_tables.device_models(hurt), None)[0]))
 
     assert any("degraded" in line for line in plain(render(overview, None)[0]))
     assert overview.notes == ("quay-1 serves digits:1 degraded: the runner was ended by SIGSEGV",)
     assert "SIGSEGV" in own
-    assert tables.devices([sound], now=0.0).notes == ()
+    assert device_tables.devices([sound], now=0.0).notes == ()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 
 import pytest
@@ -12,6 +13,7 @@ from fastapi.testclient import TestClient
 from regatta_fleet import page
 from regatta_fleet.schemas import DeviceDetail, FleetEvent, RolloutDetail, RolloutState, WaveDetail, WaveState
 from regatta_fleet.testing import FakeFleet
+from regatta_fleet.testing_app import fake_app
 from regatta_protocol.errors import Rejected
 from regatta_protocol.ids import DeviceId
 from sample_fleet import device, harbor
@@ -25,7 +27,7 @@ def fleet() -> FakeFleet:
 
 
 def browser(fleet: FakeFleet) -> TestClient:
-    return TestClient(fleet.app(), base_url="http://127.0.0.1:8090")
+    return TestClient(fake_app(fleet), base_url="http://127.0.0.1:8090")
 
 
 def unlocked(fleet: FakeFleet) -> TestClient:
@@ -176,7 +178,7 @@ def hostile_fleet() -> FakeFleet:
             "reason": HOSTILE,
             "degraded": HOSTILE,
             "placement": HOSTILE,
-            "power": power and power.model_copy(update={"reason": HOSTILE}),
+            "power": power and replace(power, reason=HOSTILE),
             "serving": False,
         }
     )

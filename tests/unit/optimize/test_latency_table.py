@@ -15,7 +15,8 @@ from regatta_fleet.schemas import BundleDraft, DeviceDetail, GateConfig, Rollout
 from regatta_protocol.errors import Rejected, Retryable
 from regatta_protocol.ids import DeviceId, Digest, ModelName
 from regatta_protocol.manifest import FileRef, Manifest
-from regatta_protocol.measurement import BoardFacts, CandidateResult, Latency, Outcome, RaceReport
+from regatta_protocol.measurement import BoardFacts, CandidateResult, Outcome, RaceReport
+from regatta_protocol.values import Latency
 
 _TINY = SearchSpace(space=1, blocks=(Block(op=("conv", "separable"), width=(4, 8)), Block(width=(4, 8), stride=(2,))))
 _LAYERS = every_layer(_TINY, (8, 8, 1), 3)

@@ -12,7 +12,7 @@ import pytest
 
 from polling import wait_until
 from regatta_fleet.bundle import Bundle
-from regatta_fleet.cli import main, tables
+from regatta_fleet.cli import main, model_tables
 from regatta_fleet.optimize.recipe.compilers import compile_model
 from regatta_fleet.optimize.recipe.document import read_recipe
 from regatta_fleet.optimize.recipe.models import CompileStep
@@ -110,7 +110,7 @@ def test_a_killed_run_goes_on_and_gives_what_a_whole_one_gives(recipe: Path, tmp
     assert report.variant("int8").score == 0.5
     facts = {"name": "kws", "version": 1, "created_at": "2026-01-01"}
     manifest = Manifest.model_validate({**draft.model_dump(exclude_none=True), **facts})
-    shown = tables.lineage(manifest)
+    shown = model_tables.lineage(manifest)
     assert [row[1] for row in shown.rows] == ["take", "quantize", "compile", "compile"]
     assert report.history[1].outputs["int8"][:12] in str(shown.rows[1][3])
     page = (output / "report.md").read_text()

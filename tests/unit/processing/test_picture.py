@@ -13,8 +13,9 @@ from PIL import Image
 from regatta_agent.processing.picture import PixelTable, as_picture, decode_picture, fit_picture
 from regatta_agent.processing.resample import resize_bilinear, resize_nearest
 from regatta_protocol.errors import Rejected, TooLarge
-from regatta_protocol.manifest import TensorSpec
+from regatta_protocol.plain import read
 from regatta_protocol.processing import ImageInput
+from regatta_protocol.values import TensorSpec
 from regatta_runtimes.session import quantize
 
 _RNG = np.random.default_rng(0)
@@ -57,9 +58,7 @@ def test_nearest_keeps_values() -> None:
 def test_every_fit_has_the_models_size_and_leads_back_into_the_picture(
     size: tuple[int, int], wanted: tuple[int, int], fit: str, share: float, place: tuple[float, float]
 ) -> None:
-    image = ImageInput.model_validate(
-        {"height": wanted[0], "width": wanted[1], "channels": 1, "fit": fit, "crop_share": share}
-    )
+    image = read(ImageInput, {"height": wanted[0], "width": wanted[1], "channels": 1, "fit": fit, "crop_share": share})
 
     fitted, view = fit_picture(np.zeros((*size, 1), dtype=np.uint8), image)
 
@@ -85,8 +84,8 @@ def test_the_table_is_the_formula(dtype: str, scale: float | None, zero_point: i
     """(pixel − mean) · scale of each channel, then quantized."""
     mean, scales = (1.0, 2.0, 3.0), (0.01, 0.02, 0.03)
     spec = TensorSpec(name="x", dtype=dtype, shape=(1, 4, 5, 3), scale=scale, zero_point=zero_point)
-    image = ImageInput.model_validate(
-        {"height": 4, "width": 5, "channel_mean": mean, "channel_scale": scales, "color": color}
+    image = read(
+        ImageInput, {"height": 4, "width": 5, "channel_mean": [*mean], "channel_scale": [*scales], "color": color}
     )
     picture = _RNG.integers(0, 256, (4, 5, 3), dtype=np.uint8)
 

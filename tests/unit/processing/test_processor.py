@@ -12,7 +12,8 @@ from regatta_agent.processing.processor import Processor, encode_document
 from regatta_agent.serving.interface import image_input
 from regatta_agent.serving.tensors import Array
 from regatta_protocol.errors import Rejected
-from regatta_protocol.processing import AudioInput, Processing
+from regatta_protocol.plain import read, to_document
+from regatta_protocol.processing import AudioInput, ImageInput, Processing
 from regatta_runtimes.candidate import parse_candidate_id
 from regatta_runtimes.session import Session, open_session
 from shared_data import REPOSITORY, shared_file
@@ -49,7 +50,7 @@ def test_a_picture_of_a_cat(fit: str) -> None:
     session = _session("coral/mobilenet_v2_1.0_224_quant.tflite")
     guessed = image_input(session.inputs)
     assert guessed is not None
-    image = guessed.model_copy(update={"fit": fit})
+    image = read(ImageInput, {**to_document(guessed), "fit": fit})
     labels = shared_file("coral/imagenet_labels.txt").read_text().splitlines()
     processor = Processor(Processing(image=image), session.inputs, session.outputs, labels)
 
@@ -87,7 +88,7 @@ def test_features_of_real_recordings_are_recognized() -> None:
 def test_a_machines_sound(name: str) -> None:
     """ad01 knows toy cars: windows are averaged, and a whistle is stranger to it than noise."""
     session = _session(f"mlperf_tiny/{name}.tflite")
-    processor = Processor(Processing.model_validate(_AD), session.inputs, session.outputs)
+    processor = Processor(read(Processing, _AD), session.inputs, session.outputs)
     noise = np.random.default_rng(0).normal(0, 0.02, 16_000).astype(np.float32)
     whistle = np.sin(2 * np.pi * 3000 * np.arange(16_000) / 16_000).astype(np.float32) * 0.5
 
@@ -101,7 +102,7 @@ def test_what_is_not_described_is_refused() -> None:
     """A model without a picture, a sound or a result says so, and a file is one file."""
     session = _session("mlperf_tiny/ad01_fp32.tflite")
     raw = Processor(Processing(), session.inputs, session.outputs)
-    sound = Processor(Processing.model_validate(_AD), session.inputs, session.outputs)
+    sound = Processor(read(Processing, _AD), session.inputs, session.outputs)
 
     with pytest.raises(Rejected, match="neither a picture nor a sound"):
         raw.prepare(np.zeros((8, 8, 3), dtype=np.uint8))

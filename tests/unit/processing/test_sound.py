@@ -12,10 +12,11 @@ import pytest
 from regatta_agent.processing.sound import as_sound, decode_wav, samples_of
 from regatta_agent.processing.spectrum import features_of, mel_weights
 from regatta_protocol.errors import Rejected, TooLarge
+from regatta_protocol.plain import read
 from regatta_protocol.processing import AudioInput
 
 _KWS = AudioInput()
-_AD = AudioInput.model_validate(
+_AD = read(AudioInput,
     {
         "features": "log_mel", "window_samples": 1024, "stride_samples": 512, "fft_samples": 1024, "mel_bins": 128,
         "low_hz": 0, "high_hz": 8000, "mel_scale": "slaney", "power": 2, "log": "db", "log_offset": 2.2e-16,

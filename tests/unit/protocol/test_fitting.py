@@ -5,12 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from pydantic import ValidationError
 
 from regatta_protocol.errors import Rejected
 from regatta_protocol.fitting import check_processing
-from regatta_protocol.manifest import Manifest, TensorSpec
+from regatta_protocol.manifest import Manifest
+from regatta_protocol.plain import read
 from regatta_protocol.processing import AudioInput, Processing
+from regatta_protocol.values import TensorSpec
 
 
 def _spec(*shape: int) -> TensorSpec:
@@ -35,7 +36,7 @@ _BOXES = (_spec(1, 10, 4), _spec(1, 10), _spec(1, 10), _spec(1))
     ],
 )
 def test_what_fits_passes(processing: Any, inputs: list[TensorSpec], outputs: list[TensorSpec]) -> None:
-    check_processing(Processing.model_validate(processing), inputs, outputs)
+    check_processing(read(Processing, processing), inputs, outputs)
 
 
 @pytest.mark.parametrize(
@@ -59,7 +60,7 @@ def test_what_does_not_fit_is_named(
     processing: Any, inputs: list[TensorSpec], outputs: list[TensorSpec], says: str
 ) -> None:
     with pytest.raises(Rejected, match=says):
-        check_processing(Processing.model_validate(processing), inputs, outputs)
+        check_processing(read(Processing, processing), inputs, outputs)
 
 
 @pytest.mark.parametrize(
@@ -75,8 +76,8 @@ def test_what_does_not_fit_is_named(
     ],
 )
 def test_what_contradicts_itself_is_refused(values: Any) -> None:
-    with pytest.raises(ValidationError):
-        Processing.model_validate(values)
+    with pytest.raises(Rejected):
+        read(Processing, values)
 
 
 def test_a_clip_is_as_long_as_its_frames_take() -> None:

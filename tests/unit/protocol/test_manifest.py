@@ -8,7 +8,8 @@ from pydantic import ValidationError
 from regatta_protocol.codec import decode
 from regatta_protocol.errors import Rejected
 from regatta_protocol.ids import Digest, ModelName, ModelRef
-from regatta_protocol.manifest import FileRef, Manifest, Overlay, TensorSpec, Variant, target_path
+from regatta_protocol.manifest import FileRef, Manifest, Overlay, Variant, target_path
+from regatta_protocol.values import TensorSpec
 
 
 def ref(letter: str) -> FileRef:

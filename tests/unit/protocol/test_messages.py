@@ -13,7 +13,6 @@ from regatta_protocol import manifest, measurement, messages
 from regatta_protocol.codec import decode, decode_zlib, encode, encode_zlib
 from regatta_protocol.errors import Rejected
 from regatta_protocol.ids import DeviceId, Digest, ModelName
-from regatta_protocol.measurement import Accuracy, Power, unknown_power
 from regatta_protocol.messages import (
     Assignment,
     DesiredModel,
@@ -24,10 +23,11 @@ from regatta_protocol.messages import (
     Reported,
     Request,
     Response,
-    ServingWindow,
     SignedAssignment,
     TelemetryBatch,
 )
+from regatta_protocol.plain import read
+from regatta_protocol.values import Accuracy, Power, ServingWindow, unknown_power
 from regatta_protocol.wire import Wire
 
 DIGEST = Digest("0" * 64)
@@ -132,5 +132,5 @@ def test_unknown_power_has_a_reason_and_never_a_figure() -> None:
     """0 mW and unknown are different things."""
     assert unknown_power("no sensor").reason == "no sensor"
     for wrong in ({"method": "none"}, {"method": "none", "reason": "x", "power_mw": 0.0}):
-        with pytest.raises(ValidationError, match="unknown power"):
-            Power.model_validate(wrong)
+        with pytest.raises(Rejected, match="unknown power"):
+            read(Power, wrong)

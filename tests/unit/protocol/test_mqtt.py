@@ -23,10 +23,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mosquitto import TestAuthority, expect
+from regatta_protocol.backoff import backoff_s
 from regatta_protocol.bus import Connected, Disconnected, Event, Message
 from regatta_protocol.codec import MAX_PAYLOAD_BYTES
 from regatta_protocol.errors import Misuse
-from regatta_protocol.mqtt import MAX_PACKET_BYTES, MqttBus, MqttConfig, backoff_s
+from regatta_protocol.mqtt import MAX_PACKET_BYTES, MqttBus, MqttConfig
 
 CONNACK = bytes.fromhex("20020000")
 
@@ -273,7 +274,7 @@ def test_want_of_memory_leaves_no_bus_silent_for_ever(
         say(self, reason)
 
     monkeypatch.setattr(MqttBus, "_report_down", starved)
-    monkeypatch.setattr("regatta_protocol.mqtt._NO_MEMORY_S", 0.0)
+    monkeypatch.setattr("regatta_protocol.mqtt.bus._NO_MEMORY_S", 0.0)
     with socket.create_server(("127.0.0.1", 0)) as nobody:
         port = int(nobody.getsockname()[1])
     inbox: queue.Queue[Event] = queue.Queue(10)

@@ -12,7 +12,7 @@ from regatta_protocol.enums import OpenStrEnum
 from regatta_protocol.errors import Rejected, TooNew
 from regatta_protocol.ids import DeviceId, ModelName
 from regatta_protocol.manifest import Manifest
-from regatta_protocol.measurement import BoardFacts, CandidateResult, Outcome, Power, RaceReport
+from regatta_protocol.measurement import BoardFacts, CandidateResult, Outcome, RaceReport
 from regatta_protocol.messages import (
     Assignment,
     DesiredModel,
@@ -25,6 +25,7 @@ from regatta_protocol.messages import (
     TelemetryBatch,
 )
 from regatta_protocol.policy import OBJECTIVE_WORDS, KnownPolicy, Policy
+from regatta_protocol.values import Power
 
 _RESULT = CandidateResult(
     id="litert/int8/none/t1", runtime="litert", variant="int8", delegate="none", threads=1, outcome=Outcome.MEASURED
@@ -81,9 +82,20 @@ def test_a_report_with_other_unknown_words_is_read_and_written_as_it_came(known:
 @pytest.mark.parametrize("word", ["", "Loud", "a b", "x" * 65])
 def test_noise_is_no_word(word: str) -> None:
     """What nobody can have meant is refused as before."""
-    for kind, field in ((Power, "method"), (Policy, "objective")):
-        with pytest.raises(ValueError, match="should match pattern"):
-            kind.model_validate({field: word})
+    with pytest.raises(ValueError, match="should match pattern"):
+        Policy.model_validate({"objective": word})
+    with pytest.raises(ValueError, match="should match pattern"):
+        CandidateResult.model_validate({**_RESULT.model_dump(), "power": {"method": word}})
+
+
+def test_what_a_newer_peer_says_inside_a_value_is_passed_over_and_beside_it_kept() -> None:
+    """A value is read by workers without pydantic too, and has the fields that it has."""
+    power = {"method": "measured", "power_mw": 900.0, "interval": 7}
+
+    read = CandidateResult.model_validate({**_RESULT.model_dump(), "power": power, "power_rails": ["cpu"]})
+
+    assert read.power == Power(method="measured", power_mw=900.0)
+    assert read.model_dump()["power_rails"] == ["cpu"] and "interval" not in read.model_dump()["power"]
 
 
 def test_an_objective_that_only_a_newer_fleet_knows_is_read_but_nobody_may_set_it_here() -> None:

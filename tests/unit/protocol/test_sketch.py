@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from regatta_protocol import sketch
-from regatta_protocol.messages import ServingWindow
+from regatta_protocol.ids import ModelName
+from regatta_protocol.values import ServingWindow
 
 latencies = st.lists(st.floats(min_value=0.01, max_value=1e9), min_size=1, max_size=300)
 
@@ -65,7 +66,7 @@ def test_the_widest_sketch_fits_a_window() -> None:
     """A window takes a sketch with every bucket in use."""
     low, high = sketch.bucket_of(sketch.LOWEST), sketch.bucket_of(sketch.HIGHEST)
     window = ServingWindow(
-        model="m", version=1, placement="litert/int8/none/t1", start=0, stop=1, requests=1, errors=0,
+        model=ModelName("m"), version=1, placement="litert/int8/none/t1", start=0, stop=1, requests=1, errors=0,
         latency_counts=dict.fromkeys(range(low, high + 1), 1),
     )  # fmt: skip
 

@@ -18,7 +18,8 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 from killing import every_kill, killed_at
 from regatta_protocol.errors import Misuse, Rejected
 from regatta_protocol.ids import DeviceId
-from regatta_provisioning.authority import Authority, fingerprint_of, serial_of
+from regatta_provisioning.authority import Authority
+from regatta_provisioning.certificates import fingerprint_of, serial_of
 
 PI = DeviceId("pi-1")
 NOW = dt.datetime(2026, 5, 1, tzinfo=dt.timezone.utc).timestamp()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import socket
 import ssl
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -20,9 +21,10 @@ from regatta_protocol.ids import DeviceId
 from regatta_protocol.measurement import BoardFacts
 from regatta_provisioning.authority import Authority
 from regatta_provisioning.enroll import enroll
-from regatta_provisioning.enrollment import CA_PATH, ENROLL_PATH, EnrollResponse
+from regatta_provisioning.enrollment import CA_PATH, ENROLL_PATH, RENEW_PATH, EnrollResponse, RenewResponse
 from regatta_provisioning.identity import Identity, load_identity
-from regatta_provisioning.keys import read_ec_key
+from regatta_provisioning.keys import make_csr, read_ec_key
+from regatta_provisioning.renewal import renew
 from regatta_provisioning.tokens import mint_token, new_secret
 
 PI = DeviceId("pi-1")
@@ -238,7 +240,7 @@ def test_an_identity_is_replaced_only_when_asked(server: EnrollingServer, tmp_pa
     second = _enroll(server.token(), tmp_path, DeviceId("pi-2"), force=True)
     assert second.device == "pi-2"
     assert second.key_path != first.key_path
-    assert len(list(tmp_path.iterdir())) == 5, "the old identity's files are gone"
+    assert len(list(tmp_path.iterdir())) == 6, "the old identity's files are gone"
 
 
 def test_a_failed_replacement_leaves_the_identity(server: EnrollingServer, tmp_path: Path) -> None:
@@ -281,6 +283,7 @@ def test_a_kill_at_any_point_is_survived_with_the_same_token(
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can act as another user")
 def test_root_leaves_files_that_the_service_can_read(server: EnrollingServer, tmp_path: Path) -> None:
+    """At enrolment, and when root renews the certificate by hand: else the next connection would be the last."""
     state = tmp_path / "state"
     state.mkdir()
     for parent in (tmp_path, *tmp_path.parents):
@@ -288,8 +291,12 @@ def test_root_leaves_files_that_the_service_can_read(server: EnrollingServer, tm
             parent.chmod(0o711)
     os.chown(state, 4321, 4322)
 
-    _enroll(server.token(), state / "identity")
+    identity = _enroll(server.token(), state / "identity")
+    fresh = server.authority.sign_device_csr(make_csr(read_ec_key(identity.key_path), PI), PI)
+    server.answers[RENEW_PATH] = (200, RenewResponse(certificate_pem=fresh).model_dump_json().encode())
+    assert renew(state / "identity", now=time.time(), force=True)
 
+    assert identity.certificate_path.read_text() == fresh
     owners = {
         (path.stat().st_uid, path.stat().st_gid) for path in (state / "identity", *(state / "identity").iterdir())
     }

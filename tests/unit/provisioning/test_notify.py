@@ -15,7 +15,7 @@ from regatta_provisioning.notify import Notifier
 def test_the_notifier_speaks_to_systemd_s_socket(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, abstract: bool
 ) -> None:
-    """READY, WATCHDOG and STOPPING as datagrams; the watchdog's period is read from the environment."""
+    """A longer start, READY, WATCHDOG and STOPPING as datagrams; the watchdog's period is read from the environment."""
     address = f"@regatta-test-{os.getpid()}" if abstract else str(tmp_path / "notify")
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as systemd:
         systemd.bind(address.replace("@", "\0", 1))
@@ -24,12 +24,14 @@ def test_the_notifier_speaks_to_systemd_s_socket(
         monkeypatch.setenv("WATCHDOG_USEC", "30000000")
         monkeypatch.delenv("WATCHDOG_PID", raising=False)
         notifier = Notifier.from_environment()
+        notifier.starting(300.0)
         notifier.ready()
         notifier.alive("well")
         notifier.stopping()
 
-        said = [systemd.recv(200) for _ in range(3)]
-    assert said == [b"READY=1", b"WATCHDOG=1\nSTATUS=well", b"STOPPING=1"]
+        said = [systemd.recv(200) for _ in range(4)]
+    assert said[0].startswith(b"EXTEND_TIMEOUT_USEC=300000000\n")
+    assert said[1:] == [b"READY=1", b"WATCHDOG=1\nSTATUS=well", b"STOPPING=1"]
     assert notifier.watchdog_s == 30.0
 
 

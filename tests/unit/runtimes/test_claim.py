@@ -11,16 +11,8 @@ from hypothesis import strategies as st
 
 from regatta_protocol.ids import Digest, digest_of_bytes
 from regatta_protocol.manifest import Policy
-from regatta_protocol.measurement import (
-    Accuracy,
-    BoardFacts,
-    CandidateResult,
-    Latency,
-    Outcome,
-    Power,
-    PriorRace,
-    RaceReport,
-)
+from regatta_protocol.measurement import BoardFacts, CandidateResult, Outcome, PriorRace, RaceReport
+from regatta_protocol.values import Accuracy, Latency, Power
 from regatta_runtimes.candidate import Candidate, parse_candidate_id
 from regatta_runtimes.claim import RATIO_FACTOR, Claim, claim_of, disagreement, untried
 from regatta_runtimes.judge import judge

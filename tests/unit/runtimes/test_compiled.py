@@ -14,7 +14,8 @@ import numpy as np
 import pytest
 
 from quick_race import quicken_races
-from regatta_protocol.measurement import Outcome, Plugin, RaceReport
+from regatta_protocol.measurement import Outcome, RaceReport
+from regatta_protocol.values import Plugin
 from regatta_runtimes.backends import compiled
 from regatta_runtimes.backends.vendor_log import taken_in
 from regatta_runtimes.candidate import Candidate

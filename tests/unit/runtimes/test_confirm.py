@@ -15,7 +15,8 @@ from paced_backend import Pace, paced_spec
 from quick_race import quicken_races
 from regatta_protocol.codec import decode, encode
 from regatta_protocol.ids import Digest
-from regatta_protocol.measurement import Accuracy, CandidateResult, Outcome, PriorRace, RaceReport
+from regatta_protocol.measurement import CandidateResult, Outcome, PriorRace, RaceReport
+from regatta_protocol.values import Accuracy
 from regatta_runtimes.race import RaceSpec, run_race
 from shared_data import shared_file
 

@@ -13,9 +13,10 @@ from accelerator import build_delegate
 from quick_race import quicken_races
 from regatta_protocol.errors import Rejected
 from regatta_protocol.measurement import BoardFacts, Outcome, RaceReport
+from regatta_protocol.values import Plugin
 from regatta_runtimes.accelerators import ACCELERATORS
 from regatta_runtimes.board import probe_board
-from regatta_runtimes.candidate import Candidate, Plugin
+from regatta_runtimes.candidate import Candidate
 from regatta_runtimes.delegates import DELEGATES, DelegateFacts, find_plugin, read_delegates
 from regatta_runtimes.enumerate import Entrant, enumerate_candidates
 from regatta_runtimes.quarantine import Quarantine

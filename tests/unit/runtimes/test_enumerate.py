@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from regatta_protocol.measurement import BoardFacts, Outcome, Plugin
+from regatta_protocol.measurement import BoardFacts, Outcome
+from regatta_protocol.values import Plugin
 from regatta_runtimes.candidate import parse_candidate_id
 from regatta_runtimes.delegates import DELEGATES, DelegateFacts
 from regatta_runtimes.enumerate import Entrant, enumerate_candidates

@@ -4,19 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from regatta_protocol.measurement import (
-    Accuracy,
-    BoardFacts,
-    CandidateResult,
-    Conditions,
-    Latency,
-    Outcome,
-    PairedDrop,
-    Power,
-    RaceReport,
-    unknown_power,
-)
+from regatta_protocol.measurement import BoardFacts, CandidateResult, Conditions, Outcome, PairedDrop, RaceReport
 from regatta_protocol.policy import Policy
+from regatta_protocol.values import Accuracy, Latency, Power, unknown_power
 from regatta_runtimes.candidate import parse_candidate_id
 from regatta_runtimes.explain import explain
 from regatta_runtimes.judge import judge
@@ -178,10 +168,9 @@ def test_an_objective_of_a_newer_fleet_is_named_as_it_came() -> None:
 
 def test_energy_is_compared_as_energy() -> None:
     """Not as speed."""
-    weigh = {"method": "measured", "power_mw": 900.0}
     results = (
-        one(WINNER, 100, power=Power.model_validate({**weigh, "energy_per_inference_mj": 1.0})),
-        one(NEXT, 50, power=Power.model_validate({**weigh, "energy_per_inference_mj": 4.0})),
+        one(WINNER, 100, power=Power(method="measured", power_mw=900.0, energy_per_inference_mj=1.0)),
+        one(NEXT, 50, power=Power(method="measured", power_mw=900.0, energy_per_inference_mj=4.0)),
     )
 
     text = "\n".join(explain(report(results, Policy(objective="energy"))))

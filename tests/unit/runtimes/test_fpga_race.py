@@ -17,8 +17,9 @@ from emulated_fpga import MANAGER, EmulatedFpga, TreeKernel, build_shim, overlay
 from regatta_agent.serving.events import Degraded, Failed, Ready
 from regatta_agent.serving.spec import Contender, ServeSpec
 from regatta_protocol.codec import decode, encode
+from regatta_protocol.ids import ModelName
 from regatta_protocol.measurement import Outcome, RaceReport
-from regatta_runtimes.candidate import Plugin
+from regatta_protocol.values import Plugin
 from regatta_runtimes.fpga.loader import Fpga
 from regatta_runtimes.fpga.overlay import OverlayFiles
 from regatta_runtimes.race import RaceSpec, RaceVariant
@@ -117,7 +118,7 @@ def _serve(
     standbys: tuple[Contender, ...] = (),
 ) -> ServingProcess:
     spec = ServeSpec(
-        model="abs",
+        model=ModelName("abs"),
         version=1,
         candidate_id="litert/fpga/real/t1",
         variant_path=folder / "abs.tflite",

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 
 from regatta_protocol.errors import Rejected
-from regatta_protocol.manifest import TensorSpec
 from regatta_protocol.measurement import Outcome
+from regatta_protocol.values import TensorSpec
 from regatta_runtimes.candidate import Candidate
 from regatta_runtimes.golden import write_golden
 from regatta_runtimes.measure import measure_file

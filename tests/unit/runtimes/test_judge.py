@@ -7,8 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from regatta_protocol.manifest import Policy
-from regatta_protocol.measurement import Accuracy, CandidateResult, Conditions, Latency, Outcome, PairedDrop, Power
+from regatta_protocol.measurement import CandidateResult, Conditions, Outcome, PairedDrop
 from regatta_protocol.policy import OBJECTIVE_WORDS
+from regatta_protocol.values import Accuracy, Latency, Power
 from regatta_runtimes.candidate import parse_candidate_id
 from regatta_runtimes.judge import TIE, Verdict, judge
 from regatta_runtimes.objective import OBJECTIVES

@@ -14,7 +14,8 @@ import pytest
 from damaged_files import check_mutations, check_noise, check_truncations
 from quick_race import quicken_races
 from regatta_protocol.errors import Rejected
-from regatta_protocol.measurement import Outcome, Plugin
+from regatta_protocol.measurement import Outcome
+from regatta_protocol.values import Plugin
 from regatta_runtimes import race as race_module
 from regatta_runtimes.backends import onnx
 from regatta_runtimes.candidate import Candidate

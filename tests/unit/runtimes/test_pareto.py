@@ -5,7 +5,8 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from regatta_protocol.measurement import Accuracy, CandidateResult, Latency, Outcome, Power, unknown_power
+from regatta_protocol.measurement import CandidateResult, Outcome
+from regatta_protocol.values import Accuracy, Latency, Power, unknown_power
 from regatta_runtimes.pareto import dominates, pareto_front
 
 MIB = 1 << 20

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from power_rig import METERS, RAPL_RANGE_UJ, Player, Waveform, energy_mj, plant
-from regatta_protocol.measurement import Power
+from regatta_protocol.values import Power
 from regatta_runtimes.power.energy import Idle, Run, energy_of, idle_of
 from regatta_runtimes.power.level import MIN_PERIODS, Level, Span, level, period_seen
 from regatta_runtimes.power.rapl import find_rapl

@@ -14,12 +14,14 @@ from pathlib import Path
 import pytest
 from paho.mqtt import client as paho
 from paho.mqtt.enums import CallbackAPIVersion
-from pydantic import ValidationError
 
 from mosquitto import Wire, require_mosquitto, running_wire
 from polling import wait_until
+from regatta_agent.config import read_settings
 from regatta_fleet.broker import find_mosquitto
 from regatta_protocol.bus import Connected, Disconnected, Message
+from regatta_protocol.errors import Rejected
+from regatta_protocol.plain import read
 from regatta_runtimes.errors import SensorFault
 from regatta_runtimes.power.energy import Run, energy_of, idle_of
 from regatta_runtimes.power.finder import open_sensor
@@ -36,7 +38,7 @@ DEADLINE_S = 15.0
 
 def shell(script: str, **more: object) -> PowerSensor:
     values: dict[str, object] = {"run": ("/bin/sh", "-c", script), **more}
-    return command_sensor(CommandSettings.model_validate(values))
+    return command_sensor(read(CommandSettings, values))
 
 
 @pytest.mark.parametrize(
@@ -108,12 +110,12 @@ def _runs(process: int) -> bool:
 )
 def test_settings_are_checked(section: dict[str, object], key: str) -> None:
     """The offending key is named."""
-    with pytest.raises(ValidationError, match=key):
-        PowerSettings.model_validate(section)
+    with pytest.raises(Rejected, match=key):
+        read_settings({"power": section}, "agent.toml")
 
 
 def plug(**more: object) -> Plug:
-    made = Plug(MqttSettings.model_validate({"host": "h", "topic": TOPIC, **more}))
+    made = Plug(read(MqttSettings, {"host": "h", "topic": TOPIC, **more}))
     made.put(Connected(session_present=False))
     return made
 

@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 
 from regatta_protocol.codec import decode, encode
 from regatta_protocol.measurement import CandidateResult, Outcome
-from regatta_runtimes.candidate import Candidate, Plugin
+from regatta_protocol.values import Plugin
+from regatta_runtimes.candidate import Candidate
 from regatta_runtimes.quarantine import MAX_PAIRS, MAX_STRIKES, Ledger, Quarantine, pair_of
 
 CANDIDATE = Candidate("litert", "int8", "vx", 1, Plugin(library="/usr/lib/libvx.so", options={"cache": "1"}))

@@ -16,7 +16,8 @@ import pytest
 from quick_race import quicken_races
 from regatta_protocol.codec import decode, encode
 from regatta_protocol.manifest import Policy
-from regatta_protocol.measurement import Accuracy, Outcome, RaceReport
+from regatta_protocol.measurement import Outcome, RaceReport
+from regatta_protocol.values import Accuracy
 from regatta_runtimes import race as race_module
 from regatta_runtimes.race import RaceSpec, RaceVariant, run_race
 from regatta_runtimes.report import ranked

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from regatta_protocol.measurement import BoardFacts, CandidateResult, Latency, Outcome, RaceReport
+from regatta_protocol.measurement import BoardFacts, CandidateResult, Outcome, RaceReport
 from regatta_protocol.policy import Policy
+from regatta_protocol.values import Latency
 from regatta_runtimes.candidate import parse_candidate_id
 from regatta_runtimes.judge import judge
 from regatta_runtimes.rejudge import rejudge

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from regatta_protocol.measurement import Accuracy
 from regatta_protocol.policy import Policy
+from regatta_protocol.values import Accuracy
 from regatta_runtimes.candidate import parse_candidate_id
 from regatta_runtimes.paired import RightAnswers, right_answers
 from regatta_runtimes.yardstick import Floor, Yardstick, accuracy_floor

@@ -15,7 +15,7 @@ from regatta_agent.serving.interface import ModelInterface
 from regatta_agent.serving.placed import PlacedModel
 from regatta_agent.serving.tensors import Array
 from regatta_protocol.errors import Rejected
-from regatta_protocol.manifest import TensorSpec
+from regatta_protocol.values import TensorSpec
 from regatta_runtimes.errors import InvokeFailed
 
 Run = Callable[[Sequence[Array]], list[Array]]

@@ -50,14 +50,14 @@ def test_outputs_inherit_the_request_s_wish_for_binary() -> None:
 @pytest.mark.parametrize(
     ("body", "length", "says"),
     [
-        (b"", None, "InferRequest|Request"),
+        (b"", None, "no JSON"),
         (b"{", None, "JSON"),
         (b"[" * 100_000, None, "JSON"),
         (b"{}", None, "inputs"),
         (_body(), None, "inputs"),
         (b" " * (8 << 20) + b"{}", None, "over the limit of 8388608: send tensors as binary data"),
         (_body(ENTRY), None, "no data"),
-        (_body({**ENTRY, "data": [1, 2], "parameters": {"binary_data_size": 8}}), b"9", "not valid|Request"),
+        (_body({**ENTRY, "data": [1, 2], "parameters": {"binary_data_size": 8}}), b"9", "not valid|no JSON"),
         (_body(_binary(8)), None, "header Inference-Header-Content-Length is missing"),
         (_body(_binary(8)), str(len(_body(_binary(8)))).encode(), "cut off"),
         (_body(_binary(4)) + b"1234", str(len(_body(_binary(4)))).encode(), "needs 8 bytes"),

@@ -9,7 +9,7 @@ from regatta_agent.serving.inference import InferRequest, NamedTensor, WantedOut
 from regatta_agent.serving.interface import ModelInterface, body_limit_bytes, image_input
 from regatta_agent.serving.tensors import Array, datatype_of
 from regatta_protocol.errors import Rejected
-from regatta_protocol.manifest import TensorSpec
+from regatta_protocol.values import TensorSpec
 
 INT8 = TensorSpec(name="x", dtype="int8", shape=(1, 4), scale=0.5, zero_point=-1)
 SCORES = TensorSpec(name="y", dtype="uint8", shape=(1, 3), scale=0.01, zero_point=0)

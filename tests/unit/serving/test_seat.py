@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,8 +12,7 @@ from regatta_agent.serving.failover import Failover, Switch
 from regatta_agent.serving.seat import Seat, Signature, is_guarded
 from regatta_agent.serving.spec import Contender
 from regatta_agent.serving.tensors import Array
-from regatta_protocol.manifest import TensorSpec
-from regatta_protocol.measurement import Latency
+from regatta_protocol.values import Latency, TensorSpec
 from regatta_runtimes.errors import InvokeFailed
 from regatta_runtimes.testing import FakeSession
 from serving_process import tiny_spec
@@ -38,7 +38,7 @@ def test_a_float_candidate_stands_in_for_an_int8_one() -> None:
 
 def test_the_same_tensors_pass_untouched() -> None:
     """Names may differ; nothing is converted then."""
-    other = FLOAT.model_copy(update={"name": "other"})
+    other = replace(FLOAT, name="other")
     seat = Seat(_contender(), FakeSession(FLOAT, FLOAT, lambda x: x), Signature((other,), (other,)), 3.0)
     x = np.array([[1.5, np.float32(1e-30), -3.0]], np.float32)
 

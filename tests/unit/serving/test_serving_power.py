@@ -10,7 +10,7 @@ import pytest
 
 from polling import wait_until
 from regatta_agent.serving.power import PowerMeter
-from regatta_protocol.measurement import Power
+from regatta_protocol.values import Power
 from regatta_runtimes.errors import SensorFault
 from regatta_runtimes.power.sensor import Clock, PowerSensor, Reading, UnknownPower
 

@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 
 from regatta_agent.config import load_config
+from regatta_agent.serving.addresses import is_loopback, split_address
 from regatta_agent.serving.listening import read_token
-from regatta_agent.serving.settings import ServingSettings, is_loopback, split_address
+from regatta_agent.serving.settings import ServingSettings
 from regatta_protocol.errors import Misuse
 
 TLS = 'tls_certificate = "/c.pem"\ntls_key = "/k.pem"\n'

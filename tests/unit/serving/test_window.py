@@ -18,12 +18,13 @@ from regatta_agent.serving.metrics import openmetrics, statistics
 from regatta_agent.serving.window import Outcome, Placement, Stage, Tally, Timing
 from regatta_protocol import sketch
 from regatta_protocol.errors import Rejected
-from regatta_protocol.measurement import Accuracy
-from regatta_protocol.messages import ServingWindow
+from regatta_protocol.ids import ModelName
+from regatta_protocol.plain import to_document, to_json
+from regatta_protocol.values import Accuracy, ServingWindow
 
 
 def _tally() -> Tally:
-    return Tally(Placement("digits", 2, "litert/int8/none/t1"), start=10.0)
+    return Tally(Placement(ModelName("digits"), 2, "litert/int8/none/t1"), start=10.0)
 
 
 def test_a_window_counts_what_the_model_did() -> None:
@@ -45,12 +46,12 @@ def test_a_window_goes_through_its_line_to_telemetry() -> None:
     tally.count(Outcome.SUCCESS, Timing(1000))
     closed = tally.close(15.0, None, None)
 
-    event = parse_event(closed.model_dump_json(exclude_none=True).encode())
+    event = parse_event(to_json(closed))
 
     assert isinstance(event, WindowClosed)
     assert type(event.window()) is ServingWindow
     assert event.window().latency_counts == closed.latency_counts
-    assert "event" not in event.window().model_dump()
+    assert "event" not in to_document(event.window())
 
 
 @pytest.mark.parametrize(
@@ -62,7 +63,7 @@ def test_a_window_goes_through_its_line_to_telemetry() -> None:
 )
 def test_every_event_comes_back(event: Ready | Failed) -> None:
     """Each kind of line is told apart."""
-    assert parse_event(event.model_dump_json(exclude_none=True).encode()) == event
+    assert parse_event(to_json(event)) == event
 
 
 def test_a_line_that_is_no_event_is_refused() -> None:

@@ -12,8 +12,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from regatta_agent.serving.http import HttpServer
-from regatta_agent.serving.settings import GRPC_EXTRA
-from regatta_agent.serving.spec import ServeSpec
+from regatta_agent.serving.spec import GRPC_EXTRA, ServeSpec
 from regatta_protocol.errors import Misuse
 
 if TYPE_CHECKING:

@@ -20,12 +20,12 @@ from pathlib import Path
 
 import grpc
 
+from regatta_agent.serving.addresses import is_loopback, split_address
 from regatta_agent.serving.grpc.intake import Intake
 from regatta_agent.serving.grpc.service import InferenceService
 from regatta_agent.serving.http import Endpoint, HttpServer
 from regatta_agent.serving.listening import ModelLink, bind_unix, read_guards
-from regatta_agent.serving.settings import TlsFiles, is_loopback, split_address
-from regatta_agent.serving.spec import ServeSpec
+from regatta_agent.serving.spec import ServeSpec, TlsFiles
 from regatta_protocol.durable import read_bounded
 from regatta_protocol.errors import Misuse
 

@@ -25,8 +25,8 @@ from regatta_agent.serving.grpc.open_inference_pb2 import (
     ModelInferRequest,
     ModelInferResponse,
 )
+from regatta_agent.serving.header import MAX_TENSORS
 from regatta_agent.serving.http import Request, Response
-from regatta_agent.serving.inference import MAX_TENSORS
 from regatta_agent.serving.tensors import (
     DATATYPES,
     MAX_DIMENSIONS,

@@ -23,8 +23,9 @@ from regatta_fleet.optimize.nas.tflite import probe_model
 from regatta_fleet.schemas import BundleDraft, DeviceDetail, RolloutDetail, RolloutRequest
 from regatta_protocol.errors import RegattaError, Rejected, Retryable
 from regatta_protocol.ids import DeviceId, Digest, ModelName, ModelRef, parse_model_name
-from regatta_protocol.manifest import FileRef, Manifest, TensorSpec, Variant
+from regatta_protocol.manifest import FileRef, Manifest, Variant
 from regatta_protocol.measurement import RaceReport
+from regatta_protocol.values import TensorSpec
 from regatta_runtimes.golden import write_golden
 
 __all__ = ["PROBES_MODEL", "Fleet", "device_table", "settings_of"]
