@@ -75,7 +75,9 @@ def test_kills_lose_and_double_nothing(run_dir: Path, tmp_path: Path, ending: st
     output = tmp_path / f"out.{ending}"
     journal, last, kills = tmp_path / f"out.{ending}.journal", 0, 0
     program = (
-        "import regatta_agent.batch.job as job; job._CHECKPOINT_S = 0.02; from regatta_agent.cli import main; main()"
+        "import regatta_agent.batch.job as job; job._CHECKPOINT_S = 0.02; "
+        "import regatta_agent.batch.questions as questions; questions._MAX_STACK = 2; "  # else it is over before a kill
+        "from regatta_agent.cli import main; main()"
     )
     arguments = ["batch", MODEL_NAME, "--input", str(run_dir / "x.npy"), "--output", str(output)]
     command = [sys.executable, "-c", program, *arguments, "--run-dir", str(run_dir)]
