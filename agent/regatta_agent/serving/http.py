@@ -26,6 +26,7 @@ from typing import Any, NamedTuple, cast
 
 import httptools
 
+from regatta_agent.serving.long_body import LONG_BYTES, LongBody
 from regatta_agent.serving.spec import ServeLimits
 
 __all__ = [
@@ -64,7 +65,7 @@ class Request(NamedTuple):
     method: bytes
     path: str
     headers: dict[bytes, bytes]
-    body: bytes
+    body: bytes | memoryview
     local: bool = True  # it came from this machine
     timeout_us: int | None = None  # its sender waits so long, whatever its body says
 
@@ -164,6 +165,7 @@ class Connection(asyncio.BufferedProtocol):
         self._target = b""
         self._headers: dict[bytes, bytes] = {}
         self._body: list[bytes] = []
+        self._long: LongBody | None = None  # in place of `_body`
         self._body_bytes = 0
         self.since = time.monotonic()  # of the state it is in: idle, receiving or discarding
 
@@ -223,7 +225,27 @@ class Connection(asyncio.BufferedProtocol):
             self._unparsed_bytes += nbytes
             if self._unparsed_bytes > self._limits.header_bytes:
                 self._refuse_headers()
+        if self._long is not None and self._refusal is None:
+            self._transport.set_protocol(self._long)
         self._next()
+
+    def _received(self, count: int) -> None:
+        """Count what came of a long body, and go on when it is whole or refused."""
+        transport, long = self._transport, self._long
+        if transport is None or long is None:
+            return
+        if not self._discarding:
+            self._count_body(count)
+            if self._refusal is None and not long.is_whole:
+                return
+        transport.set_protocol(self)
+        if self._discarding or self._refusal is not None:
+            self._long = None
+        else:
+            self.on_message_complete()
+            self._parser = httptools.HttpRequestParser(self)  # the one at hand still waits for the body
+        if not self._discarding:
+            self._next()
 
     # httptools' callbacks
 
@@ -255,18 +277,20 @@ class Connection(asyncio.BufferedProtocol):
         length = self._headers.get(b"content-length", b"0")
         if length.isdigit():
             self._check_body(int(length))
+            if int(length) > LONG_BYTES and self._refusal is None and b"transfer-encoding" not in self._headers:
+                self._long = LongBody(int(length), self, self._received)
         if self._refusal is None and self._headers.get(b"expect", b"").lower() == b"100-continue":
             self._write(b"HTTP/1.1 100 Continue\r\n\r\n")
 
     def on_body(self, body: bytes) -> None:
         if self._refusal is not None:
             return
-        self._body_bytes += len(body)
-        self._check_body(self._body_bytes)
+        self._count_body(len(body))
         if self._refusal is None:
-            self._body.append(body)
-            self._held_bytes += len(body)
-            self._server.held_bytes += len(body)
+            if self._long is None:
+                self._body.append(body)
+            else:
+                self._long.add(body)
 
     def on_message_complete(self) -> None:
         self._receiving, self._completed = False, True
@@ -281,11 +305,21 @@ class Connection(asyncio.BufferedProtocol):
         except (httptools.HttpParserError, UnicodeDecodeError):
             self._refusal = error_response(400, "the request's target is no path")
             return
-        body = self._body[0] if len(self._body) == 1 else b"".join(self._body)
+        body: bytes | memoryview = self._body[0] if len(self._body) == 1 else b"".join(self._body)
+        if self._long is not None:
+            body, self._long = self._long.buffer, None
         request = Request(self._parser.get_method(), path, self._headers, body, self._endpoint.local)
         self._waiting.append((request, self._parser.should_keep_alive()))
 
     # what the callbacks share
+
+    def _count_body(self, count: int) -> None:
+        """Count bytes of the body at hand, and refuse it when it gets too long."""
+        self._body_bytes += count
+        self._check_body(self._body_bytes)
+        if self._refusal is None:
+            self._held_bytes += count
+            self._server.held_bytes += count
 
     def _refuse_headers(self) -> None:
         if self._refusal is None:
