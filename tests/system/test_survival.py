@@ -92,7 +92,7 @@ def test_an_agent_whose_identity_was_damaged_in_a_power_cut_comes_back(fleet: Ru
     assert {path.name: path.read_bytes() for path in identity.iterdir()} == before
 
 
-def test_an_agent_whose_identity_is_lost_serves_until_it_is_enrolled_again(fleet: Fleet) -> None:
+def test_an_agent_whose_identity_is_lost_serves_until_it_is_enrolled_again(fleet: RunningFleet) -> None:
     """Both copies emptied: its model answers, `status` says what to do, and with a token for its name it is back."""
     name = DEVICES[1]
     served = RecordFile(fleet.folder / name / "state").load().serving(MODEL)
