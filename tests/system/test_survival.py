@@ -137,11 +137,13 @@ def test_an_agent_without_memory_or_descriptors_recovers_or_ends(fleet: RunningF
 def test_a_killed_worker_is_started_again(fleet: RunningFleet) -> None:
     """The agent sees it die and serves the same version again; nothing is raced or rolled back for it."""
     name = DEVICES[1]
+    served = RecordFile(fleet.folder / name / "state").load().serving(MODEL)
+    assert served is not None
 
     fleet.kill_child(name, "regatta_agent.serving")
 
-    fleet.await_served(name, 1)
-    assert fleet.state(name, 1) == InstallState.COMMITTED
+    fleet.await_served(name, served.version)
+    assert fleet.state(name, served.version) == InstallState.COMMITTED
 
 
 def test_an_agent_killed_in_a_batch_job_goes_on_with_it(fleet: RunningFleet) -> None:
