@@ -20,7 +20,7 @@ LONG_BYTES = 256 * 1024
 class LongBody(asyncio.BufferedProtocol):
     """A body of known length, and its connection's protocol until it is whole."""
 
-    def __init__(self, size_bytes: int, owner: asyncio.Protocol, received: Callable[[int], None]) -> None:
+    def __init__(self, size_bytes: int, owner: asyncio.BufferedProtocol, received: Callable[[int], None]) -> None:
         """Keep room for it, which takes memory as it is filled.
 
         Args:
