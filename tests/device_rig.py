@@ -215,8 +215,8 @@ class Rig:
         self.fleet.start()
         self.accuracy: dict[int, float] = {}
         self.unplaced: set[int] = set()
-        folders = {"state_dir": str(folder / "state"), "run_dir": str(folder / "run")}
-        self.config = read_settings({**folders, "disk_reserve_bytes": 0, **settings}, "the rig")
+        given = {"state_dir": folder / "state", "run_dir": folder / "run", "disk_reserve_bytes": 0, **settings}
+        self.config = read_settings(json.loads(json.dumps(given, default=str)), "the rig")  # as a file says it
         self.config.state_dir.mkdir(parents=True, exist_ok=True)
         identity_dir = self.config.state_dir / "identity"
         identity_dir.mkdir(exist_ok=True)
@@ -358,4 +358,13 @@ class Rig:
         return self.bus
 
 
-__all__ = ["DEVICE", "MODEL", "Connected", "Digest", "Disconnected", "Fleet", "Rig"]
+def installed(folder: Path, version: int = 1, **settings: object) -> Rig:
+    """Return a rig that serves `version`."""
+    rig = Rig(folder, **settings).start()  # type: ignore[arg-type]
+    rig.fleet.push(version)
+    rig.fleet.assign(version)
+    assert rig.run(until=rig.committed(version)), rig.install(version)
+    return rig
+
+
+__all__ = ["DEVICE", "MODEL", "Connected", "Digest", "Disconnected", "Fleet", "Rig", "installed"]

@@ -6,8 +6,7 @@ Threads only put these; the loop alone acts on them.
 from __future__ import annotations
 
 import signal
-from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from regatta_protocol import bus
 
@@ -19,16 +18,14 @@ _NO_DESCRIPTORS = "Too many open files"
 _NO_MEMORY = ("MemoryError", "Cannot allocate memory", "failed to map segment", "out of memory")
 
 
-@dataclass(frozen=True)
-class ChildLine:
+class ChildLine(NamedTuple):
     """A line of a child's standard output, without its end."""
 
     child: str
     line: bytes
 
 
-@dataclass(frozen=True)
-class ChildEnded:
+class ChildEnded(NamedTuple):
     """A child has ended and its output was read; always the last event of a child."""
 
     child: str

@@ -19,6 +19,8 @@ from pathlib import Path
 
 from fastapi import FastAPI
 
+from regatta_fleet.announcing import Announcer
+from regatta_fleet.answering import Answers
 from regatta_fleet.api.device import device_app
 from regatta_fleet.api.operator import OperatorParts, operator_app
 from regatta_fleet.blobs import BlobStore
@@ -141,7 +143,8 @@ def _start(
     inbox: Inbox = queue.Queue(INBOX_LENGTH)
     bus = MqttBus(link, inbox)
     pump = ChunkPump(bus, Sender(blobs.open))
-    controller = Controller(fleet.fleet, database, bus, inbox, Ingest(database), key, metadata, pump)
+    announcer, answers = Announcer(fleet.fleet, database, bus, key), Answers(database, metadata)
+    controller = Controller(database, bus, inbox, Ingest(database), announcer, answers, metadata, pump)
     facts = FleetFacts(
         fleet=fleet.fleet,
         device_url=info.device_url,

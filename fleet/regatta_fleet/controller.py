@@ -4,9 +4,8 @@ Events of the bus and calls of the HTTP handlers come through one bounded inbox.
 add a token or a device, use short transactions of their own; whatever pushes a version or moves a rollout is a call
 that this thread carries out, so decisions never race.
 
-What a device shall run is in the database before it is published; it is published again after each connection to
-the broker, retained and under its generation, so neither side can miss it for good. `_unsaid` holds who must still
-be told; every device is in it after each connection.
+What a device shall run is in the database before it is said to it (announcing.py); what devices ask is answered
+(answering.py), and what they report is stored (ingest.py).
 """
 
 from __future__ import annotations
@@ -14,7 +13,6 @@ from __future__ import annotations
 import contextlib
 import logging
 import queue
-import re
 import threading
 import time
 from collections.abc import Callable
@@ -23,19 +21,20 @@ from dataclasses import dataclass
 from typing import Any, Generic, Protocol, TypeVar
 
 from regatta_fleet import rolling
-from regatta_fleet.database import devices, race_results, telemetry
+from regatta_fleet.announcing import Announcer
+from regatta_fleet.answering import Answers
+from regatta_fleet.database import devices, telemetry
 from regatta_fleet.database.engine import Database
 from regatta_fleet.errors import Busy
 from regatta_fleet.ingest import Asked, Ingest, Stored, Wanted
 from regatta_fleet.registry import Metadata
 from regatta_protocol.bus import Bus, Connected, Disconnected, Event, Message, Published
-from regatta_protocol.codec import encode, encode_zlib
-from regatta_protocol.errors import RegattaError, Rejected, Retryable
-from regatta_protocol.ids import DIGEST_PATTERN, DeviceId, Digest
-from regatta_protocol.messages import Assignment, Get, Request, Response, SignedAssignment
-from regatta_protocol.topics import desired, response
+from regatta_protocol.errors import RegattaError, Retryable
+from regatta_protocol.ids import DeviceId
+from regatta_protocol.messages import Get, Request
+from regatta_protocol.topics import response
 
-__all__ = ["INBOX_LENGTH", "Call", "ChunkSender", "Controller", "Inbox", "Signer"]
+__all__ = ["INBOX_LENGTH", "Call", "ChunkSender", "Controller", "Inbox"]
 
 logger = logging.getLogger(__name__)
 
@@ -50,13 +49,6 @@ _STORE_RETRY_S = 0.2
 _TOO_MUCH = "the server has too much to do at the moment: try again"
 
 T = TypeVar("T")
-
-
-class Signer(Protocol):
-    """The key of assignments (regatta_provisioning.assignments.AssignmentKey)."""
-
-    def sign(self, assignment: Assignment) -> SignedAssignment:
-        """Return the assignment, signed."""
 
 
 class ChunkSender(Protocol):
@@ -94,29 +86,27 @@ class Controller:
 
     def __init__(
         self,
-        fleet: str,
         database: Database,
         bus: Bus,
         inbox: Inbox,
         ingest: Ingest,
-        signer: Signer,
+        announcer: Announcer,
+        answers: Answers,
         metadata: Metadata,
         sender: ChunkSender,
         clock: Callable[[], float] = time.time,
     ) -> None:
-        self._fleet = fleet
         self._database = database
         self._bus = bus
         self._inbox = inbox
         self._ingest = ingest
-        self._signer = signer
+        self._announcer = announcer
+        self._answers = answers
         self._metadata = metadata
         self._sender = sender
         self._clock = clock
         self._stopping = threading.Event()
         self._thread: threading.Thread | None = None
-        self._unsaid: set[DeviceId] = set()
-        self._say_all = False
         self._look_again = True  # facts came in that may move a rollout
         self._looked_at_s = 0.0
         self._next_refresh_s = 0.0
@@ -154,7 +144,7 @@ class Controller:
 
     def tell(self, changed: set[DeviceId]) -> None:
         """Publish anew what these devices shall run. On the controller's thread only."""
-        self._unsaid |= changed
+        self._announcer.add(changed)
         self._look_again = True
 
     def note_change(self, device: DeviceId) -> None:
@@ -176,7 +166,7 @@ class Controller:
         if self._inbox.empty() or time.monotonic() - self._looked_at_s > _TICK_S:
             self._looked_at_s = time.monotonic()
             self._advance()
-            self._say()
+            self._announcer.say(connected=self.connected)
             self._keep_house()
 
     def _main(self) -> None:
@@ -206,7 +196,7 @@ class Controller:
 
     def _take_connected(self) -> None:
         self.connected = True
-        self._say_all = True
+        self._announcer.add_all()
         logger.info("event=broker_connected")
         # Who is up says so by its retained message, which follows.
         self._patiently("presence", self._forget_presence)
@@ -220,7 +210,7 @@ class Controller:
         if isinstance(taken, Stored):
             self._look_again = True
             if taken.reassigned:
-                self._unsaid.add(taken.device)
+                self._announcer.add({taken.device})
         elif isinstance(taken, Wanted):
             self._sender.take(taken.device, taken.get)
         elif isinstance(taken, Asked):
@@ -239,34 +229,9 @@ class Controller:
 
     def _answer(self, device: DeviceId, request: Request) -> None:
         try:
-            data = encode_zlib(self._response(request))
-        except RegattaError as err:
-            retryable = isinstance(err, Retryable)
-            data = encode_zlib(Response(id=request.id, error=str(err)[:2000], retryable=retryable))
-        try:
-            self._bus.publish(response(device), data)
+            self._bus.publish(response(device), self._answers.to(request))
         except Retryable as err:  # the device asks again
             logger.info("event=answer_dropped device=%s reason=%s", device, err)
-
-    def _response(self, request: Request) -> Response:
-        if request.method == "race":
-            return self._race_result(request)
-        if request.method != "metadata":
-            raise Rejected(f"this server knows no method {request.method!r}: update it")
-        target, root_version = request.params.get("target"), request.params.get("root_version")
-        if not isinstance(target, str) or not isinstance(root_version, int):
-            raise Rejected("a metadata request needs params target (text) and root_version (number)")
-        return Response(id=request.id, files=self._metadata.files_for(target, root_version), at=self._clock())
-
-    def _race_result(self, request: Request) -> Response:
-        key = request.params.get("key")
-        if not isinstance(key, str) or re.fullmatch(DIGEST_PATTERN[1:-1], key) is None:
-            raise Rejected("a race request needs param key (64 hexadecimal digits)")
-        with self._database.read() as tx:
-            result = race_results.find_result(tx, Digest(key))
-        if result is None:
-            raise Rejected("no device of this kind has raced these files yet: race in full")
-        return Response(id=request.id, race=result)
 
     def _post(self, call: Call[T], timeout_s: float) -> None:
         try:
@@ -287,57 +252,8 @@ class Controller:
         if moves:
             with self._database.write() as tx:
                 changed = rolling.advance_all(tx, now)
-            self._unsaid |= changed
+            self._announcer.add(changed)
         self._look_again = False
-
-    def _say(self) -> None:
-        """Publish what is unsaid, as far as the bus takes it."""
-        if self._say_all:
-            with self._database.read() as tx:
-                self._unsaid |= {member.device for member in devices.list_members(tx)}
-            self._say_all = False
-        while self._unsaid and self.connected:
-            device = next(iter(self._unsaid))
-            try:
-                self._bus.publish(desired(device), self._desired_message(device), retain=True)
-            except Retryable:
-                return  # tried again at the next event
-            except Rejected as err:
-                logger.error("event=assignment_unsayable device=%s reason=%s", device, err)
-            self._unsaid.discard(device)
-
-    def _desired_message(self, device: DeviceId) -> bytes:
-        with self._database.read() as tx:
-            wanted = devices.get_desired(tx, device)
-        if wanted is None:
-            return b""  # revoked: clears the retained message
-        assignment = Assignment(
-            fleet=self._fleet,
-            device=device,
-            generation=wanted.generation,
-            issued_at=wanted.at,
-            models=wanted.models,
-            batch=wanted.batch,
-            results=wanted.results,
-            update_window=wanted.update_window,
-        )
-        return encode(self._signer.sign(assignment))
-
-    def _redate(self) -> None:
-        """Say again, under a new generation, what was said while this machine's clock was ahead.
-
-        Devices take no time for true that lies before their newest assignment was issued, so until then they would wait
-        for the years to pass before they believe signed metadata again.
-        """
-        now = self._clock()
-        with self._database.read() as tx:
-            ahead = devices.find_future(tx, now)
-        if ahead:
-            with self._database.write() as tx:
-                for device in ahead:
-                    devices.bump_generation(tx, device, now)
-            logger.warning("event=assignments_redated devices=%d reason=this machine's clock was ahead", len(ahead))
-            self.tell(set(ahead))
 
     def _keep_house(self) -> None:
         now_s = time.monotonic()
@@ -345,7 +261,7 @@ class Controller:
             self._next_refresh_s = now_s + _REFRESH_S
             for advice in self._metadata.refresh_online():
                 logger.warning("event=metadata_needs_operator text=%s", advice)
-            self._redate()
+            self._look_again |= self._announcer.redate()
         if now_s >= self._next_cleaning_s:
             self._next_cleaning_s = now_s + _DAY_S
             with self._database.write() as tx:

@@ -10,8 +10,7 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from regatta_protocol.codec import MAX_PAYLOAD_BYTES
 from regatta_protocol.errors import Misuse, Retryable, TooLarge
@@ -19,8 +18,7 @@ from regatta_protocol.errors import Misuse, Retryable, TooLarge
 __all__ = ["Outgoing", "OutgoingMessage"]
 
 
-@dataclass(frozen=True)
-class OutgoingMessage:
+class OutgoingMessage(NamedTuple):
     token: int
     topic: str
     payload: bytes

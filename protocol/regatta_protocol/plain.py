@@ -9,6 +9,7 @@ is Strict; annotations.py says what a class may hold.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Hashable, Mapping
 from dataclasses import fields, is_dataclass
 from pathlib import Path
@@ -71,14 +72,17 @@ def read(kind: type[M], document: object, refusal: str | None = None) -> M:
 
 
 def to_json(value: DataclassInstance) -> bytes:
-    """Return a dataclass as JSON; fields that are None are left out."""
+    """Return a dataclass as JSON, see to_document."""
     return json.dumps(to_document(value), separators=(",", ":"), allow_nan=False).encode()
 
 
 def to_document(value: DataclassInstance) -> dict[str, Any]:
-    """Return a dataclass as `read` takes it: dicts, lists, text and numbers; fields that are None are left out."""
-    named = ((one.name, getattr(value, one.name)) for one in fields(value))
-    return {name: _document(held) for name, held in named if held is not None}
+    """Return a dataclass as `read` takes it: dicts, lists, text and numbers.
+
+    Fields that are None are left out, and so are those that are no finite number: JSON has none of these.
+    """
+    named = ((one.name, _document(getattr(value, one.name))) for one in fields(value))
+    return {name: held for name, held in named if held is not None}
 
 
 def _document(value: object) -> object:
@@ -88,4 +92,6 @@ def _document(value: object) -> object:
         return {str(key): _document(held) for key, held in value.items()}
     if isinstance(value, tuple | list):
         return [_document(held) for held in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
     return str(value) if isinstance(value, Path) else value

@@ -204,8 +204,8 @@ def _parsed(folder: Path, content: bytes) -> IdentityFile:
 
 def _beyond_mending(folder: Path, why: str) -> Misuse:
     return Misuse(
-        f"the identity in {folder} is damaged ({why}), and {SEALED_FILE} beside it is damaged or missing: "
-        f"{_ENROLL}, adding --force"
+        f"the identity in {folder} is damaged ({why}), and {SEALED_FILE} beside it is damaged or missing: run "
+        "`regatta-agent enroll TOKEN --force` with a token from `regatta device token --device NAME`, the name it had"
     )
 
 

@@ -1,39 +1,23 @@
-"""A whole device over a fleet in memory: updates, ways back, and everything that goes wrong on the way."""
+"""A whole device over a fleet in memory: updates, ways back, and what goes wrong on the board meanwhile."""
 
 from __future__ import annotations
 
 import itertools
 from collections.abc import Callable
 from pathlib import Path
-from random import Random
 
 import pytest
 
-from device_rig import DEVICE, MODEL, Rig
-from regatta_agent.core import transfer
+from device_rig import MODEL, Rig, installed
 from regatta_agent.core.installs import AgentRecord
 from regatta_agent.record import RecordFile
 from regatta_agent.serving.events import WindowClosed
 from regatta_agent.store import Store
-from regatta_protocol import topics
-from regatta_protocol.codec import encode_zlib
 from regatta_protocol.errors import StorageFull
 from regatta_protocol.ids import ModelName
-from regatta_protocol.messages import RaceItem, Response, SignedAssignment
+from regatta_protocol.messages import RaceItem
 from regatta_protocol.plain import to_json
-from regatta_protocol.testing import Faults
 from regatta_protocol.values import ServingWindow
-
-_LARGE_BYTES = 6_000_000  # a kill costs what was on its way: 128 KiB below
-
-
-def installed(folder: Path, version: int = 1, **settings: object) -> Rig:
-    """Return a rig that serves `version`."""
-    rig = Rig(folder, **settings).start()  # type: ignore[arg-type]
-    rig.fleet.push(version)
-    rig.fleet.assign(version)
-    assert rig.run(until=rig.committed(version)), rig.install(version)
-    return rig
 
 
 def test_a_version_is_installed_and_served(tmp_path: Path) -> None:
@@ -184,178 +168,6 @@ def test_two_models_are_installed_side_by_side(tmp_path: Path) -> None:
     assert rig.run(until=rig.committed(1))
     assert rig.run(until=lambda: rig.install(4, ModelName("faces")).state == "committed")
     assert (rig.config.run_dir / "faces.sock").is_symlink()
-
-
-@pytest.mark.parametrize("seed_faults", [Faults(drop=0.3, truncate=0.1, duplicate=0.3, reorder=0.3)])
-def test_lost_damaged_doubled_and_reordered_messages_only_delay(tmp_path: Path, seed_faults: Faults) -> None:
-    """Chunks are asked for again; nothing that is doubled or late does harm."""
-    rig = Rig(tmp_path, faults=seed_faults).start()
-    rig.fleet.push(1, 600_000)
-    rig.fleet.assign(1)
-
-    assert rig.run(until=rig.committed(1), seconds=300)
-
-
-def test_a_cut_connection_resumes_the_download_where_it_was(tmp_path: Path) -> None:
-    """At most 5 % more bytes than the file are sent, and being offline is no failed attempt."""
-    rig = Rig(tmp_path).start()
-    manifest = rig.fleet.push(1, 1_500_000)
-    big = manifest.variants[0].file.digest
-    chunks = itertools.count()
-
-    def cut_sometimes(get: object, data: bytes) -> bytes:
-        if next(chunks) % 40 == 39:
-            rig.broker.cut(DEVICE)
-        return data
-
-    rig.fleet.tamper = cut_sometimes
-    rig.fleet.assign(1)
-
-    assert rig.run(until=rig.committed(1), seconds=300), rig.install(1)
-    assert rig.install(1).attempt == 0
-    assert rig.fleet.sent_bytes <= 1.05 * len(rig.fleet.blobs[big]), "what was on its way is fetched twice"
-
-
-class Killed(Exception):
-    """The agent was killed at this moment."""
-
-
-@pytest.mark.parametrize("seed", range(3))
-def test_cuts_and_kills_cost_few_bytes_more_than_the_file(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seed: int
-) -> None:
-    """At most 5 % more, with a connection that is cut every megabyte and an agent that is killed twice at random times.
-
-    What was on its way to a process that is killed is lost: here 128 KiB, as on a link of 10 Mbit/s and 100 ms.
-    """
-    monkeypatch.setattr(transfer, "MAX_WINDOW", 8)
-    rig, chunks = Rig(tmp_path).start(), itertools.count()
-    big = rig.fleet.push(1, _LARGE_BYTES).variants[0].file
-    killed_at = Random(seed).sample(range(20, _LARGE_BYTES // 16_384 - 20), 2)
-
-    def disturb(_get: object, data: bytes) -> bytes:
-        number = next(chunks)
-        if number in killed_at:
-            raise Killed
-        if number % 64 == 63:
-            rig.broker.cut(DEVICE)
-        return data
-
-    rig.fleet.tamper = disturb
-    rig.fleet.assign(1)
-    for _ in killed_at:
-        with pytest.raises(Killed):
-            rig.run(seconds=300)
-        rig.restart()
-
-    assert rig.run(until=rig.committed(1), seconds=300), rig.install(1)
-    assert rig.fleet.sent_bytes <= 1.05 * big.size_bytes
-
-
-def test_a_tampered_file_is_fetched_once_more_and_then_fails(tmp_path: Path) -> None:
-    """The digest is the judge; the running version is untouched."""
-    rig = installed(tmp_path)
-    manifest = rig.fleet.push(2)
-    wrong = manifest.variants[0].file.digest
-    rig.fleet.tamper = lambda get, data: bytes(len(data)) if get.digest == wrong else data
-    rig.fleet.assign(2, "r2")
-
-    assert rig.run(until=lambda: rig.state(2) == "failed")
-    assert "digest" in (rig.install(2).reason or "")
-    assert rig.install(2).attempt == 2
-    assert rig.serving() == 1
-    assert not Store(rig.config.state_dir).blob_path(wrong).exists()
-
-
-def test_a_file_tampered_with_once_is_made_good(tmp_path: Path) -> None:
-    """One wrong download is fetched again."""
-    rig = Rig(tmp_path).start()
-    manifest = rig.fleet.push(1)
-    wrong, times = manifest.variants[0].file.digest, itertools.count()
-    rig.fleet.tamper = lambda get, data: bytes(len(data)) if get.digest == wrong and next(times) < 3 else data
-    rig.fleet.assign(1)
-
-    assert rig.run(until=rig.committed(1))
-    assert rig.install(1).bad_digests == (wrong,)
-
-
-def test_expired_metadata_is_refused_while_the_old_version_serves(tmp_path: Path) -> None:
-    """It is asked for again within the attempts, then the version fails with the reason."""
-    rig = installed(tmp_path, max_attempts=3)
-    rig.fleet.push(2)
-    rig.fleet.expired = True
-    rig.fleet.assign(2, "r2")
-
-    assert rig.run(until=lambda: rig.state(2) == "failed", seconds=120)
-    assert "expired" in (rig.install(2).reason or "")
-    assert "given up after 3 attempts" in (rig.install(2).reason or "")
-    assert rig.serving() == 1
-
-
-def test_a_silent_fleet_costs_no_attempt(tmp_path: Path) -> None:
-    """A broker without its server is as good as none: it waits with a reason, and goes on when answered."""
-    rig = Rig(tmp_path, max_attempts=3).start()
-    rig.fleet.push(1)
-    rig.fleet.assign(1)
-    rig.fleet.mute = True
-    rig.run(1200, step_s=5)
-    assert rig.state(1) == "assigned"
-    assert rig.install(1).attempt == 0
-    rig.fleet.mute = False
-
-    assert rig.run(until=rig.committed(1), seconds=700)
-
-
-def test_metadata_that_is_renewed_in_time_is_accepted(tmp_path: Path) -> None:
-    """Expiry is no verdict on the version."""
-    rig = Rig(tmp_path).start()
-    rig.fleet.push(1)
-    rig.fleet.expired = True
-    rig.fleet.assign(1)
-    assert rig.run(until=lambda: rig.install(1).attempt >= 1 if rig.state(1) != "unknown" else False)
-    rig.fleet.expired = False
-
-    assert rig.run(until=rig.committed(1), seconds=120)
-
-
-@pytest.mark.parametrize("payload", [b"", b"\xff\x00", b"{", b"[]", b'{"payload": 3}', b"9" * 60_000])
-def test_a_poison_message_changes_nothing(tmp_path: Path, payload: bytes) -> None:
-    """Nonsense on every topic that the device hears leaves it serving, and the next true message is heard."""
-    rig = installed(tmp_path)
-    rig.fleet.push(2)
-    for pattern in topics.device_filters(DEVICE):
-        for retain in (False, True):
-            rig.fleet.say(pattern.replace("+", "7"), payload, retain=retain)
-    rig.run(2)
-    assert rig.committed(1)()
-    rig.fleet.assign(2, "r2")
-
-    assert rig.run(until=rig.committed(2))
-
-
-def test_an_assignment_with_a_wrong_signature_is_refused(tmp_path: Path) -> None:
-    """What the fleet's key did not sign is never taken up; the reason is kept for `status`."""
-    rig = installed(tmp_path)
-    rig.fleet.publish(SignedAssignment(payload="{}", key_id="k", signature="forged"))
-    rig.run(5)
-
-    assert rig.loop.record.generation == 1
-    assert rig.committed(1)()
-
-
-def test_a_replayed_older_assignment_is_refused(tmp_path: Path) -> None:
-    """The generation only grows."""
-    rig = installed(tmp_path)
-    old = rig.loop.record.signed
-    assert old is not None
-    rig.fleet.push(2)
-    rig.fleet.assign(2, "r2")
-    assert rig.run(until=rig.committed(2))
-    rig.fleet.publish(old)
-    rig.run(5)
-
-    assert rig.loop.record.generation == 2
-    assert rig.committed(2)()
 
 
 def test_a_version_without_a_placement_fails_with_the_race_s_reason(tmp_path: Path) -> None:
@@ -534,15 +346,6 @@ def test_telemetry_survives_a_restart_and_is_told_once(tmp_path: Path) -> None:
     windows = [item for batch in rig.fleet.batches[before:] for item in batch.items if isinstance(item, ServingWindow)]
     assert [window.requests for window in windows] == [5]
     assert rig.outbox.waiting() == 0
-
-
-def test_a_response_to_nobody_is_ignored(tmp_path: Path) -> None:
-    """An answer with an unknown id does no harm."""
-    rig = installed(tmp_path)
-    rig.fleet.say(topics.response(DEVICE), encode_zlib(Response(id="who", files={})))
-    rig.run(1)
-
-    assert rig.committed(1)()
 
 
 def test_a_clean_stop_drains_the_workers_and_says_goodbye(tmp_path: Path) -> None:

@@ -75,7 +75,9 @@ def test_kills_lose_and_double_nothing(run_dir: Path, tmp_path: Path, ending: st
     output = tmp_path / f"out.{ending}"
     journal, last, kills = tmp_path / f"out.{ending}.journal", 0, 0
     program = (
-        "import regatta_agent.batch.job as job; job._CHECKPOINT_S = 0.02; from regatta_agent.cli import main; main()"
+        "import regatta_agent.batch.job as job; job._CHECKPOINT_S = 0.02; "
+        "import regatta_agent.batch.questions as questions; questions._MAX_STACK = 2; "  # else it is over before a kill
+        "from regatta_agent.cli import main; main()"
     )
     arguments = ["batch", MODEL_NAME, "--input", str(run_dir / "x.npy"), "--output", str(output)]
     command = [sys.executable, "-c", program, *arguments, "--run-dir", str(run_dir)]
@@ -122,6 +124,20 @@ def test_a_model_file_needs_no_fleet_and_a_bad_record_is_told(folder: Path, tmp_
     assert json.loads(result.stdout)["refused"] == 1
     assert [len(line.get("classes", ())) for line in lines] == [2, 0, 2]
     assert "no picture" in lines[1]["error"] and lines[0]["classes"][0]["label"].startswith("digit ")
+
+
+def test_a_sample_that_the_model_refuses_spoils_no_other(run_dir: Path, tmp_path: Path) -> None:
+    """A NaN among stacked samples: a row of NaN in its place, the answers of all others in theirs."""
+    samples = np.load(run_dir / "x.npy")[:300]
+    samples[137, 3, 3] = np.nan
+    np.save(tmp_path / "x.npy", samples)
+
+    result = _run(MODEL_NAME, "--input", tmp_path / "x.npy", "--output", tmp_path / "out.npy", "--run-dir", run_dir)
+
+    expected = _expected(run_dir)[:300]
+    expected[137] = np.nan
+    assert isinstance(result.exception, Rejected) and "1 of 300" in str(result.exception)
+    np.testing.assert_array_equal(np.load(tmp_path / "out.npy"), expected)
 
 
 def test_what_cannot_be_done_is_said_before_it_is_begun(run_dir: Path, tmp_path: Path) -> None:

@@ -38,7 +38,7 @@ from regatta_provisioning.enroll import enroll
 pytestmark = [pytest.mark.system, pytest.mark.timeout(300)]
 
 _BIG_BYTES = 3_000_000
-# 5 % with a clock that is moved by hand (scenario/test_update.py); a busy machine's pauses look like lost chunks.
+# 5 % with a clock that is moved by hand (scenario/test_update_link.py); a busy machine's pauses look like lost chunks.
 _MOST = 1.10
 _HELLO_BYTES = 5_000  # of each connection: the handshake of TLS, CONNACK, what is retained
 _numbers = itertools.count(1)

@@ -7,212 +7,47 @@ import json
 import os
 import queue
 import signal
-import ssl
 import subprocess
 import sys
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
 
 from fleet_parts import DIGITS, make_variant, reference
 from mosquitto import connected, require_mosquitto
 from processes import children_of
-from regatta_fleet.home import ServerInfo, read_server_info
+from regatta_fleet.home import read_server_info
 from regatta_fleet.schemas import BundleDraft
 from regatta_protocol.bus import Connected, Event, Message
 from regatta_protocol.chunk import unpack_chunk
-from regatta_protocol.codec import decode, decode_zlib, encode
+from regatta_protocol.codec import decode_zlib, encode
 from regatta_protocol.errors import Rejected
 from regatta_protocol.ids import digest_of_bytes
 from regatta_protocol.manifest import Manifest, target_path
 from regatta_protocol.measurement import BoardFacts
-from regatta_protocol.messages import (
-    Assignment,
-    Get,
-    InstallState,
-    ModelReport,
-    Presence,
-    Reported,
-    Request,
-    Response,
-    SignedAssignment,
-)
+from regatta_protocol.messages import Get, Presence, Request, Response
 from regatta_protocol.mqtt import MqttBus, MqttConfig
 from regatta_protocol.topics import Up, device_filters, up
-from regatta_protocol.values import Accuracy
-from regatta_provisioning.assignments import verify_assignment
-from regatta_provisioning.certificates import fingerprint_of, serial_of
+from regatta_provisioning.certificates import serial_of
 from regatta_provisioning.enroll import enroll
-from regatta_provisioning.enrollment import EnrollResponse
 from regatta_provisioning.renewal import renew, validity_of
-from regatta_provisioning.tokens import parse_token
+from server_process import DEADLINE_S, MAIN, Device, ServerProcess
 
 pytestmark = pytest.mark.system
 
-DEADLINE_S = 30.0
 MODEL = bytes(range(256)) * 300  # 76,800 bytes: five chunks of 16 KiB
-_MAIN = """
-import logging, sys
-from pathlib import Path
-from regatta_fleet.server import run_server
-from regatta_fleet.settings import Settings
-logging.basicConfig(level=logging.INFO, stream=sys.stderr)
-run_server(Settings(home=Path(sys.argv[1])), lambda info: print("ready", flush=True))
-"""
-
-
-class Server:
-    """The process, and calls to its operator API."""
-
-    def __init__(self, home: Path) -> None:
-        self.home = home
-        self.process: subprocess.Popen[str] | None = None
-
-    def launch(self) -> subprocess.Popen[str]:
-        """Start it and return at once."""
-        environment = os.environ | {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
-        with (self.home.parent / "server.log").open("a") as log:
-            self.process = subprocess.Popen(
-                [sys.executable, "-c", _MAIN, str(self.home)],
-                stdout=subprocess.PIPE,
-                stderr=log,
-                env=environment,
-                text=True,
-            )
-        return self.process
-
-    def start(self) -> ServerInfo:
-        """Start it and return when it says ready."""
-        process = self.launch()
-        assert process.stdout is not None
-        line = process.stdout.readline()
-        assert line == "ready\n", (self.home.parent / "server.log").read_text()[-3000:]
-        info = read_server_info(self.home)
-        assert info is not None
-        return info
-
-    def end(self, number: signal.Signals) -> int:
-        """Send a signal and return the exit status."""
-        assert self.process is not None
-        self.process.send_signal(number)
-        assert self.process.stdout is not None
-        status = self.process.wait(DEADLINE_S)
-        self.process.stdout.close()
-        return status
-
-    def call(self, method: str, path: str, body: bytes | None = None) -> Any:  # JSON
-        """Return the JSON of an answer of the operator API."""
-        info = read_server_info(self.home)
-        assert info is not None
-        request = urllib.request.Request(
-            info.url + path, data=body, method=method, headers={"Authorization": f"Bearer {info.token}"}
-        )
-        if body is not None:
-            request.add_header("Content-Type", "application/json")
-        try:
-            with urllib.request.urlopen(request, timeout=DEADLINE_S) as answer:
-                return json.loads(answer.read() or b"null")
-        except urllib.error.HTTPError as err:
-            with err:
-                raise AssertionError(f"{method} {path}: {err.code} {err.read()!r}") from None
 
 
 @pytest.fixture
-def server(tmp_path: Path) -> Iterator[Server]:
+def server(tmp_path: Path) -> Iterator[ServerProcess]:
     require_mosquitto()
-    server = Server(tmp_path / "home")
+    server = ServerProcess(tmp_path / "home")
     server.start()
     yield server
     if server.process is not None and server.process.poll() is None:
         server.end(signal.SIGTERM)
-
-
-class Device:
-    """A device by hand: its key, what it pinned, and its folder."""
-
-    def __init__(self, folder: Path, token: str) -> None:
-        parsed = parse_token(token)
-        folder.mkdir()
-        key = ec.generate_private_key(ec.SECP256R1())
-        key_pem = key.private_bytes(
-            serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-        )
-        csr = x509.CertificateSigningRequestBuilder().subject_name(x509.Name([])).sign(key, hashes.SHA256())
-        unverified = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-        unverified.check_hostname = False
-        unverified.verify_mode = ssl.CERT_NONE
-        with urllib.request.urlopen(f"{parsed.api_url}/api/v1/ca", timeout=DEADLINE_S, context=unverified) as answer:
-            ca_pem = answer.read().decode()
-        assert fingerprint_of(ca_pem) == parsed.ca_fingerprint
-        verified = ssl.create_default_context(cadata=ca_pem)
-        body = json.dumps(
-            {
-                "secret": parsed.secret,
-                "csr_pem": csr.public_bytes(serialization.Encoding.PEM).decode(),
-                "board": {"model": "Scripted"},
-            }
-        )
-        self.enrolled = [self._enroll(parsed.api_url, body, verified) for _ in range(2)]  # the answer may get lost
-        self.identity = self.enrolled[0]
-        self.id = self.identity.device
-        for name, data in (("key.pem", key_pem.decode()), ("cert.pem", self.identity.certificate_pem)):
-            (folder / name).write_text(data)
-        (folder / "ca.pem").write_text(self.identity.ca_pem)
-        self.config = MqttConfig(
-            host=self.identity.broker_host,
-            port=self.identity.broker_port,
-            client_id=self.id,
-            ca_path=folder / "ca.pem",
-            cert_path=folder / "cert.pem",
-            key_path=folder / "key.pem",
-            filters=device_filters(self.id),
-            reconnect_base_s=0.05,
-            reconnect_cap_s=0.5,
-        )
-
-    def _enroll(self, url: str, body: str, context: ssl.SSLContext) -> EnrollResponse:
-        request = urllib.request.Request(
-            f"{url}/api/v1/enroll", data=body.encode(), headers={"Content-Type": "application/json"}
-        )
-        with urllib.request.urlopen(request, timeout=DEADLINE_S, context=context) as answer:
-            return decode(EnrollResponse, answer.read(), 200_000)
-
-    def assignment(self, message: Message) -> Assignment:
-        """Return what the message assigns, verified as a device does."""
-        pinned = self.identity
-        signed = decode(SignedAssignment, message.payload)
-        return verify_assignment(signed, pinned.assignment_key, pinned.assignment_key_id, pinned.fleet, self.id)
-
-    def report(self, bus: MqttBus, assignment: Assignment, sequence: int) -> None:
-        """Say that all that is assigned is committed."""
-        models = tuple(
-            ModelReport(
-                name=name,
-                version=each.version,
-                state=InstallState.COMMITTED,
-                serving=True,
-                rollout=each.rollout,
-                accuracy=Accuracy(correct=98, total=100),
-            )
-            for name, each in assignment.models.items()
-        )
-        reported = Reported(
-            device=self.id,
-            generation=assignment.generation,
-            sequence=sequence,
-            agent_version="0",
-            boot="b",
-            models=models,
-        )
-        bus.publish(up(self.id, Up.REPORTED), encode(reported))
 
 
 def _await(inbox: queue.Queue[Event], wanted: Callable[[Message], bool]) -> Message:
@@ -239,18 +74,18 @@ def _poll(check: Callable[[], bool], what: str) -> None:
             continue
 
 
-def _push(server: Server) -> Manifest:
+def _push(server: ServerProcess) -> Manifest:
     for content in (MODEL, b"golden"):
         server.call("PUT", f"/api/v1/blobs/{digest_of_bytes(content)}", content)
     draft = BundleDraft(variants=(make_variant(content=MODEL),), golden=reference(b"golden"))
     return Manifest.model_validate(server.call("POST", "/api/v1/models/digits/versions", encode(draft)))
 
 
-def _token(server: Server) -> str:
+def _token(server: ServerProcess) -> str:
     return str(server.call("POST", "/api/v1/tokens", b'{"device": "pi-1"}')["token"])
 
 
-def test_a_device_enrols_and_gets_what_it_is_assigned(server: Server, tmp_path: Path) -> None:
+def test_a_device_enrols_and_gets_what_it_is_assigned(server: ServerProcess, tmp_path: Path) -> None:
     """Token over HTTPS, signed assignment, signed metadata and the model's chunks over MQTT; the rollout completes.
     The lost answer of an enrolment can be asked for again."""
     device = Device(tmp_path / "device", _token(server))
@@ -292,7 +127,7 @@ def test_a_device_enrols_and_gets_what_it_is_assigned(server: Server, tmp_path: 
     assert (shown["id"], shown["board"]["model"], shown["models"][0]["serving"]) == ("pi-1", "Scripted", True)
 
 
-def test_a_killed_server_comes_back_to_the_same_place(server: Server, tmp_path: Path) -> None:
+def test_a_killed_server_comes_back_to_the_same_place(server: ServerProcess, tmp_path: Path) -> None:
     """Same ports, same token, same keys, same generation; the old broker is gone, and the rollout goes on where it
     was."""
     device = Device(tmp_path / "device", _token(server))
@@ -323,7 +158,7 @@ def test_a_killed_server_comes_back_to_the_same_place(server: Server, tmp_path: 
 def test_a_first_start_that_is_killed_anywhere_is_finished_by_the_next(tmp_path: Path) -> None:
     """Whatever was half made when it died: the fleet gets one id and its keys, and keeps them."""
     require_mosquitto()
-    server = Server(tmp_path / "home")
+    server = ServerProcess(tmp_path / "home")
     fleets = set()
     for half in (
         "fleet.json",
@@ -351,7 +186,7 @@ def test_a_first_start_that_is_killed_anywhere_is_finished_by_the_next(tmp_path:
     assert (server.home / "authority/ca.pem").read_bytes() == ca
 
 
-def test_a_killed_broker_comes_back_and_nothing_is_forgotten(server: Server, tmp_path: Path) -> None:
+def test_a_killed_broker_comes_back_and_nothing_is_forgotten(server: ServerProcess, tmp_path: Path) -> None:
     """The server starts it again and says again what every device shall run."""
     device = Device(tmp_path / "device", _token(server))
     _push(server)
@@ -379,7 +214,7 @@ def _gets_in(config: MqttConfig) -> bool:
         bus.stop()
 
 
-def test_a_revoked_device_stays_out(server: Server, tmp_path: Path) -> None:
+def test_a_revoked_device_stays_out(server: ServerProcess, tmp_path: Path) -> None:
     """Its connection is cut, it cannot connect again, and the fleet shows it as revoked."""
     device = Device(tmp_path / "device", _token(server))
     inbox: queue.Queue[Event] = queue.Queue(100)
@@ -396,7 +231,7 @@ def test_a_revoked_device_stays_out(server: Server, tmp_path: Path) -> None:
     assert server.call("GET", f"/api/v1/devices/{device.id}")["revoked"]
 
 
-def test_a_device_renews_its_certificate_until_it_is_revoked(server: Server, tmp_path: Path) -> None:
+def test_a_device_renews_its_certificate_until_it_is_revoked(server: ServerProcess, tmp_path: Path) -> None:
     """By the real server: the next certificate opens the broker, a renewal that is not due asks nobody."""
     folder = tmp_path / "identity"
     identity = enroll(_token(server), folder, device=None, board=BoardFacts(), timeout_s=DEADLINE_S)
@@ -427,10 +262,10 @@ def test_a_device_renews_its_certificate_until_it_is_revoked(server: Server, tmp
     assert identity.certificate_path.read_text() == after
 
 
-def test_two_servers_do_not_run_one_home(server: Server) -> None:
+def test_two_servers_do_not_run_one_home(server: ServerProcess) -> None:
     """The second one says so and leaves the first alone."""
     second = subprocess.run(
-        [sys.executable, "-c", _MAIN, str(server.home)],
+        [sys.executable, "-c", MAIN, str(server.home)],
         env=os.environ | {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)},
         capture_output=True,
         text=True,

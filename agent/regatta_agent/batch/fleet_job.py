@@ -26,7 +26,7 @@ from regatta_agent.batch_runner import BatchSaid, BatchSpec
 from regatta_agent.core.batches import refusal
 from regatta_protocol.batch import MAX_CLASSES, MAX_LABEL_LENGTH, BatchJob, BatchSummary
 from regatta_protocol.codec import decode, encode
-from regatta_protocol.durable import read_bounded, shortage_of, write_durably
+from regatta_protocol.durable import make_folder_durably, read_bounded, shortage_of, write_durably
 from regatta_protocol.errors import RegattaError, Rejected, StorageFull
 from regatta_protocol.parent import die_with_parent
 from regatta_protocol.wire import Wire
@@ -113,7 +113,7 @@ def run_spec(spec: BatchSpec) -> BatchSummary:
             journal.discard()  # a kill may have come before that
             return ended.summary
         raise Rejected(f"{output} is the output of job {ended.job.id} already: give another name")
-    output.parent.mkdir(parents=True, exist_ok=True)
+    make_folder_durably(output.parent)
     results: list[BatchSummary] = []
 
     def tell(done: int, total: int | None) -> None:

@@ -5,7 +5,6 @@ Memory holds what is under way and nothing else, however many records there are.
 
 from __future__ import annotations
 
-import itertools
 import queue
 import time
 from collections import deque
@@ -14,18 +13,19 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-from regatta_agent.batch.journal import Journal, Progress, Settings, chained
+from regatta_agent.batch.checkpoints import Checkpoints
+from regatta_agent.batch.journal import Journal, Settings
 from regatta_agent.batch.questions import Asker, Question, Sizer, questions
-from regatta_agent.batch.results import Result, encode_lines, encode_rows, format_of, write_output
+from regatta_agent.batch.results import Results, encode_lines, encode_rows, format_of, write_output
 from regatta_agent.client import Client
-from regatta_agent.inputs.records import Record, open_records
+from regatta_agent.inputs.records import first_of, open_records
 from regatta_agent.inputs.wanted import wanted_by
 from regatta_protocol import sketch
 from regatta_protocol.errors import Misuse, Rejected
 
 __all__ = ["Job", "Summary", "run_job"]
 
-_CHECKPOINT_S = 1.0  # a checkpoint costs two syncs, up to 20 ms each on an SD card
+_CHECKPOINT_S = 1.0  # a checkpoint costs three syncs, up to 20 ms each on an SD card that nobody else writes to
 _WINDOW = 4  # questions asked or answered and not yet written, for each request under way
 
 
@@ -93,7 +93,7 @@ def run_job(
         raise Rejected(f"{job.output} is there already: give another name, or --restart to replace it")
     try:
         resumed = journal.open(restart=job.restart)
-        latencies = _fill(job, journal, resumed, tell)
+        latencies = _fill(job, journal, tell)
         journal.checkpoint()
         write_output(journal.spool_path, job.output, journal.progress)
         done = journal.progress
@@ -107,66 +107,51 @@ def run_job(
     return summary
 
 
-def _fill(job: Job, journal: Journal, resumed: Progress, tell: Told) -> dict[int, int]:
+def _fill(job: Job, journal: Journal, tell: Told) -> dict[int, int]:
     """Append the results of all records that the journal does not have; return the sketch of requests' latencies."""
     with Client(job.socket) as client:
         metadata = client.metadata(job.name)
     records = open_records(job.inputs, wanted_by(metadata))
-    rest = _after(itertools.islice(records.rows, job.limit), resumed)
+    rest = journal.rest_of(first_of(records.parts, job.limit))
     total = records.total if job.limit is None or records.total is None else min(job.limit, records.total)
-    sizer, rows = Sizer(), journal.progress.settings.format == "npy"
+    sizer, rows = Sizer(), format_of(job.output) == "npy"
     idle: queue.SimpleQueue[Asker] = queue.SimpleQueue()
     clients = [Client(job.socket) for _ in range(job.in_flight)]
     askers = [Asker(one, job.name, sizer, top=job.top, rows=rows, patience_s=job.patience_s) for one in clients]
     for one in askers:
         idle.put(one)
 
-    def answer(question: Question) -> list[Result]:
+    def answer(question: Question) -> list[Results]:
         asker = idle.get()
         try:
             return asker.answer(question)
         finally:
             idle.put(asker)
 
-    checkpoint_at = time.monotonic() + _CHECKPOINT_S
     pool = ThreadPoolExecutor(job.in_flight, thread_name_prefix="batch")
     try:
-        for results in _in_order(pool, answer, questions(rest, sizer, metadata), _WINDOW * job.in_flight):
-            _append(journal, results, rows=rows)
-            if time.monotonic() >= checkpoint_at:
-                journal.checkpoint()
-                tell(journal.progress.records, total)
-                checkpoint_at = time.monotonic() + _CHECKPOINT_S
+        with Checkpoints(journal, _CHECKPOINT_S) as checkpoints:
+            for results in _in_order(pool, answer, questions(rest, sizer, metadata), _WINDOW * job.in_flight):
+                _append(journal, results, rows=rows)
+                if checkpoints.go_on():
+                    tell(journal.records, total)
+            checkpoints.finish()
     finally:
         pool.shutdown(cancel_futures=True)
         for client in clients:
             client.close()
-    tell(journal.progress.records, total)
+    tell(journal.records, total)
     return sketch.merge(asker.latency_counts for asker in askers)
-
-
-def _after(records: Iterator[Record], resumed: Progress) -> Iterator[Record]:
-    """Return the records behind those that are finished.
-
-    Raises:
-        Rejected: when those are not the same as they were.
-    """
-    digest, count = "", 0
-    for record in itertools.islice(records, resumed.records):
-        digest, count = chained(digest, record.key), count + 1
-    if count < resumed.records or digest != resumed.keys_digest:
-        raise Rejected(f"the inputs have changed since {resumed.records} records were done: begin again with --restart")
-    return records
 
 
 def _in_order(
     pool: ThreadPoolExecutor,
-    answer: Callable[[Question], list[Result]],
+    answer: Callable[[Question], list[Results]],
     asked: Iterator[Question],
     window: int,
-) -> Iterator[list[Result]]:
+) -> Iterator[list[Results]]:
     """Yield results in the order of the questions, with at most `window` of them in memory."""
-    waiting: deque[Future[list[Result]]] = deque()
+    waiting: deque[Future[list[Results]]] = deque()
     for question in asked:
         waiting.append(pool.submit(answer, question))
         if len(waiting) >= window:
@@ -177,12 +162,15 @@ def _in_order(
         yield waiting.popleft().result()
 
 
-def _append(journal: Journal, results: list[Result], *, rows: bool) -> None:
-    keys, refused = [one.key for one in results], sum(one.error is not None for one in results)
+def _append(journal: Journal, results: list[Results], *, rows: bool) -> None:
+    keys = [key for some in results for key in some.keys]
+    refused = sum(len(some.keys) for some in results if some.error is not None)
     if not rows:
         journal.append(encode_lines(results), keys, refused)
         return
-    shape = journal.progress.row_shape or next((one.row.shape for one in results if one.row is not None), None)
+    shape = journal.row_shape
+    if shape is None:
+        shape = next((some.rows.shape[1:] for some in results if some.rows is not None), None)
     if shape is None:
         raise Rejected(f"{keys[0]}: {results[0].error}")
     journal.append(encode_rows(results, shape), keys, refused, shape)

@@ -1,31 +1,33 @@
 """Records to requests and answers to results: what can be stacked is asked together, everything else by itself.
 
-How many samples a stack has follows from how long one takes, so that a model that others use is not held for long.
+How many samples a stack has follows from how long one takes, so that a model that others use is not held for long. A
+block of an array is cut into stacks as it lies: its samples are neither copied nor touched one by one.
 """
 
 from __future__ import annotations
 
 import random
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import groupby
 from typing import Any
 
 import numpy as np
 
 from regatta_agent.asking import ask
-from regatta_agent.batch.results import Result
+from regatta_agent.batch.results import Results
 from regatta_agent.client import Client
 from regatta_agent.client.messages import ServerBusy, is_sent_whole, parse_score
-from regatta_agent.inputs.records import Record
+from regatta_agent.inputs.records import Block, Part, Record, records_of
 from regatta_agent.serving.tensors import Array
 from regatta_protocol import sketch
-from regatta_protocol.errors import Rejected, Retryable, TooLarge
+from regatta_protocol.errors import Misuse, Rejected, Retryable, TooLarge
 
 __all__ = ["Asker", "Question", "Sizer", "questions"]
 
 _STACK_S = 0.02  # one request's computing: what an online request may wait for behind it
-_STACK_BYTES = 512 * 1024
+_STACK_BYTES = 2 * 1024 * 1024 - 4096  # the worker takes a body of 2 MiB at least, which describes the tensor too
 _MAX_STACK = 1024  # the worker takes no more
 _RETRY_FIRST_S, _RETRY_CAP_S = 0.05, 5.0
 _NO_ROW = "a file of rows (.npy) is for the model's own inputs: use .jsonl, .csv or .parquet"
@@ -33,10 +35,11 @@ _NO_ROW = "a file of rows (.npy) is for the model's own inputs: use .jsonl, .csv
 
 @dataclass(frozen=True)
 class Question:
-    """What one request asks: one item by itself, or a stack of arrays. `refused` are records that could not be read."""
+    """What one request asks: an item by itself, or a stack of samples, [n, …]; neither where it was `refused`."""
 
-    keys: tuple[str, ...]
-    items: tuple[bytes | Array, ...]
+    keys: Sequence[str]
+    item: bytes | Array | None = None
+    stack: Array | None = None
     refused: str | None = None
 
 
@@ -64,8 +67,32 @@ class Sizer:
         self._limit = max(1, samples // 2)
 
 
-def questions(records: Iterator[Record], sizer: Sizer, metadata: Mapping[str, Any]) -> Iterator[Question]:
+def questions(parts: Iterable[Part], sizer: Sizer, metadata: Mapping[str, Any]) -> Iterator[Question]:
     """Yield the questions of all records, in order."""
+
+    def is_cut(part: Part) -> bool:
+        return isinstance(part, Block) and not is_sent_whole(part.array[0], metadata)
+
+    for cut, alike in groupby(parts, is_cut):
+        if not cut:
+            yield from _gathered(records_of(alike), sizer, metadata)
+            continue
+        for part in alike:
+            assert isinstance(part, Block)
+            yield from _cut(part, sizer)
+
+
+def _cut(block: Block, sizer: Sizer) -> Iterator[Question]:
+    """Yield the questions of a block of the model's own inputs."""
+    at, sample_bytes = 0, block.array[:1].nbytes
+    while at < len(block):
+        piece = block.part(at, at + sizer.size(sample_bytes))
+        yield Question(list(piece.keys), stack=piece.array)
+        at += len(piece)
+
+
+def _gathered(records: Iterable[Record], sizer: Sizer, metadata: Mapping[str, Any]) -> Iterator[Question]:
+    """Yield the questions of records that come one by one."""
     keys: list[str] = []
     stack: list[Array] = []
     for record in records:
@@ -73,25 +100,25 @@ def questions(records: Iterator[Record], sizer: Sizer, metadata: Mapping[str, An
             item = record.read()
         except Rejected as err:
             if keys:
-                yield Question(tuple(keys), tuple(stack))
+                yield Question(keys, stack=np.stack(stack))
                 keys, stack = [], []
-            yield Question((record.key,), (), str(err))
+            yield Question([record.key], refused=str(err))
             continue
         stackable = isinstance(item, np.ndarray) and not is_sent_whole(item, metadata)
         if keys and not (stackable and _alike(item, stack[0])):
-            yield Question(tuple(keys), tuple(stack))
+            yield Question(keys, stack=np.stack(stack))
             keys, stack = [], []
         if not stackable:
-            yield Question((record.key,), (item,))
+            yield Question([record.key], item=item)
             continue
         assert isinstance(item, np.ndarray)
         keys.append(record.key)
         stack.append(item)
         if len(stack) >= sizer.size(item.nbytes):
-            yield Question(tuple(keys), tuple(stack))
+            yield Question(keys, stack=np.stack(stack))
             keys, stack = [], []
     if keys:
-        yield Question(tuple(keys), tuple(stack))
+        yield Question(keys, stack=np.stack(stack))
 
 
 def _alike(item: bytes | Array, other: Array) -> bool:
@@ -120,14 +147,14 @@ class Asker:
         self._patience_s = patience_s
         self.latency_counts: dict[int, int] = {}  # a sketch of the microseconds of each question that was answered
 
-    def answer(self, question: Question) -> list[Result]:
-        """Return the result of each record.
+    def answer(self, question: Question) -> list[Results]:
+        """Return the results of all its records, in order.
 
         Raises:
             Retryable: when the patience is over.
         """
         if question.refused is not None:
-            return [Result(question.keys[0], error=question.refused)]
+            return [Results(question.keys, error=question.refused)]
         began, attempt = time.monotonic(), 0
         while True:
             asked = time.perf_counter()
@@ -145,55 +172,56 @@ class Asker:
             sketch.add(self.latency_counts, (time.perf_counter() - asked) * 1e6)
             return results
 
-    def _answer(self, question: Question) -> list[Result]:
-        count = len(question.keys)
-        if isinstance(question.items[0], bytes) or (count == 1 and not self._rows):
-            return [self._alone(key, item) for key, item in zip(question.keys, question.items, strict=True)]
+    def _answer(self, question: Question) -> list[Results]:
+        stack, count = question.stack, len(question.keys)
+        if stack is None or (count == 1 and not self._rows):
+            item = question.item if stack is None else stack[0]
+            assert item is not None
+            return [self._alone(question.keys, item)]
         began = time.perf_counter()
         try:
-            results = self._stacked(question)
+            results = self._stacked(question.keys, stack)
         except TooLarge:
             if count == 1:
                 raise
             self._sizer.too_large(count)
-            return [one for half in _halves(question) for one in self._answer(half)]
+            return [one for half in _halves(question, stack) for one in self._answer(half)]
         except Rejected as err:
             if count == 1:
-                return [Result(question.keys[0], error=str(err))]
-            return [one for half in _halves(question) for one in self._answer(half)]  # to find the offender
+                return [Results(question.keys, error=str(err))]
+            return [one for half in _halves(question, stack) for one in self._answer(half)]  # to find the offender
         self._sizer.answered(count, time.perf_counter() - began)
-        return results
+        return [results]
 
-    def _alone(self, key: str, item: bytes | Array) -> Result:
+    def _alone(self, keys: Sequence[str], item: bytes | Array) -> Results:
         if self._rows:
-            return Result(key, error=_NO_ROW)
+            return Results(keys, error=_NO_ROW)
         began = time.perf_counter()
         try:
             document = ask(self._client, self._model, item, top=self._top).document
         except Rejected as err:
-            return Result(key, error=str(err))
+            return Results(keys, error=str(err))
         self._sizer.answered(1, time.perf_counter() - began)
-        return Result(key, document)
+        return Results(keys, documents=[document])
 
-    def _stacked(self, question: Question) -> list[Result]:
-        metadata = self._client.metadata(self._model)
-        entry = metadata["outputs"][0]
-        stack = np.stack([np.asarray(item) for item in question.items])
+    def _stacked(self, keys: Sequence[str], stack: Array) -> Results:
+        entry = self._client.metadata(self._model)["outputs"][0]
         classes = not self._rows and _is_row(entry)
         outputs = self._client.infer_stacked(self._model, stack, top=(self._top or 5) if classes else 0)
+        first = outputs[entry["name"]]
+        if len(first) != len(keys):
+            raise Misuse(f"the worker answered {len(first)} of {len(keys)} samples: this is a bug of its agent")
         if self._rows:
-            real = _real(outputs[entry["name"]], entry)
-            return [Result(key, row=row) for key, row in zip(question.keys, real, strict=True)]
+            return Results(keys, rows=_real(first, entry))
         if classes:
-            rows = outputs[entry["name"]]
-            return [Result(key, _classes(row)) for key, row in zip(question.keys, rows, strict=True)]
-        return [Result(key, _outputs(outputs, place)) for place, key in enumerate(question.keys)]
+            return Results(keys, documents=[_classes(row) for row in first])
+        return Results(keys, documents=[_outputs(outputs, place) for place in range(len(keys))])
 
 
-def _halves(question: Question) -> list[Question]:
+def _halves(question: Question, stack: Array) -> list[Question]:
     middle = len(question.keys) // 2
     return [
-        replace(question, keys=question.keys[part], items=question.items[part])
+        replace(question, keys=question.keys[part], stack=stack[part])
         for part in (slice(None, middle), slice(middle, None))
     ]
 

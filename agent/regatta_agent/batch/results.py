@@ -10,7 +10,7 @@ import csv
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -22,21 +22,24 @@ from regatta_agent.serving.tensors import Array
 from regatta_protocol.durable import rename_durably
 from regatta_protocol.errors import Misuse, Rejected
 
-__all__ = ["FORMATS", "Result", "encode_lines", "encode_rows", "format_of", "write_output"]
+__all__ = ["FORMATS", "Results", "encode_lines", "encode_rows", "format_of", "write_output"]
 
 FORMATS = ("jsonl", "csv", "npy", "parquet")
 _COLUMNS = ("key", "kind", "label", "index", "score", "count", "error")
-_LISTS = ("classes", "objects", "keypoints")
+_LINES = json.JSONEncoder(separators=(",", ":"), ensure_ascii=False)  # json.dumps would make one for each line
 _PARQUET_ROWS = 4096
 
 
 @dataclass(frozen=True)
-class Result:
-    """The answer to one record, or why it was refused; `row` is the first output where the format is an array."""
+class Results:
+    """The answers to one or several records, in order, or why all of them were refused.
 
-    key: str
-    document: dict[str, Any] | None = None
-    row: Array | None = None
+    `rows`, [n, …], is of the first output where the format is an array; else there is a document for each.
+    """
+
+    keys: Sequence[str]
+    documents: Sequence[dict[str, Any]] = ()
+    rows: Array | None = None
     error: str | None = None
 
 
@@ -58,28 +61,32 @@ def format_of(output: Path) -> str:
     return name
 
 
-def encode_lines(results: list[Result]) -> bytes:
+def encode_lines(results: Sequence[Results]) -> bytes:
     """Return results as JSON lines."""
     lines = []
-    for one in results:
-        answer = {"error": one.error} if one.document is None else one.document
-        lines.append(json.dumps({"key": one.key, **answer}, separators=(",", ":"), ensure_ascii=False))
-    return "".join(f"{line}\n" for line in lines).encode()
+    for some in results:
+        answers = some.documents if some.error is None else [{"error": some.error}] * len(some.keys)
+        for key, answer in zip(some.keys, answers, strict=True):
+            lines.append(_LINES.encode({"key": key, **answer}))
+    # A name that is no UTF-8 is written with JSON's own escapes.
+    return "".join(f"{line}\n" for line in lines).encode(errors="backslashreplace")
 
 
-def encode_rows(results: list[Result], shape: tuple[int, ...]) -> bytes:
+def encode_rows(results: Sequence[Results], shape: tuple[int, ...]) -> bytes:
     """Return results as float32 rows of the shape; a refused record is a row of NaN.
 
     Raises:
         Rejected: when an output has another shape.
     """
-    rows = np.full((len(results), *shape), np.nan, dtype="<f4")
-    for place, one in enumerate(results):
-        if one.row is not None:
-            if one.row.shape != shape:
-                raise Rejected(f"the output of {one.key} has shape {list(one.row.shape)}, and before it {list(shape)}")
-            rows[place] = one.row
-    return rows.tobytes()
+    pieces = []
+    for some in results:
+        rows = np.full((len(some.keys), *shape), np.nan) if some.rows is None else some.rows
+        if rows.shape[1:] != shape:
+            raise Rejected(
+                f"the output of {some.keys[0]} has shape {list(rows.shape[1:])}, and before it {list(shape)}"
+            )
+        pieces.append(rows.astype("<f4", copy=False).tobytes())
+    return b"".join(pieces)
 
 
 def write_output(spool: Path, output: Path, progress: Progress) -> None:
@@ -103,7 +110,7 @@ def _copy(spool: Path, stream: BinaryIO, progress: Progress) -> None:
 
 
 def _npy(spool: Path, stream: BinaryIO, progress: Progress) -> None:
-    shape = (progress.records, *(progress.row_shape or (0,)))
+    shape = (progress.records, *((0,) if progress.row_shape is None else progress.row_shape))
     header = {"descr": "<f4", "fortran_order": False, "shape": shape}
     np.lib.format.write_array_header_1_0(stream, header)  # type: ignore[no-untyped-call]  # numpy has no types for it
     _copy(spool, stream, progress)
@@ -123,7 +130,7 @@ class _Text:
         self._stream = stream
 
     def write(self, text: str) -> int:
-        return self._stream.write(text.encode())
+        return self._stream.write(text.encode(errors="backslashreplace"))
 
 
 def _parquet(spool: Path, stream: BinaryIO, progress: Progress) -> None:

@@ -38,13 +38,14 @@ def enroll(
     """
     from regatta_agent.config import load_config
     from regatta_agent.status import is_running
+    from regatta_protocol.durable import make_folder_durably
     from regatta_protocol.ids import parse_device_id
     from regatta_provisioning.enroll import enroll as join
     from regatta_runtimes.board import probe_board
 
     config = load_config(config_path, {"state_dir": state_dir, "run_dir": run_dir})
     device = parse_device_id(device_text) if device_text else None
-    config.state_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
+    make_folder_durably(config.state_dir, mode=0o700)  # a power cut must not lose the name of what is made in it
     identity = join(
         token,
         config.state_dir / "identity",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +22,8 @@ _PARQUET_ROWS = 256
 Item = bytes | Array  # a picture's or sound's file, or an array
 
 
-def npy_rows(source: Path | bytes, name: str, wanted: Wanted) -> tuple[int, Iterator[Array]]:
-    """Return how many samples a .npy file has, and the samples; of a file on disk each is read when it is asked for.
+def npy_rows(source: Path | bytes, name: str, wanted: Wanted) -> Sequence[Array] | Array:
+    """Return the samples of a .npy file, at least one; a file on disk is mapped, and each is read when it is touched.
 
     Raises:
         Rejected: when it is no array of plain numbers, or of another shape.
@@ -32,13 +32,12 @@ def npy_rows(source: Path | bytes, name: str, wanted: Wanted) -> tuple[int, Iter
         if isinstance(source, bytes):
             array: Array = np.load(io.BytesIO(source), allow_pickle=False)
         else:
-            array = np.load(source, mmap_mode="r", allow_pickle=False)
+            array = np.load(source, mmap_mode="r", allow_pickle=False).view(np.ndarray)
     except (ValueError, EOFError, OSError) as err:
         raise Rejected(f"{name} is no readable .npy file of plain numbers: {err}") from err
     if array.dtype.kind not in "fiub":
         raise Rejected(f"{name} holds {array.dtype} and not numbers")
-    rows = wanted.split(array, name)
-    return len(rows), (np.array(row) for row in rows)
+    return wanted.split(array, name)
 
 
 def looks_like_csv(start: bytes) -> bool:

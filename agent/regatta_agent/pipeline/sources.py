@@ -97,10 +97,10 @@ class DirectorySource:
             if not data.startswith(NPY_MAGIC):
                 yield Frame(path.name, data, time.time(), remove)
                 return
-            count, rows = npy_rows(data, path.name, self._wanted)
+            rows = npy_rows(data, path.name, self._wanted)
             for place, row in enumerate(rows):
-                key = path.name if count == 1 else f"{path.name}[{place}]"
-                yield Frame(key, row, time.time(), remove if place == count - 1 else _nothing)
+                key = path.name if len(rows) == 1 else f"{path.name}[{place}]"
+                yield Frame(key, row, time.time(), remove if place == len(rows) - 1 else _nothing)
         except Rejected:
             self.refused += 1
 

@@ -13,7 +13,6 @@ from __future__ import annotations
 import contextlib
 import os
 import threading
-from pathlib import Path
 
 __all__ = ["LIMIT_S", "OPTION", "begin", "begin_for", "end"]
 
@@ -61,7 +60,8 @@ def _end_late() -> None:
 
 
 def _threads() -> list[int]:
-    return [int(entry.name) for entry in Path("/proc/self/task").iterdir()]
+    with os.scandir("/proc/self/task") as entries:  # not pathlib: it would be loaded before imports.py keeps things out
+        return [int(entry.name) for entry in entries]
 
 
 def _policy(thread: int) -> int | None:

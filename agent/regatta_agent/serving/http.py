@@ -26,6 +26,7 @@ from typing import Any, NamedTuple, cast
 
 import httptools
 
+from regatta_agent.serving.long_body import LONG_BYTES, LongBody
 from regatta_agent.serving.spec import ServeLimits
 
 __all__ = [
@@ -42,6 +43,7 @@ __all__ = [
 
 logger = logging.getLogger(__name__)
 
+_READ_BYTES = 262_144  # one buffer for all: asyncio makes one for each read, which malloc may map and unmap in 20 us
 _PIPELINED = 16  # complete requests waiting on one connection; nobody here pipelines more
 _LINGER_S = 2.0  # how long a refused peer may go on sending before the connection is cut
 _HELD_BODIES = 8  # the server holds at most so many bodies of the greatest size
@@ -63,7 +65,7 @@ class Request(NamedTuple):
     method: bytes
     path: str
     headers: dict[bytes, bytes]
-    body: bytes
+    body: bytes | memoryview
     local: bool = True  # it came from this machine
     timeout_us: int | None = None  # its sender waits so long, whatever its body says
 
@@ -97,6 +99,7 @@ class HttpServer:
     limits: ServeLimits
     body_limit_bytes: int  # set again when the model is known
     connections: set[Connection] = field(default_factory=set)
+    reading: memoryview = field(default_factory=lambda: memoryview(bytearray(_READ_BYTES)))  # parsed as it comes
     draining: bool = False
     last_request_at: float = 0.0  # monotonic seconds
     held_bytes: int = 0  # of bodies being received or answered
@@ -138,7 +141,7 @@ class HttpServer:
                 connection.close()
 
 
-class Connection(asyncio.Protocol):
+class Connection(asyncio.BufferedProtocol):
     """One connection: bytes in, requests to the handler, answers out."""
 
     def __init__(self, server: HttpServer, endpoint: Endpoint) -> None:
@@ -162,6 +165,7 @@ class Connection(asyncio.Protocol):
         self._target = b""
         self._headers: dict[bytes, bytes] = {}
         self._body: list[bytes] = []
+        self._long: LongBody | None = None  # in place of `_body`
         self._body_bytes = 0
         self.since = time.monotonic()  # of the state it is in: idle, receiving or discarding
 
@@ -170,7 +174,7 @@ class Connection(asyncio.Protocol):
         """Whether nothing is received, waiting or being answered."""
         return not (self._running or self._waiting or self._receiving)
 
-    # asyncio.Protocol
+    # asyncio.BufferedProtocol
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)
@@ -199,7 +203,10 @@ class Connection(asyncio.Protocol):
     def resume_writing(self) -> None:
         self._blocked_since = None
 
-    def data_received(self, data: bytes) -> None:
+    def get_buffer(self, sizehint: int) -> memoryview:
+        return self._server.reading
+
+    def buffer_updated(self, nbytes: int) -> None:
         if self._discarding or self._transport is None:
             return
         if not self._receiving:
@@ -207,7 +214,7 @@ class Connection(asyncio.Protocol):
             self.since = time.monotonic()
         self._completed = False
         try:
-            self._parser.feed_data(data)
+            self._parser.feed_data(self._server.reading[:nbytes])
         except httptools.HttpParserUpgrade:
             self._eof = True  # an upgrade may be ignored (RFC 9110, 7.8), but llhttp reads nothing after it
         except httptools.HttpParserError as err:
@@ -215,10 +222,30 @@ class Connection(asyncio.Protocol):
                 self._refusal = error_response(400, f"this is no HTTP/1.1 request that can be answered here: {err}")
         if self._receiving and self._in_headers and not self._completed:
             # llhttp keeps an unfinished header to itself, so what on_header counts is not all there is.
-            self._unparsed_bytes += len(data)
+            self._unparsed_bytes += nbytes
             if self._unparsed_bytes > self._limits.header_bytes:
                 self._refuse_headers()
+        if self._long is not None and self._refusal is None:
+            self._transport.set_protocol(self._long)
         self._next()
+
+    def _received(self, count: int) -> None:
+        """Count what came of a long body, and go on when it is whole or refused."""
+        transport, long = self._transport, self._long
+        if transport is None or long is None:
+            return
+        if not self._discarding:
+            self._count_body(count)
+            if self._refusal is None and not long.is_whole:
+                return
+        transport.set_protocol(self)
+        if self._discarding or self._refusal is not None:
+            self._long = None
+        else:
+            self.on_message_complete()
+            self._parser = httptools.HttpRequestParser(self)  # the one at hand still waits for the body
+        if not self._discarding:
+            self._next()
 
     # httptools' callbacks
 
@@ -250,18 +277,20 @@ class Connection(asyncio.Protocol):
         length = self._headers.get(b"content-length", b"0")
         if length.isdigit():
             self._check_body(int(length))
+            if int(length) > LONG_BYTES and self._refusal is None and b"transfer-encoding" not in self._headers:
+                self._long = LongBody(int(length), self, self._received)
         if self._refusal is None and self._headers.get(b"expect", b"").lower() == b"100-continue":
             self._write(b"HTTP/1.1 100 Continue\r\n\r\n")
 
     def on_body(self, body: bytes) -> None:
         if self._refusal is not None:
             return
-        self._body_bytes += len(body)
-        self._check_body(self._body_bytes)
+        self._count_body(len(body))
         if self._refusal is None:
-            self._body.append(body)
-            self._held_bytes += len(body)
-            self._server.held_bytes += len(body)
+            if self._long is None:
+                self._body.append(body)
+            else:
+                self._long.add(body)
 
     def on_message_complete(self) -> None:
         self._receiving, self._completed = False, True
@@ -276,11 +305,21 @@ class Connection(asyncio.Protocol):
         except (httptools.HttpParserError, UnicodeDecodeError):
             self._refusal = error_response(400, "the request's target is no path")
             return
-        body = self._body[0] if len(self._body) == 1 else b"".join(self._body)
+        body: bytes | memoryview = self._body[0] if len(self._body) == 1 else b"".join(self._body)
+        if self._long is not None:
+            body, self._long = self._long.buffer, None
         request = Request(self._parser.get_method(), path, self._headers, body, self._endpoint.local)
         self._waiting.append((request, self._parser.should_keep_alive()))
 
     # what the callbacks share
+
+    def _count_body(self, count: int) -> None:
+        """Count bytes of the body at hand, and refuse it when it gets too long."""
+        self._body_bytes += count
+        self._check_body(self._body_bytes)
+        if self._refusal is None:
+            self._held_bytes += count
+            self._server.held_bytes += count
 
     def _refuse_headers(self) -> None:
         if self._refusal is None:

@@ -90,7 +90,9 @@ class InferRequest(NamedTuple):
     stacked: bool = False  # inputs hold many samples along their first dimension, computed one after another
 
 
-def parse_infer(body: bytes, header_length: bytes | None, shared: SharedMemory | None = None) -> InferRequest:
+def parse_infer(
+    body: bytes | memoryview, header_length: bytes | None, shared: SharedMemory | None = None
+) -> InferRequest:
     """Return the request in `body`; its arrays share memory with `body`.
 
     Args:
@@ -107,7 +109,7 @@ def parse_infer(body: bytes, header_length: bytes | None, shared: SharedMemory |
     if length > _MAX_JSON_BYTES:
         raise Rejected(f"{length} bytes of JSON are over the limit of {_MAX_JSON_BYTES}: send tensors as binary data")
     read = _read_again if header_length is not None and length <= _KEPT_HEADER_BYTES else _read_header
-    tensors, request = read(body if length == len(body) else body[:length], shared is not None)
+    tensors, request = read(bytes(body[:length]), shared is not None)
     rest = memoryview(body)[length:]
     inputs: list[NamedTensor] = []
     for tensor in tensors:

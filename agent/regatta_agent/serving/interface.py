@@ -182,11 +182,12 @@ class ModelInterface:
         """Return `score:index[:label]` of the greatest scores, [k] or [n, k] (Triton's classification extension)."""
         rows = scores.reshape(-1, scores.shape[-1])
         count = min(count, rows.shape[1])
-        texts = np.empty((rows.shape[0], count), dtype=object)
-        for row, values in enumerate(rows):
-            for place, index in enumerate(np.argsort(-values, kind="stable")[:count].tolist()):
-                label = f":{self.labels[index]}" if index < len(self.labels) else ""
-                texts[row, place] = f"{float(values[index]):.6f}:{index}{label}".encode()
+        best = np.argsort(-rows, axis=1, kind="stable")[:, :count]
+        greatest = rows[np.arange(len(rows))[:, np.newaxis], best]
+        texts = np.empty(best.size, dtype=object)
+        for place, (index, score) in enumerate(zip(best.ravel().tolist(), greatest.ravel().tolist(), strict=True)):
+            label = f":{self.labels[index]}" if index < len(self.labels) else ""
+            texts[place] = f"{score:.6f}:{index}{label}".encode()
         return texts.reshape((*scores.shape[:-1], count))
 
     def predicted_class(self, natives: Sequence[Array]) -> int | None:

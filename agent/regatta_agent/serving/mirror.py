@@ -166,4 +166,4 @@ def _is_plain(request: Request, infer: InferRequest) -> bool:
     if infer.processed or any(output.classes or output.region for output in infer.outputs):
         return False
     length = int(request.headers.get(_HEADER_LENGTH, b"%d" % len(request.body)))
-    return request.body.find(b"shared_memory_region", 0, length) < 0
+    return b"shared_memory_region" not in bytes(request.body[:length])

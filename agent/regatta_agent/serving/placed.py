@@ -19,7 +19,7 @@ from regatta_agent.serving.inference import InferRequest, NamedTensor, WantedOut
 from regatta_agent.serving.interface import ModelInterface, body_limit_bytes, image_input
 from regatta_agent.serving.processed import MAX_PROCESSED_BYTES, infer_processed, open_processor
 from regatta_agent.serving.spec import ServeSpec
-from regatta_agent.serving.stacked import STACK_BYTES, Serving, infer_stacked
+from regatta_agent.serving.stacked import STACK_BYTES, Serving, infer_stacked, interface_of_stacks
 from regatta_agent.serving.tensors import Array
 from regatta_protocol.durable import read_bounded
 from regatta_protocol.errors import RegattaError, Rejected
@@ -67,6 +67,7 @@ class PlacedModel:
     def __init__(self, session: Serving, interface: ModelInterface, most_rows: int = 1) -> None:
         self._session = session
         self.interface = interface
+        self._stacks = interface_of_stacks(interface)
         self.processor = open_processor(interface)
         self.most_rows = most_rows  # that are computed together
         self._has_rows = is_batchable(interface.inputs, interface.outputs)
@@ -98,7 +99,7 @@ class PlacedModel:
 
     def _stacked(self, request: InferRequest) -> Answer:
         wanted = self.interface.wanted(request)
-        outputs, real, compute_ns = infer_stacked(self.interface, self._session, request, self.most_rows)
+        outputs, real, compute_ns = infer_stacked(self._stacks, self._session, request, self.most_rows)
         return Answer(self.interface.answer(outputs, wanted, real=real), None, compute_ns)
 
     def infer_together(self, requests: Sequence[InferRequest]) -> list[Answer | Exception]:

@@ -45,7 +45,7 @@ def answer_regions(regions: Regions | None, request: Request, parts: list[str]) 
     if action == "status":
         return Response(200, json.dumps(regions.status(name)).encode())
     if action == "register" and name is not None:
-        regions.register(name, read_json(RegionBody, request.body, _MAX_BODY_BYTES))
+        regions.register(name, read_json(RegionBody, bytes(request.body), _MAX_BODY_BYTES))
     else:
         regions.unregister(name)
     return Response(200)

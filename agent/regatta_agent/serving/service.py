@@ -167,7 +167,7 @@ class Service:
         placed = self._inferences.placed
         if placed is None:
             return not_ready()
-        body = read_json(_FeedbackBody, request.body, _MAX_FEEDBACK_BYTES)
+        body = read_json(_FeedbackBody, bytes(request.body), _MAX_FEEDBACK_BYTES)
         if (body.label is None) == (body.correct is None):
             return error_response(400, "feedback has exactly one of label and correct")
         label = placed.interface.class_of(body.label) if isinstance(body.label, str) else body.label

@@ -22,12 +22,12 @@ from regatta_protocol.values import TensorSpec
 from regatta_runtimes.errors import InvokeFailed
 from regatta_runtimes.session import Session
 
-__all__ = ["MAX_STACKED", "STACK_BYTES", "Serving", "infer_stacked"]
+__all__ = ["MAX_STACKED", "STACK_BYTES", "Serving", "infer_stacked", "interface_of_stacks"]
 
 logger = logging.getLogger(__name__)
 
 MAX_STACKED = 1024  # samples; others wait meanwhile
-STACK_BYTES = 1024 * 1024  # a body of so many bytes is taken at least, however small one sample is
+STACK_BYTES = 2 * 1024 * 1024  # a body of so many bytes is taken at least, however small one sample is
 
 
 class Serving(Session, Protocol):
@@ -38,13 +38,23 @@ class Serving(Session, Protocol):
     def run_each(self, stacks: Sequence[Array]) -> list[Array]: ...
 
 
+def interface_of_stacks(interface: ModelInterface) -> ModelInterface | None:
+    """Return what stacks of the model's samples are held against; None when it has no dimension to stack along."""
+    specs = (*interface.inputs, *interface.outputs)
+    if any(not spec.shape or spec.shape[0] not in (1, -1) for spec in specs):
+        return None
+    return ModelInterface(
+        [_open(spec) for spec in interface.inputs], interface.outputs, non_finite=interface.non_finite
+    )
+
+
 def infer_stacked(
-    interface: ModelInterface, session: Serving, request: InferRequest, most_rows: int
+    stacks: ModelInterface | None, session: Serving, request: InferRequest, most_rows: int
 ) -> tuple[list[Array], bool, int]:
     """Return each output of all samples, stacked, whether they speak in real values, and the run time in nanoseconds.
 
     Args:
-        interface: of the model.
+        stacks: interface_of_stacks of the model.
         session: that computes.
         request: a stacked one.
         most_rows: how many samples pay when they are computed together; 1: none do.
@@ -53,12 +63,9 @@ def infer_stacked(
         Rejected: when the inputs are no stack of the model's samples, or not of one length.
         Retryable: when the runtime fails.
     """
-    specs = (*interface.inputs, *interface.outputs)
-    if any(not spec.shape or spec.shape[0] not in (1, -1) for spec in specs):
+    if stacks is None:
         raise Rejected("this model has no dimension to stack along: send one sample a request")
-    opened = [_open(spec) for spec in interface.inputs]
-    stack = ModelInterface(opened, interface.outputs, non_finite=interface.non_finite)
-    natives, real = stack.to_native(request)
+    natives, real = stacks.to_native(request)
     counts = {len(native) for native in natives}
     count = counts.pop()
     if counts or count > MAX_STACKED:
@@ -66,7 +73,7 @@ def infer_stacked(
     began_ns = time.perf_counter_ns()
     starts = range(0, count, count if most_rows == 1 else most_rows)
     answers = [_part(session, [native[at : at + starts.step] for native in natives], most_rows) for at in starts]
-    outputs = [np.concatenate(column) for column in zip(*answers, strict=True)]
+    outputs = answers[0] if len(answers) == 1 else [np.concatenate(column) for column in zip(*answers, strict=True)]
     return outputs, real, time.perf_counter_ns() - began_ns
 
 

@@ -8,13 +8,20 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner, Result
+from cryptography.hazmat.primitives.asymmetric import ec
 
 from board_trees import lay_out, tree_text
+from regatta_agent.cli import doctor
 from regatta_agent.cli.commands import cli
 from regatta_agent.cli.finding import Finding, print_findings
 from regatta_agent.cli.hardware import User, access_fix, describe_accelerators, describe_heat
+from regatta_agent.config import AgentConfig
 from regatta_protocol.errors import Rejected
+from regatta_protocol.ids import DeviceId
 from regatta_protocol.measurement import BoardFacts
+from regatta_provisioning.authority import Authority
+from regatta_provisioning.identity import IdentityFile, put_identity
+from regatta_provisioning.keys import make_csr, write_private_key
 from regatta_runtimes.accelerators import Accelerator, Signs
 from regatta_runtimes.board import probe_board
 
@@ -179,6 +186,30 @@ def test_throttling_is_said_with_the_clock_as_a_hint(throttled: bool | None, lev
     assert found.level == level
     assert "50% of its maximum" in found.text
     assert (found.fix is not None) is (throttled is True)
+
+
+def test_damaged_files_of_the_identity_are_named(tmp_path: Path) -> None:
+    """With what mends them; a certificate that cannot be read is no reason to say more."""
+    folder = tmp_path / "state" / "identity"
+    folder.mkdir(parents=True)
+    authority, key = Authority.create(tmp_path / "authority", "lab"), ec.generate_private_key(ec.SECP256R1())
+    write_private_key(folder / "key.pem", key)
+    certificate = authority.sign_device_csr(make_csr(key, "pi-1"), DeviceId("pi-1"))
+    file = IdentityFile(
+        fleet="lab", device=DeviceId("pi-1"), broker_host="fleet", broker_port=8883, api_url="https://fleet",
+        assignment_key="AAAA", assignment_key_id="00",
+        key="key.pem", certificate="cert.pem", ca="ca.pem", root="root.json",
+    )  # fmt: skip
+    put_identity(
+        folder, file, {"cert.pem": certificate.encode(), "ca.pem": authority.ca_pem.encode(), "root.json": b"{}"}
+    )
+    config = AgentConfig(state_dir=tmp_path / "state")
+    assert [one.level for one in doctor._identity(config)] == ["ok", "ok"]
+    (folder / "cert.pem").write_bytes(b"")
+
+    (found,) = doctor._identity(config)
+    assert (found.level, found.fix) == ("note", "start the agent again: it mends them")
+    assert "pi-1 of lab" in found.text and "damaged or missing: cert.pem" in found.text
 
 
 def test_long_texts_are_wrapped_below_their_column(capsys: pytest.CaptureFixture[str]) -> None:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from regatta_agent.batch.journal import Journal, Settings
-from regatta_agent.batch.results import Result, encode_lines, encode_rows, format_of, write_output
+from regatta_agent.batch.results import Results, encode_lines, encode_rows, format_of, write_output
+from regatta_agent.inputs.records import Record
 from regatta_protocol.errors import Rejected
 
 _SETTINGS = Settings(model="m", inputs=("x",), format="jsonl", top=0)
@@ -19,6 +21,10 @@ def _opened(output: Path, settings: Settings = _SETTINGS, *, restart: bool = Fal
     journal = Journal(output, settings)
     journal.open(restart=restart)
     return journal
+
+
+def _records(*keys: str) -> Iterator[Record]:
+    return (Record(key, lambda: b"") for key in keys)
 
 
 def test_what_was_not_checkpointed_counts_for_nothing(tmp_path: Path) -> None:
@@ -31,8 +37,10 @@ def test_what_was_not_checkpointed_counts_for_nothing(tmp_path: Path) -> None:
     journal.close()
 
     again = _opened(tmp_path / "out.jsonl")
+    left = [record.key for record in again.rest_of(_records("a", "b")) if isinstance(record, Record)]
 
     assert again.progress == kept and kept.records == 1
+    assert left == ["b"]
     again.append(b"2\n", ["b"], 0)
     again.checkpoint()
     assert again.spool_path.read_bytes() == b"one\n2\n"
@@ -58,6 +66,30 @@ def test_other_settings_and_another_run_are_refused(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("keys", [(), ("b",), ("b", "a"), ("ab",)])
+def test_finished_records_that_have_changed_are_refused(tmp_path: Path, keys: tuple[str, ...]) -> None:
+    """Fewer, other, or in another order."""
+    journal = _opened(tmp_path / "out.jsonl")
+    journal.append(b"one\ntwo\n", ["a", "b"], 0)
+    journal.checkpoint()
+    journal.close()
+
+    with pytest.raises(Rejected, match="changed since 2 records"):
+        _opened(tmp_path / "out.jsonl").rest_of(_records(*keys))
+
+
+def test_a_journal_of_an_older_version_is_refused(tmp_path: Path) -> None:
+    """What its digest means is not known."""
+    journal = _opened(tmp_path / "out.jsonl")
+    journal.checkpoint()
+    journal.close()
+    path = tmp_path / "out.jsonl.journal"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "schema_version": 1}))
+
+    with pytest.raises(Rejected, match="older version"):
+        _opened(tmp_path / "out.jsonl")
+
+
 def test_a_spool_that_is_too_short_is_refused(tmp_path: Path) -> None:
     """Somebody cut or removed it: its results are gone."""
     journal = _opened(tmp_path / "out.jsonl")
@@ -71,9 +103,9 @@ def test_a_spool_that_is_too_short_is_refused(tmp_path: Path) -> None:
 
 
 _RESULTS = [
-    Result("a", {"kind": "classification", "classes": [{"index": 1, "score": 0.5, "label": "é, cat"}]}),
-    Result("b", error="no picture"),
-    Result("c", {"kind": "anomaly", "score": 2.5}),
+    Results(["a"], [{"kind": "classification", "classes": [{"index": 1, "score": 0.5, "label": "é, cat"}]}]),
+    Results(["b"], error="no picture"),
+    Results(["c"], [{"kind": "anomaly", "score": 2.5}]),
 ]
 
 
@@ -108,14 +140,16 @@ def test_every_format_says_the_same(tmp_path: Path) -> None:
 
 
 def test_rows_become_an_array_with_nan_where_a_record_was_refused(tmp_path: Path) -> None:
-    row = np.array([1, 2], dtype=np.float32)
-    data = encode_rows([Result("a", row=row), Result("b", error="x"), Result("c", row=row + 1)], (2,))
+    rows = np.array([[1, 2], [3, 4]], dtype=np.float32)
+    data = encode_rows([Results(["a", "b"], rows=rows), Results(["c"], error="x")], (2,))
 
     array = np.load(_written(tmp_path / "out.npy", data, (2,)))
 
-    np.testing.assert_array_equal(array, np.array([[1, 2], [np.nan, np.nan], [2, 3]]))
+    np.testing.assert_array_equal(array, np.array([[1, 2], [3, 4], [np.nan, np.nan]]))
     with pytest.raises(Rejected, match="shape"):
-        encode_rows([Result("d", row=np.zeros(3))], (2,))
+        encode_rows([Results(["d"], rows=np.zeros((1, 3)))], (2,))
+    numbers = encode_rows([Results(["a", "b", "c"], rows=np.ones(3))], ())  # an output that is a number each
+    np.testing.assert_array_equal(np.load(_written(tmp_path / "numbers.npy", numbers, ())), np.ones(3))
 
 
 def test_only_known_endings_are_taken() -> None:

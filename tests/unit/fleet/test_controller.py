@@ -12,6 +12,8 @@ import pytest
 
 from fleet_parts import DIGITS, SimulatedFleet
 from regatta_fleet import rolling
+from regatta_fleet.announcing import Announcer
+from regatta_fleet.answering import Answers
 from regatta_fleet.controller import Controller, Inbox
 from regatta_fleet.database import devices
 from regatta_fleet.errors import Busy
@@ -119,8 +121,10 @@ def stage() -> Iterator[Stage]:
     inbox: Inbox = queue.Queue(1000)
     bus = MemoryBus(broker, "regatta-server", inbox, filters=SERVER_FILTERS)
     metadata, sender = _Metadata(), _Sender()
+    announcer = Announcer("f", fleet.database, bus, _Signer(), lambda: fleet.now)
+    answers = Answers(fleet.database, metadata, lambda: fleet.now)
     controller = Controller(
-        "f", fleet.database, bus, inbox, fleet.ingest, _Signer(), metadata, sender, clock=lambda: fleet.now
+        fleet.database, bus, inbox, fleet.ingest, announcer, answers, metadata, sender, clock=lambda: fleet.now
     )
     heard: queue.Queue[Event] = queue.Queue(1000)
     device = MemoryBus(broker, "pi", heard, filters=device_filters(PI))

@@ -3,25 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from regatta_fleet.cli import main
 from regatta_fleet.testing import FakeFleet
-from regatta_fleet.testing_app import fake_app, serve
 from regatta_protocol.batch import BatchState, BatchSummary
-from sample_fleet import give_batches, harbor
-
-
-@pytest.fixture
-def fleet(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeFleet]:
-    found = harbor()
-    with serve(fake_app(found)) as url:
-        monkeypatch.setenv("REGATTA_URL", url)
-        monkeypatch.setenv("REGATTA_TOKEN", found.token)
-        yield found
+from sample_fleet import give_batches
 
 
 def test_a_batch_from_start_to_end(fleet: FakeFleet, capsys: pytest.CaptureFixture[str]) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from regatta_agent.inputs.records import open_records
+from regatta_agent.inputs.records import Block, first_of, open_records
 from regatta_agent.inputs.wanted import Wanted, wanted_by
 from regatta_agent.serving.tensors import Array
 from regatta_protocol.errors import Rejected
@@ -46,6 +46,20 @@ def test_tables_and_arrays_become_samples(tmp_path: Path, data: bytes, count: in
 
     assert [getattr(item, "shape", None) for _, item in found] == [(8, 8, 1)] * count
     assert len({key for key, _ in found}) == count
+
+
+def test_an_array_of_many_samples_is_one_block_of_the_mapped_file(tmp_path: Path) -> None:
+    """It is cut as it lies, its parts keep their keys, and one by one its samples are what they were."""
+    array = np.arange(5 * 64, dtype=np.float32).reshape(5, 64)
+    np.save(tmp_path / "x.npy", array)
+
+    (block,) = first_of(open_records([str(tmp_path / "x.npy")], _TABLE).parts, 4)
+
+    assert isinstance(block, Block)
+    assert not block.array.flags.owndata
+    assert [*block.part(0, 1).keys, *block.part(1, 9).keys] == [f"{tmp_path}/x.npy[{place}]" for place in range(4)]
+    items = [np.asarray(record.read()) for record in block.part(1, 4).records()]
+    np.testing.assert_array_equal(np.stack(items), array[1:4].reshape(3, 8, 8, 1))
 
 
 @pytest.mark.parametrize(

@@ -6,10 +6,8 @@ with a real one is in tests/contract and tests/system.
 
 from __future__ import annotations
 
-import itertools
 import logging
 import queue
-import random
 import socket
 import ssl
 import threading
@@ -19,11 +17,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from mosquitto import TestAuthority, expect
-from regatta_protocol.backoff import backoff_s
 from regatta_protocol.bus import Connected, Disconnected, Event, Message
 from regatta_protocol.codec import MAX_PAYLOAD_BYTES
 from regatta_protocol.errors import Misuse
@@ -245,20 +240,6 @@ def test_certificates_that_cannot_be_read_are_a_misuse_at_once(
 def test_a_bus_that_was_never_started_may_be_stopped(authority: TestAuthority) -> None:
     """For clean-up code that does not know how far it came."""
     MqttBus(config_for(authority, 1), queue.Queue(1)).stop()
-
-
-@given(st.integers(0, 10_000), st.floats(0.001, 10), st.floats(0.001, 1000), st.integers(0, 2**32))
-def test_the_back_off_is_jittered_and_capped(attempt: int, base_s: float, cap_s: float, seed: int) -> None:
-    """Uniform between nothing and the exponential, never over the cap."""
-    assert 0 <= backoff_s(attempt, base_s, cap_s, random.Random(seed)) <= min(cap_s, base_s * 2.0 ** min(attempt, 30))
-
-
-def test_a_thousand_devices_do_not_come_back_at_once() -> None:
-    """After a broker's restart the first tries spread over the whole base interval."""
-    delays = sorted(backoff_s(0, 1.0, 120.0, random.Random(seed)) for seed in range(1000))
-
-    assert delays[0] < 0.02 and delays[-1] > 0.98
-    assert max(later - earlier for earlier, later in itertools.pairwise(delays)) < 0.02
 
 
 def test_want_of_memory_leaves_no_bus_silent_for_ever(

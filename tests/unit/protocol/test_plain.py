@@ -108,6 +108,14 @@ def test_what_is_written_is_read_again(example: Any) -> None:
     assert _pydantic(example, text.decode(), strict=True) == example
 
 
+def test_what_is_no_finite_number_is_left_out_when_it_is_written() -> None:
+    """JSON has no word for it; a worker says what it can."""
+    said = Degraded(winner="a", placement="b", reason="gone", since=float("inf"), retried=(1.0, float("nan")))
+
+    assert json.loads(to_json(said)).keys() == {"event", "winner", "placement", "reason", "retried", "crashed"}
+    assert json.loads(to_json(said))["retried"] == [1.0, None]
+
+
 @given(st.sampled_from(EXAMPLES), st.data())
 def test_it_is_no_laxer_than_pydantic_and_no_stricter_than_its_strict_mode(example: Any, data: st.DataObject) -> None:
     """One set of annotations, two readers: what one takes, the other takes for the same value."""

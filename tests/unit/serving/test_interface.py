@@ -85,8 +85,10 @@ def test_classes_are_named_best_first() -> None:
     wanted = MODEL.wanted(_request(outputs=(WantedOutput("y", binary=False, classes=5),)))
 
     tensors = MODEL.answer([np.array([[10, 50, 90]], dtype=np.uint8)], wanted, real=False)
+    of_two = MODEL.answer([np.array([[10, 50, 90], [7, 7, 8]], dtype=np.uint8)], wanted, real=False)[0][0].array
 
     assert tensors[0][0].array.tolist() == [[b"0.900000:2", b"0.500000:1:dog", b"0.100000:0:cat"]]
+    assert of_two.tolist() == [*tensors[0][0].array.tolist(), [b"0.080000:2", b"0.070000:0:cat", b"0.070000:1:dog"]]
     assert MODEL.predicted_class([np.array([[10, 50, 90]], dtype=np.uint8)]) == 2
 
 
