@@ -36,7 +36,7 @@ def main() -> None:
     for number, line in enumerate(sys.stdin):
         spec, output = line.split()
         name, before, begun = f"race-{number}", pss_bytes(), time.monotonic()
-        launcher.launch(name, [sys.executable, "-m", "regatta_runtimes.race", spec, "--output", output], None)
+        launcher.launch(name, [sys.executable, "-m", "regatta_runtimes.race.run", spec, "--output", output], None)
         while not isinstance(event := inbox.get(timeout=_RACE_TIMEOUT_S), ChildEnded):
             pass
         answer = {

@@ -21,7 +21,7 @@ from regatta_protocol.manifest import FileRef, Manifest, Variant, target_path
 from regatta_protocol.values import TensorSpec
 from regatta_provisioning.assignments import AssignmentKey
 from regatta_provisioning.repository import MetadataRepository
-from regatta_runtimes.golden import write_golden
+from regatta_runtimes.worker.golden import write_golden
 from tiny_models import build_tiny_model
 
 __all__ = ["RealRig", "push", "push_model"]

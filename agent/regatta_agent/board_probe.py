@@ -24,7 +24,7 @@ def probe_board_apart(config: AgentConfig) -> BoardFacts:
     Raises:
         Misuse: when a delegate file of the settings is wrong, for that would fail every race.
     """
-    argv = [sys.executable, "-m", "regatta_runtimes.board", str(config.sysroot), *map(str, config.delegate_files)]
+    argv = [sys.executable, "-m", "regatta_runtimes.board.probe", str(config.sysroot), *map(str, config.delegate_files)]
     try:
         done = subprocess.run(argv, stdin=subprocess.DEVNULL, capture_output=True, timeout=_PROBE_S, check=False)
         if done.returncode == 0:

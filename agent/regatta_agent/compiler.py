@@ -29,7 +29,7 @@ _OWN_NAME = re.compile(r"[0-9a-f]{8}(\.new)?")
 _OURS = ("regatta_protocol", "regatta_runtimes", "regatta_provisioning", "regatta_agent")
 _DAEMON = "import regatta_agent.bootstrap, regatta_agent.config, regatta_protocol.mqtt, encodings.idna"
 _WORKER = "import regatta_agent.serving.worker, numpy.fft, numpy.ma, numpy.random"
-_RUNTIME = "from regatta_runtimes.session import load_backend; load_backend({!r}).version()"
+_RUNTIME = "from regatta_runtimes.worker.session import load_backend; load_backend({!r}).version()"
 
 
 def compile_ahead(folder: Path, limit_s: float = _LIMIT_S) -> Path:

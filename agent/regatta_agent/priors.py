@@ -1,7 +1,8 @@
 """Results of full races by their key, on disk: what this board raced, or confirmed of another's, is not raced again.
 
 A cache: bounded in count and bytes, the least recently kept goes first, and an entry that cannot be read is removed.
-A result is only a hint to the next race with its key (regatta_runtimes.claim), so losing one costs that race's time.
+A result is only a hint to the next race with its key (regatta_runtimes.choice.claim), so losing one costs that
+race's time.
 """
 
 from __future__ import annotations

@@ -12,7 +12,7 @@ from regatta_protocol.codec import decode, encode
 from regatta_protocol.durable import put_aside, read_bounded, remove_durably, write_durably
 from regatta_protocol.errors import RegattaError
 from regatta_protocol.measurement import RaceReport
-from regatta_runtimes.quarantine import Quarantine
+from regatta_runtimes.worker.quarantine import Quarantine
 
 __all__ = ["QuarantineFile"]
 

@@ -1,8 +1,8 @@
 """The race of one version as a job: a child process that is given a spec file and leaves a report.
 
-Before it measures, the child says the key of its race (regatta_runtimes.race). A result with that key is looked for in
-this device's own, then asked of the fleet; it is put into a file, and the child goes on when its standard input ends.
-The fleet has a few seconds, and none when it is offline: without an answer the child races in full.
+Before it measures, the child says the key of its race (regatta_runtimes.race.key). A result with that key is looked for
+in this device's own, then asked of the fleet; it is put into a file, and the child goes on when its standard input
+ends. The fleet has a few seconds, and none when it is offline: without an answer the child races in full.
 """
 
 from __future__ import annotations
@@ -145,7 +145,7 @@ class Race:
             return Failed(Retryable(f"the manifest of {self._ref} is gone from the disk"))
         self._bundled = manifest.policy
         self._deadline_s = now_s + self._settings.budget_s + _MARGIN_S
-        argv = [sys.executable, "-m", "regatta_runtimes.race", str(self._spec_path)]
+        argv = [sys.executable, "-m", "regatta_runtimes.race.run", str(self._spec_path)]
         try:
             self._clear()
             spec = race_spec(manifest, self._store, self._settings, assigned=self._assigned, again=self._again)

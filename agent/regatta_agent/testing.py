@@ -112,7 +112,7 @@ class ScriptedLauncher:
             "regatta_agent.batch.fleet_job": self._batch,
             "regatta_agent.batch.sending": self._sending,
             "regatta_provisioning.verifier": self._verifier,
-            "regatta_runtimes.race": self._race,
+            "regatta_runtimes.race.run": self._race,
             "regatta_agent.serving": self._worker,
         }
         programs[argv[2]](child, stdin or b"")

@@ -19,9 +19,9 @@ from regatta_protocol.ids import Digest
 from regatta_protocol.manifest import FileRef, Variant
 from regatta_protocol.processing import Processing, as_json
 from regatta_runtimes.candidate import Candidate
-from regatta_runtimes.golden import write_golden
-from regatta_runtimes.inspect import ModelFacts, inspect_model
-from regatta_runtimes.measure import measure_file
+from regatta_runtimes.worker.golden import write_golden
+from regatta_runtimes.worker.inspect import ModelFacts, inspect_model
+from regatta_runtimes.worker.measure import measure_file
 
 __all__ = ["bundle_from_model"]
 

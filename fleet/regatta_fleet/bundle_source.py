@@ -16,7 +16,7 @@ from regatta_protocol.fitting import check_processing
 from regatta_protocol.manifest import Policy
 from regatta_protocol.processing import ImageInput, Processing
 from regatta_protocol.values import TensorSpec
-from regatta_runtimes.inspect import ModelFacts
+from regatta_runtimes.worker.inspect import ModelFacts
 
 __all__ = ["BundleSource", "check_given", "golden_count", "guess_image", "input_image", "read_labels"]
 

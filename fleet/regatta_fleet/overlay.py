@@ -17,7 +17,7 @@ from regatta_protocol.manifest import FileRef, Overlay
 from regatta_runtimes.fpga.fdt import with_bitstream_name
 from regatta_runtimes.fpga.overlay import MAX_BITSTREAM_BYTES, MAX_TREE_BYTES
 from regatta_runtimes.fpga.plan import bitstream_path
-from regatta_runtimes.inspect import ModelFacts
+from regatta_runtimes.worker.inspect import ModelFacts
 
 __all__ = ["Models", "OverlaySource", "overlay_of", "with_overlay"]
 

@@ -11,7 +11,7 @@ from regatta_agent.cli.options import as_json, folder_options, print_json, print
 from regatta_agent.config import load_config
 from regatta_agent.quarantine_file import QuarantineFile
 from regatta_protocol.errors import Misuse
-from regatta_runtimes.quarantine import MAX_STRIKES
+from regatta_runtimes.worker.quarantine import MAX_STRIKES
 
 __all__ = ["quarantine"]
 

@@ -18,8 +18,8 @@ from regatta_agent.store import Store
 from regatta_protocol.errors import Misuse
 from regatta_protocol.ids import ModelName, ModelRef, parse_model_name, parse_model_ref
 from regatta_protocol.measurement import CandidateResult, RaceReport
-from regatta_runtimes.explain import explain
-from regatta_runtimes.report import ranked
+from regatta_runtimes.choice.explain import explain
+from regatta_runtimes.choice.report import ranked
 
 __all__ = ["print_race", "why"]
 

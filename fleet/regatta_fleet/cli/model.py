@@ -20,9 +20,9 @@ from regatta_fleet.schemas import BundleDraft
 from regatta_protocol.errors import Rejected
 from regatta_protocol.ids import parse_model_name, parse_model_ref
 from regatta_protocol.manifest import Manifest
-from regatta_runtimes.limits import limits_in_words
-from regatta_runtimes.objective import OBJECTIVES
-from regatta_runtimes.policy_options import given_policy, policy_options
+from regatta_runtimes.choice.limits import limits_in_words
+from regatta_runtimes.choice.objective import OBJECTIVES
+from regatta_runtimes.choice.policy_options import given_policy, policy_options
 
 if TYPE_CHECKING:
     from regatta_fleet.bundle import Bundle

@@ -13,7 +13,7 @@ from regatta_fleet.cli.connection import examples, home_option, json_option, ope
 from regatta_fleet.cli.described import processing_option, read_described
 from regatta_protocol.ids import parse_model_name
 from regatta_protocol.quantity import parse_size_bytes
-from regatta_runtimes.policy_options import given_policy, policy_options
+from regatta_runtimes.choice.policy_options import given_policy, policy_options
 
 if TYPE_CHECKING:
     from regatta_fleet.bundle_source import BundleSource

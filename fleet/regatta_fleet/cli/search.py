@@ -12,7 +12,7 @@ from regatta_fleet.cli import model_tables, output
 from regatta_fleet.cli.connection import examples, home_option, json_option, open_client, url_option
 from regatta_protocol.ids import parse_device_id
 from regatta_protocol.quantity import parse_latency_us
-from regatta_runtimes.policy_options import given_policy, policy_options
+from regatta_runtimes.choice.policy_options import given_policy, policy_options
 
 if TYPE_CHECKING:
     from regatta_fleet.optimize.recipe.models import SearchStep

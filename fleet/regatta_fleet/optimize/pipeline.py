@@ -39,8 +39,8 @@ from regatta_protocol.manifest import FileRef, LineageStep, Policy, Variant
 from regatta_protocol.measurement import CandidateResult
 from regatta_protocol.processing import Processing, as_json
 from regatta_protocol.values import Accuracy
-from regatta_runtimes.golden import write_golden
-from regatta_runtimes.inspect import ModelFacts, inspect_model
+from regatta_runtimes.worker.golden import write_golden
+from regatta_runtimes.worker.inspect import ModelFacts, inspect_model
 
 __all__ = ["Making", "optimize"]
 

@@ -18,7 +18,7 @@ from regatta_protocol.manifest import FileRef, Manifest, Overlay, Variant
 from regatta_protocol.messages import InstallState
 from regatta_protocol.values import TensorSpec
 from regatta_runtimes.fpga.overlay import OverlayFiles
-from regatta_runtimes.race import RaceSpec
+from regatta_runtimes.race.run import RaceSpec
 
 ON_FPGA, ON_CPU = "litert/fpga/mine/t1", "litert/float32/xnnpack/t1"
 

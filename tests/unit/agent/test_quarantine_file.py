@@ -11,7 +11,7 @@ from click.testing import CliRunner
 from regatta_agent.cli.commands import cli
 from regatta_agent.quarantine_file import QuarantineFile
 from regatta_protocol.measurement import BoardFacts, CandidateResult, Outcome, RaceReport
-from regatta_runtimes.quarantine import Quarantine
+from regatta_runtimes.worker.quarantine import Quarantine
 
 TWICE = Quarantine().struck("p", "litert/int8/vx/t1", "SIGSEGV").struck("p", "litert/int8/vx/t1", "SIGSEGV")
 

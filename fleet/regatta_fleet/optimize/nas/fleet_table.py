@@ -26,7 +26,7 @@ from regatta_protocol.ids import DeviceId, Digest, ModelName, ModelRef, parse_mo
 from regatta_protocol.manifest import FileRef, Manifest, Variant
 from regatta_protocol.measurement import RaceReport
 from regatta_protocol.values import TensorSpec
-from regatta_runtimes.golden import write_golden
+from regatta_runtimes.worker.golden import write_golden
 
 __all__ = ["PROBES_MODEL", "Fleet", "device_table", "settings_of"]
 
