@@ -14,8 +14,8 @@ import time
 from pathlib import Path
 
 import regatta_agent.bootstrap  # noqa: F401 - for its memory: what the daemon holds
-from regatta_agent.children import ProcessLauncher
 from regatta_agent.events import ChildEnded, Event
+from regatta_agent.work.children import ProcessLauncher
 
 _RACE_TIMEOUT_S = 300.0
 

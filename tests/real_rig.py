@@ -11,10 +11,10 @@ from dataclasses import replace
 from pathlib import Path
 
 from device_rig import MODEL, Rig
-from regatta_agent.children import Launcher, ProcessLauncher
 from regatta_agent.core.facts import WorkerFacts
 from regatta_agent.events import Event
 from regatta_agent.testing import ScriptedLauncher
+from regatta_agent.work.children import Launcher, ProcessLauncher
 from regatta_protocol.codec import encode
 from regatta_protocol.ids import ModelRef, digest_of_bytes
 from regatta_protocol.manifest import FileRef, Manifest, Variant, target_path

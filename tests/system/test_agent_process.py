@@ -16,7 +16,7 @@ import pytest
 from enrolled import enrolled
 from mosquitto import Wire, connected, require_mosquitto, running_wire
 from polling import wait_until
-from regatta_agent.compiler import compile_ahead
+from regatta_agent.process.compiler import compile_ahead
 from regatta_protocol import topics
 from regatta_protocol.bus import Message
 from regatta_protocol.codec import decode

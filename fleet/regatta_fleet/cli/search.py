@@ -100,7 +100,7 @@ def search(
     one in float and int8; search.md, search.json and search.svg beside its report tell every candidate and the Pareto
     front. Needs the [train] extra.
     """
-    from regatta_fleet.bundle_source import BundleSource
+    from regatta_fleet.models.bundle_source import BundleSource
     from regatta_fleet.optimize.recipe.document import RecipeFile
     from regatta_fleet.optimize.recipe.models import Limits, QuantizeStep, Recipe, SearchStep
     from regatta_fleet.optimize.recipe.run import RecipeRun, optimize_by_recipe

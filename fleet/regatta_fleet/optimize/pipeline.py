@@ -17,9 +17,9 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from regatta_fleet.bundle import check_place, file_ref, write_bundle
-from regatta_fleet.bundle_source import BundleSource, check_given, golden_count, input_image, read_labels
-from regatta_fleet.labels import labels_text
+from regatta_fleet.models.bundle import check_place, file_ref, write_bundle
+from regatta_fleet.models.bundle_source import BundleSource, check_given, golden_count, input_image, read_labels
+from regatta_fleet.models.labels import labels_text
 from regatta_fleet.optimize.evaluate import measure_variant
 from regatta_fleet.optimize.plot import can_plot, plot_variants
 from regatta_fleet.optimize.report import OptimizeReport, VariantReport, markdown

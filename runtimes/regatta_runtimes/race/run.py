@@ -50,7 +50,7 @@ from regatta_runtimes.worker.nursery import Nursery
 
 __all__ = ["RaceSpec", "RaceVariant", "main", "run_race"]
 
-_ANSWER_S = 15.0  # patience for the answer to a key; who is asked is bound to less (regatta_agent.racing)
+_ANSWER_S = 15.0  # patience for the answer to a key; who is asked is bound to less (regatta_agent.work.racing)
 
 Consult = Callable[[Digest], PriorRace | None]
 Nurseries = Mapping[str, Nursery]

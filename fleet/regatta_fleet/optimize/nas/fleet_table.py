@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Protocol
 
-from regatta_fleet.bundle import Bundle, file_ref, write_bundle
+from regatta_fleet.models.bundle import Bundle, file_ref, write_bundle
 from regatta_fleet.optimize.model_file import write_model
 from regatta_fleet.optimize.nas.latency import LatencyTable, Probe, layer_latencies, probes_of
 from regatta_fleet.optimize.nas.layers import Layer
