@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from regatta_agent.cli.options import as_json, config_option, print_json
-from regatta_runtimes.policy_options import given_policy, policy_options
+from regatta_runtimes.choice.policy_options import given_policy, policy_options
 
 if TYPE_CHECKING:
     from click._termui_impl import ProgressBar
@@ -81,8 +81,8 @@ def race(
     from regatta_agent.cli.why import print_race
     from regatta_agent.config import load_config
     from regatta_protocol.errors import Rejected
-    from regatta_runtimes.race import RaceSpec, RaceVariant, run_race
-    from regatta_runtimes.report import race_document
+    from regatta_runtimes.choice.report import race_document
+    from regatta_runtimes.race.run import RaceSpec, RaceVariant, run_race
 
     _check_inputs(models, golden, evaluation, *delegates)
     config = load_config(config_path)

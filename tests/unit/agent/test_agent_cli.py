@@ -18,9 +18,9 @@ from regatta_agent.cli.commands import COMMANDS, cli
 from regatta_agent.cli.run import run as run_command
 from regatta_agent.cli.status import span
 from regatta_agent.config import AgentConfig, load_config
-from regatta_agent.daemon import OPTIONS, DaemonOptions, daemon_options
+from regatta_agent.process.daemon import OPTIONS, DaemonOptions, daemon_options
 from regatta_agent.status import StateLock
-from regatta_agent.versions import installed_version
+from regatta_agent.work.versions import installed_version
 from regatta_protocol import errors
 from regatta_protocol.errors import Misuse
 
@@ -49,7 +49,7 @@ def test_a_plain_run_is_told_from_what_click_must_read() -> None:
 def test_what_is_left_out_comes_back_when_it_is_called() -> None:
     """A stand-in costs nothing but time: a library that needs the module after all gets it."""
     code = (
-        "import sys; from regatta_agent.unloaded import leave_out\n"
+        "import sys; from regatta_agent.process.unloaded import leave_out\n"
         "leave_out(['urllib.request', 'importlib.metadata'])\n"
         "import urllib.request; from importlib.metadata import version\n"
         "assert 'email' not in sys.modules and 'http.client' not in sys.modules\n"

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from polling import wait_until
-from regatta_fleet.bundle import Bundle
 from regatta_fleet.cli import main, model_tables
+from regatta_fleet.models.bundle import Bundle
 from regatta_fleet.optimize.recipe.compilers import compile_model
 from regatta_fleet.optimize.recipe.document import read_recipe
 from regatta_fleet.optimize.recipe.models import CompileStep
