@@ -201,6 +201,9 @@ def test_a_swap_under_load_is_noticed_by_nobody(tmp_path: Path) -> None:
     assert counted[2] > 0
     assert sum(counted.values()) == answered
     assert sum(sketch.total(window.latency_counts) for window in windows) == answered
+    stages = sketch.merge_named(window.stage_counts for window in windows)
+    assert {sketch.total(counts) for counts in stages.values()} == {answered}
+    assert len(stages) == 4
     assert not workers[0].spec.socket_path.exists()
 
 

@@ -28,7 +28,8 @@ def merged(earlier: _Item, later: _Item) -> ServingWindow | None:
     latency_counts = sketch.merge((earlier.latency_counts, later.latency_counts))
     stage_counts = sketch.merge_named((earlier.stage_counts, later.stage_counts))
     feedback = _added(earlier.feedback, later.feedback)
-    if max(map(len, (latency_counts, *stage_counts.values()))) > MAX_BUCKETS or (feedback is None and (earlier.feedback or later.feedback)):
+    widest = max(map(len, (latency_counts, *stage_counts.values())))
+    if widest > MAX_BUCKETS or (feedback is None and (earlier.feedback or later.feedback)):
         return None
     return ServingWindow(
         model=earlier.model,

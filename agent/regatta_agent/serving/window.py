@@ -117,7 +117,7 @@ class Tally:
         self._totals = {placement.candidate_id: Totals()}
         self._recent: list[tuple[Totals, Timing]] = []  # answered, and not folded yet
         self._untold = 0  # requests whose stages no window has told of
-        self._stages_at = 0.0  # seconds since 1970, when a window last did
+        self._stages_at = -math.inf  # seconds since 1970, when a window last did
         self._stages_told: dict[Stage, dict[int, int]] = {stage: {} for stage in _TOLD}
 
     @property
@@ -173,7 +173,7 @@ class Tally:
             _add_all(self._latency_counts, np.fromiter((timing.total_ns for _, timing in recent), dtype=np.int64))
 
     def close(self, now: float, feedback: Accuracy | None, power: Power | None, *, last: bool = False) -> WindowClosed:
-        """Return the window that ends now, and begin the next; the `last` one of a placement tells all of its stages."""
+        """Return the window that ends now, and begin the next; a placement's `last` tells all of its stages."""
         self._fold()
         closed = WindowClosed(
             model=self.placement.model,

@@ -35,6 +35,7 @@ def window(number: int, buckets: int = 3, placement: str | None = None) -> Servi
         stop=float(number + 1),
         requests=buckets, errors=number % 2, feedback=Accuracy(correct=number % 3, total=3),
         latency_counts={i * 7919 % 1_000_003: i * 104_729 % 999_983 for i in range(buckets)},
+        stage_counts={} if number % 5 else {"queue": {1: buckets}, "compute_infer": {number % 2: buckets}},
     )  # fmt: skip
 
 
@@ -115,7 +116,10 @@ def test_the_oldest_are_thinned_before_anything_is_dropped(tmp_path: Path) -> No
     assert waits is not None
     assert (waits.dropped, waits.items + waits.thinned) == (0, 50)
     assert waits.size_bytes <= 2000
-    assert (batch.dropped, sum(item.requests for item in batch.items if isinstance(item, ServingWindow))) == (0, 150)
+    windows = [item for item in batch.items if isinstance(item, ServingWindow)]
+    assert (batch.dropped, sum(item.requests for item in windows)) == (0, 150)
+    stages = sketch.merge_named(item.stage_counts for item in windows)
+    assert stages == {"queue": {1: 30}, "compute_infer": {0: 15, 1: 15}}
 
 
 def test_the_oldest_go_first_and_their_number_is_told_once(tmp_path: Path) -> None:
