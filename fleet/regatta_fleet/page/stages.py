@@ -10,9 +10,9 @@ __all__ = ["STAGES", "StageBars", "stage_bars"]
 
 STAGES = {  # in a request's order
     "queue": "Queue",
-    "compute_input": "Before",
+    "compute_input": "Pre-processing",
     "compute_infer": "Inference",
-    "compute_output": "After",
+    "compute_output": "Post-processing",
 }
 
 
