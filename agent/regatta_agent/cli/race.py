@@ -122,12 +122,16 @@ def race(
 
 def _check_inputs(models: tuple[Path, ...], *samples: Path | None) -> None:
     from regatta_protocol.errors import Misuse, Rejected
+    from regatta_runtimes.runtime import is_model
 
     if len(models) > _MAX_VARIANTS:
         raise Misuse(f"{len(models)} files are over the limit of {_MAX_VARIANTS} variants in one race")
     for path in (*models, *samples):
         if path is not None and not path.is_file():
             raise Rejected(f"{path} is not a file: give the path of a model, sample or delegate file")
+    for path in models:
+        if not is_model(path):
+            raise Rejected(f"{path} begins neither as a TFLite nor as an ONNX model does: give a .tflite or .onnx file")
 
 
 def _meter(command: str, period_s: float) -> PowerSettings:

@@ -149,7 +149,7 @@ def show(client: FleetClient, name: str, as_json: bool) -> None:
     manifest = detail.manifest
     asked = manifest.policy
     facts = (
-        ("created", manifest.created_at),
+        ("created", manifest.created_at.replace("T", " ").replace("+00:00", "Z")),
         ("made of", manifest.source or "unknown"),
         ("lineage", " → ".join(manifest.lineage) or "unknown"),
         ("task", manifest.task),

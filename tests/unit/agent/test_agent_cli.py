@@ -75,6 +75,21 @@ def test_help_lists_every_command_and_imports_none(capsys: pytest.CaptureFixture
     assert all(name in out for name in COMMANDS)
 
 
+def test_a_mistyped_command_is_told_what_it_may_mean() -> None:
+    """By click, which knows the names and imports none of them."""
+    done = CliRunner().invoke(cli, ["rase"])
+    assert (done.exit_code, "Did you mean 'race'?" in done.output) == (2, True)
+
+
+def test_a_file_that_is_no_model_is_not_raced(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """One error, at once, in place of one from each candidate."""
+    (tmp_path / "labels.txt").write_text("cat\ndog\n")
+    status, out, err = run(capsys, "race", str(tmp_path / "labels.txt"))
+
+    assert (status, out) == (65, "")
+    assert "labels.txt begins neither as a TFLite nor as an ONNX model" in err
+
+
 @pytest.mark.parametrize("name", sorted(set(COMMANDS) - {"infer"}))
 def test_each_command_has_help_with_examples(name: str) -> None:
     """`--help` shows how it is used."""
