@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -25,6 +26,7 @@ from regatta_protocol import errors
 from regatta_protocol.errors import Misuse
 
 _DOCS = Path(__file__).parents[3] / "docs"
+_PROGRAM = "from regatta_agent.cli import main; main()"
 
 
 def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
@@ -73,6 +75,33 @@ def test_help_lists_every_command_and_imports_none(capsys: pytest.CaptureFixture
 
     assert status == 0
     assert all(name in out for name in COMMANDS)
+
+
+@pytest.mark.parametrize("arguments", [("states",), ("--help",), ("config", "check", "--json")])
+def test_a_reader_that_has_gone_is_no_error(arguments: tuple[str, ...]) -> None:
+    """`regatta-agent why digits | head -1` ends quietly, with the code that shells expect."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    try:
+        done = subprocess.run(
+            [sys.executable, "-c", _PROGRAM, *arguments], stdout=writer, stderr=subprocess.PIPE, timeout=60
+        )
+    finally:
+        os.close(writer)
+
+    assert (done.returncode, done.stderr) == (141, b"")
+
+
+def test_a_full_disk_under_the_output_is_told_without_a_traceback() -> None:
+    """As docs/exit-codes.md says: 74, and no talk of a bug."""
+    with Path("/dev/full").open("wb") as full:
+        done = subprocess.run(
+            [sys.executable, "-c", _PROGRAM, "states"], stdout=full, stderr=subprocess.PIPE, timeout=60
+        )
+
+    assert done.returncode == 74
+    assert done.stderr.splitlines()[0] == b"error: No space left on device"
+    assert b"Traceback" not in done.stderr
 
 
 def test_a_mistyped_command_is_told_what_it_may_mean() -> None:
