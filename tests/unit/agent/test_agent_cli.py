@@ -165,15 +165,18 @@ def test_status_and_why_answer_from_disk_while_no_agent_runs(
     status, out, _ = run(capsys, "why", "digits:2", "--json", *folders)
     assert json.loads(out)["race"]["placement"] == "litert/int8/xnnpack/t1"
     status, _, err = run(capsys, "why", "faces", *folders)
-    assert (status, "not known here" in err) == (78, True)
+    assert (status, err) == (65, "error: model faces is not known here; these are: digits:1, digits:2\n")
+    status, _, err = run(capsys, "why", "digits:9", *folders)
+    assert (status, "digits:9 is not known here" in err) == (65, True)
 
 
 def test_a_missing_state_folder_is_told_with_what_to_do(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Not enrolled is a set-up error."""
-    status, _, err = run(capsys, "status", "--state-dir", str(tmp_path / "none"))
+    """Not enrolled is a set-up error, whoever asks."""
+    for command in (("status",), ("why", "digits")):
+        status, _, err = run(capsys, *command, "--state-dir", str(tmp_path / "none"))
 
-    assert status == 78
-    assert "enroll" in err
+        assert status == 78
+        assert "enroll this device first" in err
 
 
 def test_run_without_an_identity_ends_with_the_way_to_get_one(
