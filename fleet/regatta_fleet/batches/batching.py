@@ -156,7 +156,7 @@ def _words(row: BatchRow) -> str:
     if summary is None:
         return f"batch {row.job.id} {report.state}: {report.reason or 'no reason given'}"
     refused = f", {summary.refused} of them refused" if summary.refused else ""
-    return f"batch {row.job.id} done: {summary.records} records{refused}, {summary.per_second:.0f} a second"
+    return f"batch {row.job.id} done: {counted(summary.records, 'record')}{refused}, {summary.per_second:.0f} a second"
 
 
 def _described(rows: Sequence[BatchRow]) -> BatchDetail:
