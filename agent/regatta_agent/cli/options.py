@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -45,13 +47,16 @@ def as_json(command: F) -> F:
 
 
 def check_state_folder(state_dir: Path) -> None:
-    """Refuse to answer from a folder that is not there.
+    """Refuse to answer from a folder that is not there, or that this user may not read: it would look empty.
 
     Raises:
-        Misuse: when it is not.
+        Misuse: when it is not there.
+        PermissionError: when it may not be read.
     """
     if not state_dir.is_dir():
         raise Misuse(f"there is no state in {state_dir}: enroll this device first, or give --state-dir")
+    if not os.access(state_dir, os.R_OK | os.X_OK):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(state_dir))
 
 
 def print_json(value: object) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -165,10 +167,15 @@ def _check_outputs(output: Path | None, plot: Path | None) -> None:
     from regatta_protocol.errors import Misuse
 
     for path in (output, plot):
-        if path is not None and not path.absolute().parent.is_dir():
-            raise click.UsageError(f"there is no folder {path.absolute().parent} to write {path.name} to")
-        if path is not None and path.is_dir():
+        if path is None:
+            continue
+        folder = path.absolute().parent
+        if not folder.is_dir():
+            raise click.UsageError(f"there is no folder {folder} to write {path.name} to")
+        if path.is_dir():
             raise click.UsageError(f"{path} is a folder: give a file to write to")
+        if not os.access(path if path.exists() and _is_written_through(path) else folder, os.W_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
     if plot is None:
         return
     if plot.suffix.lower() not in _PLOT_SUFFIXES:
@@ -183,10 +190,15 @@ def _write_json(path: Path, document: dict[str, Any]) -> None:
     from regatta_protocol.durable import write_durably
 
     data = (json.dumps(document, indent=2) + "\n").encode()
-    if path.is_symlink() or (path.exists() and not path.is_file()):
-        path.write_bytes(data)  # /dev/stdout, a pipe: written to, for a rename would take its place
+    if _is_written_through(path):
+        path.write_bytes(data)
     else:
         write_durably(path.absolute(), data, 0o644)
+
+
+def _is_written_through(path: Path) -> bool:
+    """Return whether this is a link, a pipe or a device, as /dev/stdout: a rename would put a file in its place."""
+    return path.is_symlink() or (path.exists() and not path.is_file())
 
 
 @contextmanager

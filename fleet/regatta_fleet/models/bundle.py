@@ -14,6 +14,7 @@ Not here: what goes into one (bare_model.py, and the optimizer).
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import tempfile
@@ -140,7 +141,10 @@ def check_place(folder: Path, replace: bool) -> None:
 
     Raises:
         Rejected: when something is there, and it is no bundle that may be replaced.
+        PermissionError: when nothing may be written beside it, where it is built.
     """
+    if folder.parent.is_dir() and not os.access(folder.parent, os.W_OK | os.X_OK):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(folder.parent))
     if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
         return
     if not replace:

@@ -179,6 +179,19 @@ def test_a_missing_state_folder_is_told_with_what_to_do(tmp_path: Path, capsys: 
         assert "enroll this device first" in err
 
 
+@pytest.mark.parametrize("command", [("status",), ("status", "--bytes"), ("why", "digits"), ("quarantine",)])
+def test_a_state_folder_that_may_not_be_read_is_not_taken_for_an_empty_one(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, command: tuple[str, ...]
+) -> None:
+    """Whoever logs in on a board is told to ask as root, not that nothing is assigned and nothing has crashed."""
+    monkeypatch.setenv("REGATTA_STATE_DIR", str(tmp_path))
+    monkeypatch.setattr(os, "access", lambda path, mode: False)  # tests run as root too, who may read all
+
+    status, _, err = run(capsys, *command)
+
+    assert (status, "run this as the service's user, or as root" in err) == (77, True)
+
+
 def test_run_without_an_identity_ends_with_the_way_to_get_one(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
