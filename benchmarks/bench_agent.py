@@ -32,8 +32,8 @@ from typing import NamedTuple
 
 import psutil
 
-from regatta_agent.bytecode import FOLDER_VARIABLE, flags_for
-from regatta_agent.compiler import compile_ahead
+from regatta_agent.process.bytecode import FOLDER_VARIABLE, flags_for
+from regatta_agent.process.compiler import compile_ahead
 from regatta_agent.status import read_status
 from regatta_fleet.demo.programs import Programs
 from regatta_fleet.examples.digits import MODEL
@@ -74,8 +74,8 @@ _LEAST_STEPS = {
 _BARE = "from contextlib import nullcontext as beginning"
 _AS_AGENT = """
 from functools import partial
-from regatta_agent.daemon import DEFERRED, LEFT_OUT
-from regatta_agent.unloaded import deferred, leave_out
+from regatta_agent.process.daemon import DEFERRED, LEFT_OUT
+from regatta_agent.process.unloaded import deferred, leave_out
 beginning = partial(deferred, DEFERRED)
 """
 _AS_WORKER = "from regatta_agent.serving.imports import keeping_out as beginning"

@@ -26,8 +26,8 @@ import numpy as np
 from regatta_agent.batch.job import Job, run_job
 from regatta_agent.serving.alone import MODEL_NAME, ModelFile, serve_alone
 from regatta_runtimes.candidate import parse_candidate_id
-from regatta_runtimes.samples import random_inputs
-from regatta_runtimes.session import Array, Session, open_session, quantize, run_each
+from regatta_runtimes.worker.samples import random_inputs
+from regatta_runtimes.worker.session import Array, Session, open_session, quantize, run_each
 
 _SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 _MODELS = (

@@ -27,7 +27,7 @@ from regatta_protocol.bus import Connected, Event, Published
 from regatta_protocol.mqtt import MqttBus, MqttConfig
 from regatta_protocol.traffic import Cause, Ledger
 from regatta_provisioning.identity import Identity, load_identity
-from regatta_runtimes.board import probe_board
+from regatta_runtimes.board.probe import probe_board
 
 _MONTH_S = 30 * 86_400.0
 _RECONNECTIONS = 4  # a month, of a stable link

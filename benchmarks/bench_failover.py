@@ -35,7 +35,7 @@ from real_rig import RealRig, push  # noqa: E402
 from regatta_agent.serving.events import Degraded, Recovered  # noqa: E402
 from regatta_agent.serving.spec import Contender, ServeLimits, ServeSpec  # noqa: E402
 from regatta_protocol.values import Latency  # noqa: E402
-from regatta_runtimes.golden import write_golden  # noqa: E402
+from regatta_runtimes.worker.golden import write_golden  # noqa: E402
 from serving_process import ServingProcess  # noqa: E402
 from tiny_models import unary_model  # noqa: E402
 

@@ -38,7 +38,7 @@ from regatta_fleet.optimize.quantize.search import search_precision
 from regatta_fleet.optimize.samples import Samples, read_samples, split_samples
 from regatta_fleet.optimize.train.available import has_torch
 from regatta_runtimes.candidate import Candidate
-from regatta_runtimes.measure import measure_file
+from regatta_runtimes.worker.measure import measure_file
 
 ROOT = Path(__file__).resolve().parent.parent
 BUDGET = 0.01  # of accuracy, for the search over precision

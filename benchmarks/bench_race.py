@@ -40,11 +40,11 @@ from regatta_fleet.examples.digits import MODEL
 from regatta_protocol.codec import decode, encode
 from regatta_protocol.measurement import Outcome, RaceReport
 from regatta_runtimes.candidate import parse_candidate_id
-from regatta_runtimes.job import Time
-from regatta_runtimes.nursery import Nursery
-from regatta_runtimes.percentile import percentile
-from regatta_runtimes.race import RaceSpec, RaceVariant
-from regatta_runtimes.trial import Trial, TrialFiles, TrialLimits
+from regatta_runtimes.race.run import RaceSpec, RaceVariant
+from regatta_runtimes.worker.job import Time
+from regatta_runtimes.worker.nursery import Nursery
+from regatta_runtimes.worker.percentile import percentile
+from regatta_runtimes.worker.trial import Trial, TrialFiles, TrialLimits
 
 SHARED = Path(__file__).resolve().parent.parent.parent / "shared" / "data"
 NAIVE = "tflite/model/none/t1"

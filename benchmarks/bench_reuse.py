@@ -16,7 +16,7 @@ from statistics import median
 from regatta_fleet.examples.digits import MODEL
 from regatta_protocol.ids import DeviceId
 from regatta_protocol.measurement import PriorRace, RaceReport
-from regatta_runtimes.race import RaceSpec, RaceVariant, run_race
+from regatta_runtimes.race.run import RaceSpec, RaceVariant, run_race
 
 SHARED = Path(__file__).resolve().parent.parent.parent / "shared" / "data"
 

@@ -14,8 +14,8 @@ import time
 from pathlib import Path
 
 import regatta_agent.bootstrap  # noqa: F401 - for its memory: what the daemon holds
-from regatta_agent.children import ProcessLauncher
 from regatta_agent.events import ChildEnded, Event
+from regatta_agent.work.children import ProcessLauncher
 
 _RACE_TIMEOUT_S = 300.0
 
@@ -36,7 +36,7 @@ def main() -> None:
     for number, line in enumerate(sys.stdin):
         spec, output = line.split()
         name, before, begun = f"race-{number}", pss_bytes(), time.monotonic()
-        launcher.launch(name, [sys.executable, "-m", "regatta_runtimes.race", spec, "--output", output], None)
+        launcher.launch(name, [sys.executable, "-m", "regatta_runtimes.race.run", spec, "--output", output], None)
         while not isinstance(event := inbox.get(timeout=_RACE_TIMEOUT_S), ChildEnded):
             pass
         answer = {

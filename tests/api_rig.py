@@ -17,22 +17,22 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from fastapi.testclient import TestClient
 
 from fleet_parts import make_variant, reference
-from regatta_fleet.announcing import Announcer
-from regatta_fleet.answering import Answers
 from regatta_fleet.api.device import device_app
 from regatta_fleet.api.operator import OperatorParts, operator_app
-from regatta_fleet.blobs import BlobStore
-from regatta_fleet.controller import Controller, Inbox
+from regatta_fleet.batches.receiving import Receiver
+from regatta_fleet.batches.results import ResultsStore
 from regatta_fleet.database.engine import open_database, sqlite_url
-from regatta_fleet.enrolling import Enroller, FleetFacts
-from regatta_fleet.ingest import Ingest
-from regatta_fleet.pump import ChunkPump
-from regatta_fleet.receiving import Receiver
-from regatta_fleet.registry import Registry
-from regatta_fleet.results import ResultsStore
-from regatta_fleet.revocation import RevokingAuthority
+from regatta_fleet.devices.answering import Answers
+from regatta_fleet.devices.enrolling import Enroller, FleetFacts
+from regatta_fleet.devices.ingest import Ingest
+from regatta_fleet.devices.pump import ChunkPump
+from regatta_fleet.devices.revocation import RevokingAuthority
+from regatta_fleet.devices.sender import Sender
+from regatta_fleet.models.blobs import BlobStore
+from regatta_fleet.models.registry import Registry
+from regatta_fleet.rollouts.announcing import Announcer
+from regatta_fleet.rollouts.controller import Controller, Inbox
 from regatta_fleet.schemas import BundleDraft, Problem
-from regatta_fleet.sender import Sender
 from regatta_fleet.views import Views
 from regatta_protocol.batch import BatchReport
 from regatta_protocol.codec import encode

@@ -16,13 +16,13 @@ from random import Random
 from typing import Literal
 
 from regatta_agent.bootstrap import assemble
-from regatta_agent.children import Launcher
 from regatta_agent.config import read_settings
 from regatta_agent.core.installs import Install
 from regatta_agent.events import Event
 from regatta_agent.loop import Loop
-from regatta_agent.outbox import Outbox
+from regatta_agent.telemetry.outbox import Outbox
 from regatta_agent.testing import FakeClock, ScriptedLauncher
+from regatta_agent.work.children import Launcher
 from regatta_protocol import topics
 from regatta_protocol.batch import BatchJob, ResultsWanted
 from regatta_protocol.bus import Bus, Connected, Disconnected, Message, Will

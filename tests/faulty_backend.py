@@ -12,8 +12,8 @@ import numpy as np
 
 from regatta_runtimes.candidate import Candidate
 from regatta_runtimes.errors import CreateFailed, InvokeFailed
-from regatta_runtimes.session import Array, Session
 from regatta_runtimes.testing import FakeSession, dense
+from regatta_runtimes.worker.session import Array, Session
 
 __all__ = ["open_session", "version"]
 

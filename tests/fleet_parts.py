@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from regatta_fleet import rolling
 from regatta_fleet.core.gates import Outcome
 from regatta_fleet.database import devices, models, rollouts
 from regatta_fleet.database.engine import Database, open_database
-from regatta_fleet.ingest import Ingest
+from regatta_fleet.devices.ingest import Ingest
+from regatta_fleet.rollouts import rolling
 from regatta_fleet.schemas import RolloutDetail, RolloutRequest
 from regatta_protocol.bus import Message
 from regatta_protocol.codec import encode

@@ -8,15 +8,15 @@ from pathlib import Path
 import numpy as np
 
 from regatta_runtimes.candidate import Candidate
-from regatta_runtimes.session import Array, Session
 from regatta_runtimes.testing import FakeSession, dense
+from regatta_runtimes.worker.session import Array, Session
 
 __all__ = ["GATED_WORKER", "gate_of", "open_session", "version"]
 
 # The program of a serving worker that knows this backend, as candidate gated/VARIANT/none/t1.
 GATED_WORKER = (
     "-c",
-    "import os, sys; from regatta_runtimes import session; session.BACKENDS['gated'] = 'gated_backend';"
+    "import os, sys; from regatta_runtimes.worker import session; session.BACKENDS['gated'] = 'gated_backend';"
     "from regatta_agent.serving.worker import main; os._exit(main(sys.argv[1:], 0))",
 )
 

@@ -16,9 +16,9 @@ from pathlib import Path
 import numpy as np
 
 from regatta_runtimes.candidate import Candidate
-from regatta_runtimes.race import RaceSpec, RaceVariant
-from regatta_runtimes.session import Array, Session
+from regatta_runtimes.race.run import RaceSpec, RaceVariant
 from regatta_runtimes.testing import FakeSession, dense
+from regatta_runtimes.worker.session import Array, Session
 
 __all__ = ["open_session", "paced_spec", "version"]
 

@@ -2,7 +2,7 @@
 
 For tests that promise neither which of two like candidates is faster nor how a race keeps to its budget: the final
 takes half a second in place of five, and nobody is left out because the others had taken half of the budget.
-`python -m quick_race` is such a `python -m regatta_runtimes.race`.
+`python -m quick_race` is such a `python -m regatta_runtimes.race.run`.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import sys
 
 import pytest
 
-from regatta_runtimes import final, heat, race
+from regatta_runtimes.race import final, heat, run
 
 __all__ = ["quicken_races"]
 
@@ -25,4 +25,4 @@ def quicken_races(patch: pytest.MonkeyPatch) -> None:
 
 if __name__ == "__main__":
     quicken_races(pytest.MonkeyPatch())
-    sys.exit(race.main())
+    sys.exit(run.main())

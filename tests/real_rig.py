@@ -11,17 +11,17 @@ from dataclasses import replace
 from pathlib import Path
 
 from device_rig import MODEL, Rig
-from regatta_agent.children import Launcher, ProcessLauncher
 from regatta_agent.core.facts import WorkerFacts
 from regatta_agent.events import Event
 from regatta_agent.testing import ScriptedLauncher
+from regatta_agent.work.children import Launcher, ProcessLauncher
 from regatta_protocol.codec import encode
 from regatta_protocol.ids import ModelRef, digest_of_bytes
 from regatta_protocol.manifest import FileRef, Manifest, Variant, target_path
 from regatta_protocol.values import TensorSpec
 from regatta_provisioning.assignments import AssignmentKey
 from regatta_provisioning.repository import MetadataRepository
-from regatta_runtimes.golden import write_golden
+from regatta_runtimes.worker.golden import write_golden
 from tiny_models import build_tiny_model
 
 __all__ = ["RealRig", "push", "push_model"]

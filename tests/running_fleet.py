@@ -21,7 +21,7 @@ import psutil
 from polling import wait_until
 from regatta_agent.client import Client
 from regatta_agent.core.states import IN_PROGRESS
-from regatta_agent.record import RecordFile
+from regatta_agent.disk.record import RecordFile
 from regatta_fleet.cli.connection import open_client
 from regatta_fleet.schemas import RolloutDetail, RolloutState
 from regatta_protocol.errors import RegattaError, Retryable

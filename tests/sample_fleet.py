@@ -11,6 +11,7 @@ from regatta_protocol.messages import InstallState
 __all__ = ["DIGEST", "device", "give_batches", "harbor", "race"]
 
 DIGEST = "ab" * 32
+_STAGES_US = {"queue": 1.4, "compute_input": 2.1, "compute_infer": 20.0, "compute_output": 1.0}
 
 
 def race(name: str = "digits", version: int = 1, speed: float = 1.0) -> dict[str, object]:
@@ -97,7 +98,16 @@ def device(
         "accuracy": {"correct": 347, "total": 360},
         "latency": {"samples": 400, "p50_us": 21.4 * speed, "p90_us": 25 * speed, "p99_us": 34.2 * speed},
         "power": power,
-        "served": {"requests": 12_480, "errors": 0, "p50_us": 24.9 * speed, "p99_us": 51.3 * speed},
+        "served": {
+            "requests": 12_480,
+            "errors": 0,
+            "p50_us": 24.9 * speed,
+            "p99_us": 51.3 * speed,
+            "stages": {
+                name: {"requests": 12_400, "p50_us": p50_us * speed, "p99_us": 2 * p50_us * speed}
+                for name, p50_us in _STAGES_US.items()
+            },
+        },
     }
     return DeviceDetail.model_validate(
         {

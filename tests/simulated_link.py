@@ -14,7 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from regatta_agent.core.transfer import Transfer
-from regatta_fleet.sender import Sender
+from regatta_fleet.devices.sender import Sender
 from regatta_protocol.chunk import unpack_chunk
 from regatta_protocol.codec import decode, encode
 from regatta_protocol.errors import Rejected

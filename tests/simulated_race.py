@@ -12,15 +12,15 @@ from pathlib import Path
 from random import Random
 
 from regatta_protocol.manifest import Policy
+from regatta_runtimes.board.thermal import Heat
 from regatta_runtimes.candidate import parse_candidate_id
-from regatta_runtimes.heat import Heats
-from regatta_runtimes.job import Time
-from regatta_runtimes.judge import Verdict, judge
-from regatta_runtimes.nursery import Nursery
+from regatta_runtimes.choice.judge import Verdict, judge
+from regatta_runtimes.choice.yardstick import Yardstick
 from regatta_runtimes.power.sensor import UnknownPower
-from regatta_runtimes.thermal import Heat
-from regatta_runtimes.trial import Trial, TrialFiles, TrialLimits
-from regatta_runtimes.yardstick import Yardstick
+from regatta_runtimes.race.heat import Heats
+from regatta_runtimes.worker.job import Time
+from regatta_runtimes.worker.nursery import Nursery
+from regatta_runtimes.worker.trial import Trial, TrialFiles, TrialLimits
 
 __all__ = ["SimulatedBoard", "SimulatedTrial", "simulate"]
 

@@ -10,9 +10,6 @@ import logging
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from regatta_agent.authorizing import Authorize, TrustFloor
-from regatta_agent.checking import CheckFiles
-from regatta_agent.children import Launcher
 from regatta_agent.core.facts import (
     Begin,
     Cancel,
@@ -25,13 +22,16 @@ from regatta_agent.core.facts import (
     Unpoint,
 )
 from regatta_agent.core.installs import AgentRecord
+from regatta_agent.disk.store import Store
 from regatta_agent.errors import WrongBlob
 from regatta_agent.events import Event
-from regatta_agent.fetcher import FetchFiles, FetchManifest
-from regatta_agent.jobs import Failed, Job, Outcome
-from regatta_agent.overlays import fpga_reserved
-from regatta_agent.racing import FleetResults, Race, RaceSettings
-from regatta_agent.store import Store
+from regatta_agent.work.authorizing import Authorize, TrustFloor
+from regatta_agent.work.checking import CheckFiles
+from regatta_agent.work.children import Launcher
+from regatta_agent.work.fetcher import FetchFiles, FetchManifest
+from regatta_agent.work.jobs import Failed, Job, Outcome
+from regatta_agent.work.overlays import fpga_reserved
+from regatta_agent.work.racing import FleetResults, Race, RaceSettings
 from regatta_agent.workers import WorkerDeath, WorkerPool
 from regatta_protocol.bus import Bus
 from regatta_protocol.durable import shortage_of

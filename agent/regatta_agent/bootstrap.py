@@ -12,37 +12,37 @@ from random import Random
 from types import FrameType
 
 from regatta_agent.actions import Actions
-from regatta_agent.alarm import Alarm, armed
-from regatta_agent.batch_runner import BatchRunner, BatchSettings
-from regatta_agent.batch_work import BatchWork
-from regatta_agent.board_probe import probe_board_apart
-from regatta_agent.children import Launcher, ProcessLauncher
 from regatta_agent.clock import Clock, FlooredClock, SystemClock
 from regatta_agent.concluding import Conclusions
 from regatta_agent.config import AgentConfig
 from regatta_agent.core.facts import Limits
-from regatta_agent.courier import Courier
 from regatta_agent.desired import DesiredState
+from regatta_agent.disk.keeping import Keeper
+from regatta_agent.disk.partial import kernel_boot
+from regatta_agent.disk.priors import Priors
+from regatta_agent.disk.quarantine_file import QuarantineFile
+from regatta_agent.disk.record import RecordFile
+from regatta_agent.disk.store import Store
+from regatta_agent.disk.traffic import TrafficBook
 from regatta_agent.events import INBOX_LENGTH, Event
-from regatta_agent.keeping import Keeper
 from regatta_agent.loop import Loop, Parts
 from regatta_agent.lost_identity import BusMaker, who_we_are
-from regatta_agent.outbox import Outbox
-from regatta_agent.partial import kernel_boot
-from regatta_agent.priors import Priors
-from regatta_agent.quarantine_file import QuarantineFile
-from regatta_agent.racing import RaceSettings
-from regatta_agent.record import RecordFile
-from regatta_agent.renewing import Renewing
+from regatta_agent.process.alarm import Alarm, armed
+from regatta_agent.process.trouble import Trouble
 from regatta_agent.reporter import Reporter, presence_will
-from regatta_agent.results_sender import ResultsSender, SendingSettings
 from regatta_agent.settling import Settling
 from regatta_agent.status import StateLock, StatusFile
-from regatta_agent.store import Store
 from regatta_agent.surroundings import Surroundings
-from regatta_agent.traffic import TrafficBook
-from regatta_agent.trouble import Trouble
-from regatta_agent.versions import versions_here
+from regatta_agent.telemetry.courier import Courier
+from regatta_agent.telemetry.outbox import Outbox
+from regatta_agent.work.batch_runner import BatchRunner, BatchSettings
+from regatta_agent.work.batch_work import BatchWork
+from regatta_agent.work.board_probe import probe_board_apart
+from regatta_agent.work.children import Launcher, ProcessLauncher
+from regatta_agent.work.racing import RaceSettings
+from regatta_agent.work.renewing import Renewing
+from regatta_agent.work.results_sender import ResultsSender, SendingSettings
+from regatta_agent.work.versions import versions_here
 from regatta_agent.workers import WorkerPool
 from regatta_protocol import __version__, topics
 from regatta_protocol.bus import Bus, Will

@@ -17,18 +17,18 @@ from regatta_agent.clock import FlooredClock
 from regatta_agent.core import outcomes, rerace, worker_outcomes
 from regatta_agent.core.facts import Limits
 from regatta_agent.core.installs import AgentRecord, Degradation, Install
-from regatta_agent.courier import Courier
+from regatta_agent.disk.quarantine_file import QuarantineFile
+from regatta_agent.disk.store import Store
 from regatta_agent.events import ChildEnded, ChildLine
-from regatta_agent.jobs import Authorized, Failed, FilesChecked, ManifestFetched, Outcome, Raced
-from regatta_agent.quarantine_file import QuarantineFile
 from regatta_agent.serving.events import Degraded, Drifted, Recovered
-from regatta_agent.store import Store
 from regatta_agent.surroundings import Surroundings
+from regatta_agent.telemetry.courier import Courier
+from regatta_agent.work.jobs import Authorized, Failed, FilesChecked, ManifestFetched, Outcome, Raced
 from regatta_agent.workers import WorkerDeath, WorkerNews, WorkerPool
 from regatta_protocol.errors import StorageFull
 from regatta_protocol.ids import ModelRef
 from regatta_protocol.messages import RaceItem, ServingWindow
-from regatta_runtimes.quarantine import MAX_STRIKES
+from regatta_runtimes.worker.quarantine import MAX_STRIKES
 
 __all__ = ["Conclusions"]
 

@@ -10,11 +10,11 @@ from __future__ import annotations
 import logging
 from random import Random
 
-from regatta_agent.children import Launcher
 from regatta_agent.core.installs import AgentRecord
 from regatta_agent.events import Event
-from regatta_agent.jobs import AssignmentVerified, Failed, Outcome
-from regatta_agent.verification import VerifyAssignment
+from regatta_agent.work.children import Launcher
+from regatta_agent.work.jobs import AssignmentVerified, Failed, Outcome
+from regatta_agent.work.verification import VerifyAssignment
 from regatta_protocol import topics
 from regatta_protocol.backoff import backoff_s
 from regatta_protocol.bus import Message

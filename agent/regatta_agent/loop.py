@@ -18,8 +18,6 @@ import queue
 from dataclasses import dataclass
 
 from regatta_agent.actions import Actions
-from regatta_agent.alarm import Alarm
-from regatta_agent.batch_work import BatchWork
 from regatta_agent.clock import FlooredClock
 from regatta_agent.concluding import Conclusions
 from regatta_agent.core import boots, outcomes
@@ -27,19 +25,21 @@ from regatta_agent.core.facts import Facts, JobKind, Limits
 from regatta_agent.core.installs import AgentRecord
 from regatta_agent.core.planner import wake_at
 from regatta_agent.core.windows import unreadable
-from regatta_agent.courier import Courier
 from regatta_agent.desired import DesiredState
+from regatta_agent.disk.keeping import Keeper
+from regatta_agent.disk.store import Store
+from regatta_agent.disk.traffic import TrafficBook
 from regatta_agent.events import ChildEnded, ChildLine, Event
-from regatta_agent.jobs import AssignmentVerified
-from regatta_agent.keeping import Keeper
-from regatta_agent.renewing import Renewing
+from regatta_agent.process.alarm import Alarm
+from regatta_agent.process.trouble import Trouble
 from regatta_agent.reporter import Reporter
 from regatta_agent.settling import Settling
 from regatta_agent.status import StatusFile
-from regatta_agent.store import Store
 from regatta_agent.surroundings import Surroundings
-from regatta_agent.traffic import TrafficBook
-from regatta_agent.trouble import Trouble
+from regatta_agent.telemetry.courier import Courier
+from regatta_agent.work.batch_work import BatchWork
+from regatta_agent.work.jobs import AssignmentVerified
+from regatta_agent.work.renewing import Renewing
 from regatta_agent.workers import WorkerPool
 from regatta_protocol.bus import Bus, Connected, Disconnected, Message, Published
 from regatta_protocol.errors import Misuse, Rejected

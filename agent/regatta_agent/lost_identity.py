@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Literal
 
 from regatta_agent.core.installs import AgentRecord
+from regatta_agent.disk.record import RecordFile
 from regatta_agent.events import Event
-from regatta_agent.record import RecordFile
 from regatta_protocol.bus import Bus, Will
 from regatta_protocol.errors import Misuse, Retryable
 from regatta_provisioning.identity import Identity, mend_identity

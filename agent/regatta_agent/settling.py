@@ -18,9 +18,9 @@ from regatta_agent.concluding import Conclusions
 from regatta_agent.core.facts import Advance, Begin, Cancel, Collect, Limits, Revise, Step
 from regatta_agent.core.installs import AgentRecord
 from regatta_agent.core.planner import plan
-from regatta_agent.keeping import Keeper
+from regatta_agent.disk.keeping import Keeper
+from regatta_agent.process.trouble import Trouble
 from regatta_agent.surroundings import Surroundings
-from regatta_agent.trouble import Trouble
 from regatta_agent.workers import WorkerDeath
 from regatta_protocol.errors import Exhausted, Misuse
 

@@ -15,8 +15,8 @@ from regatta_agent.actions import Actions
 from regatta_agent.clock import FlooredClock
 from regatta_agent.core.facts import Facts, StoredVersion
 from regatta_agent.core.installs import AgentRecord
-from regatta_agent.store import Store
-from regatta_agent.trouble import Trouble
+from regatta_agent.disk.store import Store
+from regatta_agent.process.trouble import Trouble
 from regatta_agent.workers import WorkerPool
 from regatta_protocol.errors import Exhausted
 from regatta_protocol.ids import ModelRef

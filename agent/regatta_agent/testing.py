@@ -12,11 +12,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from regatta_agent.batch_runner import BatchSpec
 from regatta_agent.events import ChildEnded, ChildLine, Event
-from regatta_agent.results_sender import SendingSpec
 from regatta_agent.serving.events import Ready, SelfTest
 from regatta_agent.serving.spec import MAX_SPEC_BYTES, ServeSpec
+from regatta_agent.work.batch_runner import BatchSpec
+from regatta_agent.work.results_sender import SendingSpec
 from regatta_protocol.codec import decode, encode
 from regatta_protocol.ids import Digest
 from regatta_protocol.measurement import PriorRace, RaceReport
@@ -112,7 +112,7 @@ class ScriptedLauncher:
             "regatta_agent.batch.fleet_job": self._batch,
             "regatta_agent.batch.sending": self._sending,
             "regatta_provisioning.verifier": self._verifier,
-            "regatta_runtimes.race": self._race,
+            "regatta_runtimes.race.run": self._race,
             "regatta_agent.serving": self._worker,
         }
         programs[argv[2]](child, stdin or b"")

@@ -15,11 +15,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
-from regatta_agent.bytecode import inherited_flags
-from regatta_agent.children import Child, Launcher
 from regatta_agent.core.facts import ShadowFacts, StartWorker, WorkerFacts
+from regatta_agent.disk.store import Store
 from regatta_agent.events import ChildEnded, ChildLine
-from regatta_agent.overlays import overlay_of
+from regatta_agent.process.bytecode import inherited_flags
 from regatta_agent.serving import giving_way
 from regatta_agent.serving.events import (
     Degraded,
@@ -34,7 +33,8 @@ from regatta_agent.serving.events import (
 from regatta_agent.serving.settings import ServingSettings
 from regatta_agent.serving.spec import Contender, ServeLimits, ServeSpec, check_socket_path
 from regatta_agent.serving.tcp import TcpListeners
-from regatta_agent.store import Store
+from regatta_agent.work.children import Child, Launcher
+from regatta_agent.work.overlays import overlay_of
 from regatta_protocol.errors import Exhausted, Rejected, StorageFull
 from regatta_protocol.ids import ModelName, ModelRef
 from regatta_protocol.manifest import Manifest
@@ -228,7 +228,7 @@ class WorkerPool:
         elif isinstance(said, WindowClosed):
             worker.requests += said.requests
             worker.errors += said.errors
-            return said.window() if said.requests else None
+            return said.window() if said.requests or said.stage_counts else None
         elif isinstance(said, Shadowed):
             worker.shadow = ShadowFacts(
                 said.socket, said.requests, said.failed, said.classified, said.agreed, said.snr_db

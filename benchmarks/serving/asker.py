@@ -23,7 +23,7 @@ Ask = Callable[[], object]
 
 def _floor(_address: str, model: str, sample: np.ndarray) -> Ask:
     from regatta_runtimes.candidate import parse_candidate_id
-    from regatta_runtimes.session import open_session
+    from regatta_runtimes.worker.session import open_session
 
     session = open_session(parse_candidate_id("litert/model/xnnpack/t1"), Path(model))
     return lambda: session.run([sample])

@@ -7,8 +7,8 @@ from pathlib import Path
 
 from regatta_agent.serving.tensors import Array
 from regatta_runtimes.candidate import parse_candidate_id
-from regatta_runtimes.samples import random_inputs
-from regatta_runtimes.session import open_session, quantize
+from regatta_runtimes.worker.samples import random_inputs
+from regatta_runtimes.worker.session import open_session, quantize
 
 DEFAULT = ("kws_ref_model", "pretrainedResnet_quant", "vww_96_int8")
 MOBILENET = "mobilenet_v2_1.0_224_quant"

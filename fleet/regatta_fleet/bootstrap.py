@@ -19,24 +19,24 @@ from pathlib import Path
 
 from fastapi import FastAPI
 
-from regatta_fleet.announcing import Announcer
-from regatta_fleet.answering import Answers
 from regatta_fleet.api.device import device_app
 from regatta_fleet.api.operator import OperatorParts, operator_app
-from regatta_fleet.blobs import BlobStore
+from regatta_fleet.batches.receiving import Receiver
+from regatta_fleet.batches.results import ResultsStore
 from regatta_fleet.broker import Broker, BrokerConfig
-from regatta_fleet.controller import INBOX_LENGTH, Controller, Inbox
 from regatta_fleet.database.engine import Database, open_database, sqlite_url
-from regatta_fleet.enrolling import Enroller, FleetFacts
-from regatta_fleet.eviction import Evictor
+from regatta_fleet.devices.answering import Answers
+from regatta_fleet.devices.enrolling import Enroller, FleetFacts
+from regatta_fleet.devices.eviction import Evictor
+from regatta_fleet.devices.ingest import Ingest
+from regatta_fleet.devices.pump import ChunkPump
+from regatta_fleet.devices.revocation import RevokingAuthority
+from regatta_fleet.devices.sender import Sender
 from regatta_fleet.home import FleetFile, Home, ServerInfo, listen, server_info, wait_until_free
-from regatta_fleet.ingest import Ingest
-from regatta_fleet.pump import ChunkPump
-from regatta_fleet.receiving import Receiver
-from regatta_fleet.registry import Registry
-from regatta_fleet.results import ResultsStore
-from regatta_fleet.revocation import RevokingAuthority
-from regatta_fleet.sender import Sender
+from regatta_fleet.models.blobs import BlobStore
+from regatta_fleet.models.registry import Registry
+from regatta_fleet.rollouts.announcing import Announcer
+from regatta_fleet.rollouts.controller import INBOX_LENGTH, Controller, Inbox
 from regatta_fleet.settings import Settings
 from regatta_fleet.views import Views
 from regatta_protocol import __version__

@@ -104,6 +104,14 @@ class VersionDetail(Wire):
     devices: tuple[DeviceModel, ...] = ()
 
 
+class StageLatency(Wire):
+    """How long one stage of requests took, of those whose stages were told."""
+
+    requests: int
+    p50_us: float | None
+    p99_us: float | None
+
+
 class ServingSummary(Wire):
     """What one device served of one version, over all its telemetry."""
 
@@ -111,6 +119,7 @@ class ServingSummary(Wire):
     errors: int
     p50_us: float | None
     p99_us: float | None
+    stages: dict[str, StageLatency] = Field(default_factory=dict)  # queue, compute_input, compute_infer, compute_output
     feedback: Accuracy | None = None
     power: Power | None = None
     since: float | None = None

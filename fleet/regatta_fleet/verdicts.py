@@ -8,7 +8,7 @@ from __future__ import annotations
 from regatta_fleet import figures
 from regatta_fleet.schemas import DeviceModel, DeviceSummary, RolloutDetail, WaveState
 from regatta_protocol.measurement import CandidateResult, Outcome, RaceReport
-from regatta_runtimes.report import words_of
+from regatta_runtimes.choice.report import words_of
 
 __all__ = [
     "candidate_verdict",

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 
 from sqlalchemy import Connection
 
-from regatta_fleet import rolling
 from regatta_fleet.database import devices, events, models, rollouts, telemetry
 from regatta_fleet.database.devices import DeviceRow
 from regatta_fleet.database.engine import Database
 from regatta_fleet.errors import NotFound
+from regatta_fleet.rollouts import rolling
 from regatta_fleet.schemas import (
     DeviceDetail,
     DeviceModel,

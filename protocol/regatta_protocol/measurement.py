@@ -32,7 +32,7 @@ class PairedDrop(Wire):
     """How much accuracy a candidate loses against the reference candidate, on the same labelled samples.
 
     `drop` is the reference's share of right answers less the candidate's: above 0 it loses. [low, high] is the 95 %
-    interval of that difference (regatta_runtimes/paired.py says which).
+    interval of that difference (regatta_runtimes/choice/paired.py says which).
     """
 
     reference: str  # id of the candidate that it is compared with; its own id: it is the reference
@@ -167,7 +167,7 @@ class RaceReport(Wire):
     policy: Policy | None = None  # what was asked for; None in reports of older agents
     duration_s: float = Field(ge=0)
     conditions: dict[str, str] = Field(default_factory=dict)
-    key: DigestField | None = None  # what the figures depend on (regatta_runtimes.racekey); results are shared by it
+    key: DigestField | None = None  # what the figures depend on (regatta_runtimes.race.key); results are shared by it
     basis: Word = "full"  # neither is what only a newer agent knows: it is shown, and no evidence for other devices
     prior: RaceOrigin | None = None  # what was confirmed
 

@@ -1,8 +1,8 @@
 """The policy: how a device chooses among candidates and watches a new version. It is in the bundle, or set per group.
 
 Every limit is None when there is none. What a limit is held against, and what happens when that figure is unknown on a
-board, is docs/race.md's and `regatta_runtimes.limits`. `Policy` reads an objective that only a newer peer knows: a
-device then races by another and says so; the server passes it on. Where a person sets one, `KnownPolicy` refuses it.
+board, is docs/race.md's and `regatta_runtimes.choice.limits`. `Policy` reads an objective that only a newer peer knows:
+a device then races by another and says so; the server passes it on. Where a person sets one, `KnownPolicy` refuses it.
 """
 
 from __future__ import annotations

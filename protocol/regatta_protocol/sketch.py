@@ -12,8 +12,21 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
+from itertools import chain
 
-__all__ = ["GAMMA", "HIGHEST", "LOWEST", "RELATIVE_ERROR", "add", "bucket_of", "merge", "quantile", "total", "value_of"]
+__all__ = [
+    "GAMMA",
+    "HIGHEST",
+    "LOWEST",
+    "RELATIVE_ERROR",
+    "add",
+    "bucket_of",
+    "merge",
+    "merge_named",
+    "quantile",
+    "total",
+    "value_of",
+]
 
 RELATIVE_ERROR = 0.01
 GAMMA = (1 + RELATIVE_ERROR) / (1 - RELATIVE_ERROR)
@@ -45,6 +58,12 @@ def merge(sketches: Iterable[Mapping[int, int]]) -> dict[int, int]:
         for bucket, count in sketch.items():
             merged[bucket] = merged.get(bucket, 0) + count
     return merged
+
+
+def merge_named(named: Iterable[Mapping[str, Mapping[int, int]]]) -> dict[str, dict[int, int]]:
+    """Return for each name the sketch of all values of its sketches."""
+    listed = list(named)
+    return {name: merge(one.get(name, {}) for one in listed) for name in dict.fromkeys(chain.from_iterable(listed))}
 
 
 def total(counts: Mapping[int, int]) -> int:

@@ -31,6 +31,8 @@ MAX_MANIFEST_BYTES = 256 * 1024  # said here, for a worker reads a part of it
 
 _Count = Annotated[int, Bounds(ge=0)]
 _NotNegative = Annotated[float, Bounds(ge=0)]
+_Sketch = Annotated[dict[int, int], Bounds(max_length=4096)]
+_StageName = Annotated[str, Bounds(pattern="[a-z_]{1,32}")]
 
 
 class Value:
@@ -129,6 +131,8 @@ class ServingWindow(Value):
 
     `latency_counts` is a sketch with relative error of at most 1 % (DDSketch's mapping): bucket index -> count of
     requests, bucket i holding latencies in (g^(i-1), g^i] microseconds with g = 1.01 / 0.99. Windows merge by adding.
+    `stage_counts` has such a sketch for each stage of a request: queue, compute_input, compute_infer, compute_output.
+    Some windows have none and a later one has theirs too, for four sketches are most of what a window weighs.
     """
 
     kind: Literal["serving"] = "serving"
@@ -139,6 +143,7 @@ class ServingWindow(Value):
     stop: float
     requests: _Count
     errors: _Count
-    latency_counts: Annotated[dict[int, int], Bounds(max_length=4096)] = field(default_factory=dict)
+    latency_counts: _Sketch = field(default_factory=dict)
+    stage_counts: Annotated[dict[_StageName, _Sketch], Bounds(max_length=16)] = field(default_factory=dict)
     feedback: Accuracy | None = None  # from labelled feedback, when there was any
     power: Power | None = None

@@ -240,7 +240,7 @@ _UNITS = Path("/etc/systemd/system")
 _RULES = Path("/etc/udev/rules.d/70-regatta-agent.rules")
 _PIPELINE_UNIT = "regatta-pipeline@.service"
 _BYTECODE = Path("/var/cache/regatta-agent/bytecode")  # as the unit says
-_COMPILER = ("regatta_agent.compiler", str(_BYTECODE))
+_COMPILER = ("regatta_agent.process.compiler", str(_BYTECODE))
 
 
 def _write(path: Path, source: Path, why: str) -> InstallStep:

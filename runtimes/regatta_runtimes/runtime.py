@@ -77,6 +77,16 @@ def format_of(path: Path) -> ModelFormat:
     Raises:
         OSError: when it cannot be read.
     """
-    with path.open("rb") as file:
-        head = file.read(8)
+    head = _head(path)
     return "onnx" if head[:1] == b"\x08" and head[4:8] != b"TFL3" else "tflite"
+
+
+def is_model(path: Path) -> bool:
+    """Return whether a file begins as a TFLite or an ONNX model does; raises OSError when it cannot be read."""
+    head = _head(path)
+    return head[:1] == b"\x08" or head[4:8] == b"TFL3"
+
+
+def _head(path: Path) -> bytes:
+    with path.open("rb") as file:
+        return file.read(8)

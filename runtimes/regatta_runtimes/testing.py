@@ -8,7 +8,7 @@ import numpy as np
 
 from regatta_protocol.errors import Rejected
 from regatta_protocol.values import TensorSpec
-from regatta_runtimes.session import Array
+from regatta_runtimes.worker.session import Array
 
 __all__ = ["FakeSession", "dense"]
 

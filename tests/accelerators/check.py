@@ -21,8 +21,8 @@ sys.path[:0] = [str(Path(__file__).parents[1])]  # when called as a program
 
 from regatta_protocol.errors import RegattaError  # noqa: E402
 from regatta_protocol.measurement import CandidateResult, Outcome, RaceReport  # noqa: E402
-from regatta_runtimes.golden import write_golden  # noqa: E402
-from regatta_runtimes.race import RaceSpec, RaceVariant, run_race  # noqa: E402
+from regatta_runtimes.race.run import RaceSpec, RaceVariant, run_race  # noqa: E402
+from regatta_runtimes.worker.golden import write_golden  # noqa: E402
 from shared_data import find_shared  # noqa: E402
 from tiny_models import dense_model  # noqa: E402
 

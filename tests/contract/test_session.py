@@ -12,8 +12,8 @@ from regatta_protocol.errors import Rejected
 from regatta_runtimes.candidate import Candidate
 from regatta_runtimes.errors import CreateFailed, RuntimeMissing
 from regatta_runtimes.runtime import RUNTIMES
-from regatta_runtimes.session import Session, open_session, run_each
 from regatta_runtimes.testing import dense
+from regatta_runtimes.worker.session import Session, open_session, run_each
 from tiny_models import dense_model
 from tiny_onnx import dense_onnx
 

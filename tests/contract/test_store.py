@@ -248,6 +248,23 @@ def test_a_repeated_batch_counts_once_and_windows_merge(reopen: Reopen) -> None:
     assert summary.feedback == feedback
 
 
+def test_stages_add_up_over_the_windows_that_tell_them(reopen: Reopen) -> None:
+    """Most windows tell none; a stage that this server does not know, from a newer agent, is left out."""
+    database = reopen()
+    _enroll(database)
+    counts = dict(_window(50.0).latency_counts)
+    told = {"queue": counts, "compute_infer": {bucket: 2 * count for bucket, count in counts.items()}, "warp": counts}
+    items = (_window(100.0), _window(100.0, stage_counts=told), _window(100.0), _window(100.0, stage_counts=told))
+    with database.write() as tx:
+        for number, window in enumerate(items):
+            telemetry.record_batch(tx, TelemetryBatch(id=f"batch-{number:04}", device=PI, items=(window,)), 1.0)
+    with reopen().read() as tx:
+        stages = telemetry.serving_summaries(tx)[PI, DIGITS, 1].stages
+
+    assert {name: stage.requests for name, stage in stages.items()} == {"queue": 20, "compute_infer": 40}
+    assert stages["queue"].p50_us == pytest.approx(50, rel=0.011)
+
+
 def test_a_device_cannot_grow_its_sketch_without_bound(reopen: Reopen) -> None:
     """Buckets of impossible latencies fall into the outermost ones."""
     database = reopen()
@@ -255,11 +272,11 @@ def test_a_device_cannot_grow_its_sketch_without_bound(reopen: Reopen) -> None:
     with database.write() as tx:
         for number in range(3):
             counts = {10**6 * number + index: 1 for index in range(4000)} | {-5: -7}
-            window = _window(1.0, latency_counts=counts)
+            window = _window(1.0, latency_counts=counts, stage_counts={"queue": counts})
             telemetry.record_batch(tx, TelemetryBatch(id=f"batch-{number:04}", device=PI, items=(window,)), 1.0)
-        length = tx.execute(text("select length(latency_counts) from served")).scalar_one()
+        lengths = tx.execute(text("select length(latency_counts), length(stage_counts) from served")).one()
 
-    assert length < 40_000
+    assert max(lengths) < 40_000
 
 
 def test_the_newest_races_are_kept(reopen: Reopen) -> None:

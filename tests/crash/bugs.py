@@ -9,9 +9,9 @@ from contextlib import ExitStack
 from pathlib import Path
 from unittest import mock
 
-from regatta_agent import partial, priors, quarantine_file, record, store
-from regatta_agent.digests import Digests
-from regatta_agent.patience import Patience
+from regatta_agent.disk import partial, priors, quarantine_file, record, store
+from regatta_agent.disk.digests import Digests
+from regatta_agent.disk.patience import Patience
 from regatta_protocol import durable
 from regatta_protocol.errors import StorageFull
 from regatta_protocol.manifest import FileRef

@@ -16,7 +16,7 @@ from crash.heard import Heard, Violation, demand
 from crash.scenarios import Scenario, play
 from device_rig import MODEL
 from regatta_agent.core.installs import AgentRecord, Install
-from regatta_agent.store import Store
+from regatta_agent.disk.store import Store
 from regatta_protocol.codec import decode
 from regatta_protocol.errors import RegattaError
 from regatta_protocol.ids import digest_of_bytes, digest_of_file

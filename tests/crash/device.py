@@ -18,11 +18,12 @@ from unittest import mock
 
 from crash.forks import Tell
 from device_rig import DEVICE, MODEL, Rig
-from regatta_agent import bootstrap, partial
+from regatta_agent import bootstrap
+from regatta_agent.disk import partial
+from regatta_agent.disk.store import Store
 from regatta_agent.events import Event
-from regatta_agent.outbox import Outbox
 from regatta_agent.serving.events import WindowClosed
-from regatta_agent.store import Store
+from regatta_agent.telemetry.outbox import Outbox
 from regatta_protocol import topics
 from regatta_protocol.bus import Will
 from regatta_protocol.chunk import DEFAULT_CHUNK_BYTES

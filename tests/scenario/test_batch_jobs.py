@@ -7,9 +7,9 @@ from pathlib import Path
 from click.testing import CliRunner
 
 from device_rig import MODEL, Rig
-from regatta_agent.batch_runner import BatchSaid, BatchSpec
 from regatta_agent.cli.commands import cli
 from regatta_agent.testing import ScriptedChild
+from regatta_agent.work.batch_runner import BatchSaid, BatchSpec
 from regatta_protocol.batch import (
     BatchJob,
     BatchReport,

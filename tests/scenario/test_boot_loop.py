@@ -8,8 +8,8 @@ import pytest
 
 from device_rig import Rig
 from regatta_agent import bootstrap
-from regatta_agent.quarantine_file import QuarantineFile
-from regatta_agent.record import RecordFile
+from regatta_agent.disk.quarantine_file import QuarantineFile
+from regatta_agent.disk.record import RecordFile
 from regatta_protocol.messages import ModelReport
 
 WINNER, STANDBY = "litert/int8/xnnpack/t1", "litert/int8/none/t1"

@@ -10,12 +10,12 @@ from unittest import mock
 import pytest
 
 from device_rig import Rig
+from regatta_agent.disk.traffic import TrafficFile
 from regatta_agent.lost_identity import who_we_are
 from regatta_agent.serving.events import Failed, Ready, SelfTest
 from regatta_agent.serving.spec import ServeSpec
 from regatta_agent.status import read_status
 from regatta_agent.testing import ScriptedChild
-from regatta_agent.traffic import TrafficFile
 from regatta_protocol.bus import Bus
 from regatta_protocol.codec import encode
 from regatta_protocol.durable import write_durably

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from device_rig import MODEL, Rig
+from regatta_agent.disk.quarantine_file import QuarantineFile
 from regatta_agent.loop import Loop
-from regatta_agent.quarantine_file import QuarantineFile
 from regatta_agent.serving import giving_way
 from regatta_agent.serving.events import Degraded, Drifted, Recovered, WorkerEvent
 from regatta_agent.serving.spec import MAX_SPEC_BYTES, ServeSpec

@@ -9,7 +9,7 @@ import pytest
 
 from device_rig import DEVICE, MODEL, Rig
 from fleet_parts import SimulatedFleet
-from regatta_agent.record import RecordFile
+from regatta_agent.disk.record import RecordFile
 from regatta_protocol import topics
 from regatta_protocol.bus import Message
 from regatta_protocol.codec import encode

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from device_rig import MODEL, Rig
-from regatta_agent.racing import race_spec
-from regatta_agent.store import Store
+from regatta_agent.disk.store import Store
+from regatta_agent.work.racing import race_spec
 from regatta_protocol.ids import ModelRef
 from regatta_protocol.measurement import PriorRace, RaceReport
 from regatta_protocol.policy import Policy

@@ -10,18 +10,18 @@ from pathlib import Path
 import pytest
 
 from device_rig import DEVICE, MODEL, Rig
-from regatta_agent.authorizing import Authorize
 from regatta_agent.core.installs import AgentRecord
 from regatta_agent.core.states import IN_PROGRESS
+from regatta_agent.disk.partial import PartialFile
+from regatta_agent.disk.record import UNSAVED_REPORTS, RecordFile
+from regatta_agent.disk.store import Store
 from regatta_agent.events import ChildEnded
-from regatta_agent.fetcher import FetchFiles, FetchManifest
-from regatta_agent.partial import PartialFile
-from regatta_agent.racing import FleetResults, Race
-from regatta_agent.record import UNSAVED_REPORTS, RecordFile
 from regatta_agent.serving.events import WindowClosed
 from regatta_agent.status import StateLock
-from regatta_agent.store import Store
 from regatta_agent.testing import ScriptedChild
+from regatta_agent.work.authorizing import Authorize
+from regatta_agent.work.fetcher import FetchFiles, FetchManifest
+from regatta_agent.work.racing import FleetResults, Race
 from regatta_protocol.codec import encode
 from regatta_protocol.errors import StorageFull
 from regatta_protocol.ids import ModelRef

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from device_rig import Rig
-from regatta_agent import digests, store
+from regatta_agent.disk import digests, store
 from regatta_agent.serving.events import Failed, Ready, SelfTest
 from regatta_agent.serving.spec import ServeSpec
 from regatta_agent.testing import ScriptedChild

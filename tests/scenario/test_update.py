@@ -10,9 +10,9 @@ import pytest
 
 from device_rig import MODEL, Rig, installed
 from regatta_agent.core.installs import AgentRecord
-from regatta_agent.record import RecordFile
+from regatta_agent.disk.record import RecordFile
+from regatta_agent.disk.store import Store
 from regatta_agent.serving.events import WindowClosed
-from regatta_agent.store import Store
 from regatta_protocol.errors import StorageFull
 from regatta_protocol.ids import ModelName
 from regatta_protocol.messages import RaceItem

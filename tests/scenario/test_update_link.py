@@ -10,7 +10,7 @@ import pytest
 
 from device_rig import DEVICE, Rig, installed
 from regatta_agent.core import transfer
-from regatta_agent.store import Store
+from regatta_agent.disk.store import Store
 from regatta_protocol.testing import Faults
 
 _LARGE_BYTES = 6_000_000  # a kill costs what was on its way: 128 KiB below

@@ -128,7 +128,7 @@ def test_the_agent_is_started_where_any_of_its_files_is_left() -> None:
 
 _TURNING = """
 import threading, time
-from regatta_agent.alarm import armed
+from regatta_agent.process.alarm import armed
 def turn():
     time.sleep(0.05)
 def hang():
@@ -165,7 +165,8 @@ def test_each_turn_puts_the_alarm_off(tmp_path: Path) -> None:
 
 def test_an_alarm_ends_when_the_agent_ends_well() -> None:
     """What comes after a clean stop has all the time it needs."""
-    code = "import time; from regatta_agent.alarm import armed\nwith armed(0.2): pass\ntime.sleep(0.5); print('well')"
+    arm = "from regatta_agent.process.alarm import armed"
+    code = f"import time\n{arm}\nwith armed(0.2): pass\ntime.sleep(0.5); print('well')"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
 
     assert (done.returncode, done.stdout) == (0, "well\n")

@@ -34,7 +34,7 @@ from fault_proxy import FaultProxy  # noqa: E402
 from polling import wait_until  # noqa: E402
 from regatta_agent.client import Client  # noqa: E402
 from regatta_agent.core.states import IN_PROGRESS  # noqa: E402
-from regatta_agent.record import RecordFile  # noqa: E402
+from regatta_agent.disk.record import RecordFile  # noqa: E402
 from regatta_agent.status import read_status  # noqa: E402
 from regatta_fleet.demo.programs import Programs  # noqa: E402
 from regatta_fleet.examples.digits import MODEL  # noqa: E402

@@ -16,7 +16,7 @@ import pytest
 from enrolled import enrolled
 from mosquitto import Wire, connected, require_mosquitto, running_wire
 from polling import wait_until
-from regatta_agent.compiler import compile_ahead
+from regatta_agent.process.compiler import compile_ahead
 from regatta_protocol import topics
 from regatta_protocol.bus import Message
 from regatta_protocol.codec import decode
@@ -33,7 +33,7 @@ _NOT_AT_REST = {  # what must not lie in the memory of a process that runs for m
     "onnxruntime": "a model is code: only workers load runtimes",
     "openvino": "a model is code: only workers load runtimes",
     "regatta_runtimes.backends": "they belong to the workers",
-    "regatta_runtimes.board": "a child looks at the board",
+    "regatta_runtimes.board.probe": "a child looks at the board",
     "cryptography": "signatures are checked by the verifier process",
     "securesystemslib": "signatures are checked by the verifier process",
     "tuf": "signatures are checked by the verifier process",

@@ -18,10 +18,10 @@ from click.testing import CliRunner, Result
 from polling import wait_until
 from regatta_agent.batch import fleet_job
 from regatta_agent.batch.journal import Journal, Settings
-from regatta_agent.batch_runner import BatchSaid, BatchSpec
 from regatta_agent.cli.commands import cli
 from regatta_agent.client import Client
 from regatta_agent.serving.alone import MODEL_NAME, ModelFile, serve_alone
+from regatta_agent.work.batch_runner import BatchSaid, BatchSpec
 from regatta_protocol.batch import BatchJob
 from regatta_protocol.codec import decode, encode
 from regatta_protocol.errors import Misuse, Rejected, Retryable

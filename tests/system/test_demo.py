@@ -52,6 +52,15 @@ def test_each_device_raced_placed_and_served(document: dict[str, Any]) -> None:
         assert device["model"] == "digits:1"
 
 
+def test_each_device_tells_where_the_time_of_requests_went(document: dict[str, Any]) -> None:
+    """Windows with the sketches of the stages came through the broker; no stage took longer than the requests."""
+    for device in document["devices"]:
+        assert set(device["stages"]) == {"queue", "compute_input", "compute_infer", "compute_output"}
+        for stage in device["stages"].values():
+            assert 0 < stage["requests"] <= device["inferences"]
+            assert 0 <= stage["p50_us"] <= device["p99_us"]
+
+
 def test_the_second_device_rests_on_the_first_ones_race(document: dict[str, Any]) -> None:
     """It asked the fleet and confirmed, or raced in full and says what did not hold; the first had nobody to ask."""
     devices = {device["id"]: device for device in document["devices"]}

@@ -377,7 +377,7 @@ def test_a_full_queue_answers_429(folder: Path) -> None:
 
 
 _FAULTY = (  # a worker that knows one more runtime
-    "import os, sys; from regatta_runtimes import session; session.BACKENDS['faulty'] = 'faulty_backend';"
+    "import os, sys; from regatta_runtimes.worker import session; session.BACKENDS['faulty'] = 'faulty_backend';"
     "from regatta_agent.serving.worker import main; os._exit(main(sys.argv[1:], 0))"
 )
 

@@ -18,7 +18,7 @@ from regatta_agent.client import Client
 from regatta_agent.serving import giving_way
 from regatta_protocol import sketch
 from regatta_protocol.errors import Misuse, Rejected, Retryable
-from regatta_runtimes.golden import write_golden
+from regatta_runtimes.worker.golden import write_golden
 from serving_process import ServingProcess, post, raw_exchange, serving, status_of, tiny_spec
 from tiny_models import write_tiny_model
 
@@ -48,9 +48,9 @@ NOT_IN_A_WORKER = {  # what a worker must not hold that serves an image model on
     "pydantic_core": "what a worker reads is in dataclasses",
     "typing_extensions": "pydantic brings it",
     "regatta_protocol.wire": "what the agent and the fleet say to each other",
-    "regatta_runtimes.job": "what a race is asked",
+    "regatta_runtimes.worker.job": "what a race is asked",
     "regatta_runtimes.fpga.loader": "few boards have an FPGA",
-    "regatta_runtimes.delegates": "the processor computes, by the runtime's own kernels",
+    "regatta_runtimes.board.delegates": "the processor computes, by the runtime's own kernels",
     "tomllib": "delegate files are read by who needs a delegate",
     "regatta_agent.client": "only while a next version is in its shadow",
     "click": "commands only",
@@ -201,6 +201,9 @@ def test_a_swap_under_load_is_noticed_by_nobody(tmp_path: Path) -> None:
     assert counted[2] > 0
     assert sum(counted.values()) == answered
     assert sum(sketch.total(window.latency_counts) for window in windows) == answered
+    stages = sketch.merge_named(window.stage_counts for window in windows)
+    assert {sketch.total(counts) for counts in stages.values()} == {answered}
+    assert len(stages) == 4
     assert not workers[0].spec.socket_path.exists()
 
 

@@ -11,7 +11,7 @@ import pytest
 from regatta_agent.client import Client
 from regatta_agent.serving.spec import ServeLimits, ServeSpec
 from regatta_protocol.ids import ModelName
-from regatta_runtimes.golden import write_golden
+from regatta_runtimes.worker.golden import write_golden
 from serving_process import serving
 from tiny_models import dense_model
 from tiny_onnx import dense_onnx

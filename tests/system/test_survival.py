@@ -20,7 +20,7 @@ import pytest
 
 from mosquitto import require_mosquitto
 from polling import wait_until
-from regatta_agent.record import RecordFile
+from regatta_agent.disk.record import RecordFile
 from regatta_fleet.cli.connection import open_client
 from regatta_fleet.schemas import BatchOnDevice, ResultsRequest, WaveState
 from regatta_protocol.batch import BatchState

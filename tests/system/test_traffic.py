@@ -18,8 +18,8 @@ from mosquitto import Wire, connected, expect, require_mosquitto, running_wire
 from polling import wait_until
 from regatta_agent.core.facts import Facts
 from regatta_agent.core.installs import AgentRecord
+from regatta_agent.disk.traffic import read_traffic
 from regatta_agent.reporter import Reporter
-from regatta_agent.traffic import read_traffic
 from regatta_protocol import topics
 from regatta_protocol.bus import Connected, Event, Message, Published
 from regatta_protocol.ids import DeviceId

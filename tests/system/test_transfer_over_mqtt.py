@@ -15,7 +15,7 @@ import pytest
 
 from mosquitto import Wire, connected, running_wire
 from regatta_agent.core.transfer import Transfer
-from regatta_fleet.sender import Sender
+from regatta_fleet.devices.sender import Sender
 from regatta_protocol import topics
 from regatta_protocol.bus import Event, Message
 from regatta_protocol.chunk import unpack_chunk

@@ -11,9 +11,9 @@ import pytest
 
 torch = pytest.importorskip("torch", reason="the extra [train] is not installed: PyTorch is missing")
 
-from regatta_fleet.bundle import Bundle  # noqa: E402
 from regatta_fleet.cli import main  # noqa: E402
 from regatta_fleet.examples.digits import data  # noqa: E402
+from regatta_fleet.models.bundle import Bundle  # noqa: E402
 from regatta_fleet.optimize.evaluate import answers_of  # noqa: E402
 from regatta_fleet.optimize.model_file import write_model  # noqa: E402
 from regatta_fleet.optimize.nas.darts import Supernet, _second_order, _slopes, darts  # noqa: E402

@@ -36,7 +36,7 @@ from regatta_fleet.optimize.train.sparsity import sparsify  # noqa: E402
 from regatta_fleet.optimize.train.taylor import taylor_scores  # noqa: E402
 from regatta_fleet.optimize.train.teaching import Blend, distillation_loss, teach  # noqa: E402
 from regatta_protocol.errors import Rejected  # noqa: E402
-from regatta_runtimes.score import snr_db  # noqa: E402
+from regatta_runtimes.worker.score import snr_db  # noqa: E402
 from tiny_models import Floats, depthwise_chain, normal, plain_chain  # noqa: E402
 
 Doubles = npt.NDArray[np.float64]

@@ -22,8 +22,8 @@ from typing import Any
 from regatta_agent.batch.job import Job, Summary, run_job
 from regatta_agent.batch.journal import Journal, Settings
 from regatta_agent.batch.results import format_of
-from regatta_agent.batch_runner import BatchSaid, BatchSpec
 from regatta_agent.core.batches import refusal
+from regatta_agent.work.batch_runner import BatchSaid, BatchSpec
 from regatta_protocol.batch import MAX_CLASSES, MAX_LABEL_LENGTH, BatchJob, BatchSummary
 from regatta_protocol.codec import decode, encode
 from regatta_protocol.durable import make_folder_durably, read_bounded, shortage_of, write_durably

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from regatta_agent.batch.fleet_job import ended_job, give_way
-from regatta_agent.results_sender import SendingSaid, SendingSpec
+from regatta_agent.work.results_sender import SendingSaid, SendingSpec
 from regatta_protocol.codec import decode, encode
 from regatta_protocol.errors import RegattaError, Rejected, Retryable, TooLarge
 from regatta_protocol.ids import Digest

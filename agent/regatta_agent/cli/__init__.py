@@ -12,7 +12,7 @@ import logging
 import sys
 from collections.abc import Sequence
 
-from regatta_agent.daemon import daemon_options, run_daemon
+from regatta_agent.process.daemon import daemon_options, run_daemon
 from regatta_protocol.errors import RegattaError
 
 __all__ = ["main"]

@@ -119,4 +119,5 @@ class _Teller:
 def _words(summary: Summary) -> str:
     resumed = f", the first {summary.resumed_at} by an earlier run" if summary.resumed_at else ""
     rate = f"{summary.per_second:.0f} a second"
-    return f"{summary.records} records in {summary.output}{resumed} ({summary.seconds:.1f} s, {rate})"
+    records = f"{summary.records} record{'' if summary.records == 1 else 's'}"
+    return f"{records} in {summary.output}{resumed} ({summary.seconds:.1f} s, {rate})"

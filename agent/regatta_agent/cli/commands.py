@@ -51,9 +51,12 @@ class _LazyGroup(click.Group):
 
 
 @click.group(
-    "regatta-agent", cls=_LazyGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100}
+    "regatta-agent",
+    cls=_LazyGroup,
+    commands={name: click.Command(name) for name in COMMANDS},  # by which click guesses what a mistyped one means
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )
-@click.version_option(__version__, prog_name="regatta-agent")
+@click.version_option(__version__, "-V", "--version", prog_name="regatta-agent")
 @click.option("--verbose", "-v", is_flag=True, help="Show debug messages, and tracebacks of errors.")
 @click.pass_context
 def cli(ctx: click.Context, verbose: bool) -> None:

@@ -82,8 +82,8 @@ def doctor(
 
 
 def _record(root: Path, file: Path) -> None:
-    from regatta_runtimes.delegates import read_delegates
-    from regatta_runtimes.record import record_board
+    from regatta_runtimes.board.delegates import read_delegates
+    from regatta_runtimes.board.record import record_board
 
     text = record_board(root, read_delegates(root=root))
     try:
@@ -95,11 +95,11 @@ def _record(root: Path, file: Path) -> None:
 
 def _hardware(config: AgentConfig) -> tuple[BoardFacts, list[Finding]]:
     from regatta_agent.cli import hardware
-    from regatta_runtimes.accelerators import find_accelerators
-    from regatta_runtimes.board import probe_board
-    from regatta_runtimes.delegates import known_signs, read_delegates
-    from regatta_runtimes.offers import survey
-    from regatta_runtimes.thermal import frequency_share
+    from regatta_runtimes.board.accelerators import find_accelerators
+    from regatta_runtimes.board.delegates import known_signs, read_delegates
+    from regatta_runtimes.board.offers import survey
+    from regatta_runtimes.board.probe import probe_board
+    from regatta_runtimes.board.thermal import frequency_share
 
     root = config.sysroot
     left_out: list[str] = []
@@ -144,8 +144,8 @@ def _guarded(examine: Callable[[AgentConfig], Iterable[Finding]], config: AgentC
 def _runtimes(_config: AgentConfig) -> Iterable[Finding]:
     """Build and run the smallest model in each runtime: importing one proves nothing."""
     from regatta_runtimes.errors import RuntimeMissing
-    from regatta_runtimes.nursery import Nursery
-    from regatta_runtimes.working_runtimes import probe_runtime
+    from regatta_runtimes.race.working_runtimes import probe_runtime
+    from regatta_runtimes.worker.nursery import Nursery
 
     working = 0
     for name, install in _RUNTIMES.items():

@@ -41,7 +41,7 @@ def enroll(
     from regatta_protocol.durable import make_folder_durably
     from regatta_protocol.ids import parse_device_id
     from regatta_provisioning.enroll import enroll as join
-    from regatta_runtimes.board import probe_board
+    from regatta_runtimes.board.probe import probe_board
 
     config = load_config(config_path, {"state_dir": state_dir, "run_dir": run_dir})
     device = parse_device_id(device_text) if device_text else None

@@ -15,8 +15,8 @@ from pathlib import Path
 
 from regatta_agent.cli.finding import Finding
 from regatta_protocol.measurement import BoardFacts
-from regatta_runtimes.accelerators import ACCELERATORS, Accelerator, Signs
-from regatta_runtimes.offers import Offer
+from regatta_runtimes.board.accelerators import ACCELERATORS, Accelerator, Signs
+from regatta_runtimes.board.offers import Offer
 from regatta_runtimes.power.sensor import PowerSensor, UnknownPower
 
 __all__ = [

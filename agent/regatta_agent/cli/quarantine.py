@@ -9,9 +9,9 @@ import click
 
 from regatta_agent.cli.options import as_json, folder_options, print_json, print_table
 from regatta_agent.config import load_config
-from regatta_agent.quarantine_file import QuarantineFile
+from regatta_agent.disk.quarantine_file import QuarantineFile
 from regatta_protocol.errors import Misuse
-from regatta_runtimes.quarantine import MAX_STRIKES
+from regatta_runtimes.worker.quarantine import MAX_STRIKES
 
 __all__ = ["quarantine"]
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from regatta_agent.cli.options import as_json, config_option, print_json
-from regatta_runtimes.policy_options import given_policy, policy_options
+from regatta_runtimes.choice.policy_options import given_policy, policy_options
 
 if TYPE_CHECKING:
     from click._termui_impl import ProgressBar
@@ -81,8 +81,8 @@ def race(
     from regatta_agent.cli.why import print_race
     from regatta_agent.config import load_config
     from regatta_protocol.errors import Rejected
-    from regatta_runtimes.race import RaceSpec, RaceVariant, run_race
-    from regatta_runtimes.report import race_document
+    from regatta_runtimes.choice.report import race_document
+    from regatta_runtimes.race.run import RaceSpec, RaceVariant, run_race
 
     _check_inputs(models, golden, evaluation, *delegates)
     config = load_config(config_path)
@@ -122,12 +122,16 @@ def race(
 
 def _check_inputs(models: tuple[Path, ...], *samples: Path | None) -> None:
     from regatta_protocol.errors import Misuse, Rejected
+    from regatta_runtimes.runtime import is_model
 
     if len(models) > _MAX_VARIANTS:
         raise Misuse(f"{len(models)} files are over the limit of {_MAX_VARIANTS} variants in one race")
     for path in (*models, *samples):
         if path is not None and not path.is_file():
             raise Rejected(f"{path} is not a file: give the path of a model, sample or delegate file")
+    for path in models:
+        if not is_model(path):
+            raise Rejected(f"{path} begins neither as a TFLite nor as an ONNX model does: give a .tflite or .onnx file")
 
 
 def _meter(command: str, period_s: float) -> PowerSettings:

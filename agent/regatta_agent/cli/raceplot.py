@@ -14,8 +14,8 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, NullFormatter
 
 from regatta_protocol.measurement import CandidateResult, Outcome, RaceReport
-from regatta_runtimes.pareto import dominates
-from regatta_runtimes.report import ranked, words_of
+from regatta_runtimes.choice.pareto import dominates
+from regatta_runtimes.choice.report import ranked, words_of
 
 __all__ = ["draw_race", "race_figure"]
 

@@ -21,6 +21,6 @@ def run(config_path: Path | None, state_dir: Path | None, run_dir: Path | None) 
       regatta-agent run
       regatta-agent run --state-dir ./state --run-dir ./run
     """
-    from regatta_agent.daemon import DaemonOptions, run_daemon
+    from regatta_agent.process.daemon import DaemonOptions, run_daemon
 
     run_daemon(DaemonOptions(config_path, state_dir, run_dir))

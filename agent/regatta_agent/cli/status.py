@@ -9,7 +9,6 @@ from pathlib import Path
 
 import click
 
-from regatta_agent.backlog import Backlog, read_backlog
 from regatta_agent.cli.options import as_json, folder_options, print_json, print_table
 from regatta_agent.cli.traffic import show_traffic
 from regatta_agent.config import AgentConfig, load_config
@@ -17,8 +16,9 @@ from regatta_agent.core.batches import BatchRun, reports
 from regatta_agent.core.facts import Limits
 from regatta_agent.core.installs import AgentRecord, Install
 from regatta_agent.core.windows import unreadable, windows_of
-from regatta_agent.record import RecordFile
+from regatta_agent.disk.record import RecordFile
 from regatta_agent.status import AgentStatus, is_running, read_status
+from regatta_agent.telemetry.backlog import Backlog, read_backlog
 from regatta_protocol.errors import Misuse, RegattaError
 from regatta_protocol.update_window import next_opening, parse_window
 from regatta_provisioning.identity import load_identity

@@ -8,7 +8,7 @@ import click
 
 from regatta_agent.cli.options import print_json, print_table
 from regatta_agent.config import AgentConfig
-from regatta_agent.traffic import TrafficFile, read_traffic
+from regatta_agent.disk.traffic import TrafficFile, read_traffic
 from regatta_protocol.traffic import Amount, Cause
 
 __all__ = ["show_traffic"]

@@ -12,14 +12,14 @@ from regatta_agent.cli.options import as_json, folder_options, print_json, print
 from regatta_agent.cli.status import install_json, microseconds, reason_text
 from regatta_agent.config import load_config
 from regatta_agent.core.installs import AgentRecord, Install
-from regatta_agent.record import RecordFile
+from regatta_agent.disk.record import RecordFile
+from regatta_agent.disk.store import Store
 from regatta_agent.status import is_running
-from regatta_agent.store import Store
 from regatta_protocol.errors import Misuse
 from regatta_protocol.ids import ModelName, ModelRef, parse_model_name, parse_model_ref
 from regatta_protocol.measurement import CandidateResult, RaceReport
-from regatta_runtimes.explain import explain
-from regatta_runtimes.report import ranked
+from regatta_runtimes.choice.explain import explain
+from regatta_runtimes.choice.report import ranked
 
 __all__ = ["print_race", "why"]
 

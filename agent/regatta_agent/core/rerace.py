@@ -16,7 +16,7 @@ from regatta_protocol.errors import RegattaError
 from regatta_protocol.ids import ModelRef
 from regatta_protocol.measurement import Outcome, RaceReport
 from regatta_protocol.policy import Policy
-from regatta_runtimes.objective import cost
+from regatta_runtimes.choice.objective import cost
 
 __all__ = ["drifted", "rerace_failed", "rerace_reason", "reraced", "successor_died", "why_stays"]
 

@@ -26,8 +26,10 @@ def merged(earlier: _Item, later: _Item) -> ServingWindow | None:
     if (earlier.model, earlier.version, earlier.placement) != (later.model, later.version, later.placement):
         return None
     latency_counts = sketch.merge((earlier.latency_counts, later.latency_counts))
+    stage_counts = sketch.merge_named((earlier.stage_counts, later.stage_counts))
     feedback = _added(earlier.feedback, later.feedback)
-    if len(latency_counts) > MAX_BUCKETS or (feedback is None and (earlier.feedback or later.feedback)):
+    widest = max(map(len, (latency_counts, *stage_counts.values())))
+    if widest > MAX_BUCKETS or (feedback is None and (earlier.feedback or later.feedback)):
         return None
     return ServingWindow(
         model=earlier.model,
@@ -38,6 +40,7 @@ def merged(earlier: _Item, later: _Item) -> ServingWindow | None:
         requests=earlier.requests + later.requests,
         errors=earlier.errors + later.errors,
         latency_counts=latency_counts,
+        stage_counts=stage_counts,
         feedback=feedback,
         power=later.power or earlier.power,
     )

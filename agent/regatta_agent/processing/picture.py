@@ -16,7 +16,7 @@ from regatta_agent.serving.tensors import Array
 from regatta_protocol.errors import Rejected, TooLarge
 from regatta_protocol.processing import ImageInput
 from regatta_protocol.values import TensorSpec
-from regatta_runtimes.session import quantize
+from regatta_runtimes.worker.session import quantize
 
 __all__ = ["MAX_PIXELS", "PixelTable", "View", "as_picture", "decode_picture", "fit_picture"]
 

@@ -26,7 +26,7 @@ from regatta_protocol.errors import Rejected
 from regatta_protocol.fitting import check_processing
 from regatta_protocol.processing import ClassificationResult, DetectionResult, Processing, Result
 from regatta_protocol.values import TensorSpec
-from regatta_runtimes.session import dequantize, quantize
+from regatta_runtimes.worker.session import dequantize, quantize
 
 __all__ = ["Prepared", "Processor", "encode_document"]
 

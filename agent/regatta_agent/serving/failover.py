@@ -23,7 +23,7 @@ from regatta_agent.serving.tensors import Array
 from regatta_protocol.errors import Misuse, RegattaError
 from regatta_protocol.values import TensorSpec
 from regatta_runtimes.errors import InvokeFailed
-from regatta_runtimes.session import samples_of
+from regatta_runtimes.worker.session import samples_of
 
 __all__ = ["Failover", "Opened", "Switch", "open_failover"]
 

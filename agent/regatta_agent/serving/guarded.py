@@ -13,7 +13,7 @@ import subprocess
 import sys
 from collections.abc import Sequence
 
-from regatta_agent.bytecode import inherited_flags
+from regatta_agent.process.bytecode import inherited_flags
 from regatta_agent.serving import giving_way
 from regatta_agent.serving.frames import MAX_TEXT_BYTES, Channel, Frame, Kind
 from regatta_agent.serving.runner import Opened, Opening

@@ -10,7 +10,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from regatta_agent.unloaded import deferred, leave_out
+from regatta_agent.process.unloaded import deferred, leave_out
 
 __all__ = ["KEPT_OUT", "keeping_out"]
 

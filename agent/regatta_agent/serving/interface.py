@@ -21,7 +21,7 @@ from regatta_protocol.errors import Rejected
 from regatta_protocol.plain import to_document
 from regatta_protocol.processing import ImageInput, Processing
 from regatta_protocol.values import TensorSpec
-from regatta_runtimes.session import dequantize, quantize
+from regatta_runtimes.worker.session import dequantize, quantize
 
 __all__ = ["ModelInterface", "body_limit_bytes", "image_input"]
 

@@ -12,7 +12,7 @@ from regatta_agent.serving.interface import ModelInterface
 from regatta_agent.serving.tensors import Array, datatype_of
 from regatta_protocol.errors import Rejected
 from regatta_protocol.processing import Processing
-from regatta_runtimes.session import Session
+from regatta_runtimes.worker.session import Session
 
 __all__ = ["MAX_PROCESSED_BYTES", "Processed", "infer_processed", "open_processor"]
 

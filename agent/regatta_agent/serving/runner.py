@@ -23,7 +23,7 @@ from regatta_protocol.parent import die_with_parent
 from regatta_protocol.plain import read_json, to_json
 from regatta_protocol.values import Plugin, TensorSpec
 from regatta_runtimes.candidate import parse_candidate_id
-from regatta_runtimes.session import Session, open_session
+from regatta_runtimes.worker.session import Session, open_session
 
 __all__ = ["Opened", "Opening", "main"]
 

@@ -26,10 +26,10 @@ from regatta_protocol.errors import Rejected
 from regatta_protocol.values import TensorSpec
 from regatta_runtimes.candidate import parse_candidate_id
 from regatta_runtimes.errors import CreateFailed
-from regatta_runtimes.reference import compare
 from regatta_runtimes.runtime import is_own
-from regatta_runtimes.samples import GoldenSet, random_inputs, read_golden
-from regatta_runtimes.session import Session, dequantize, open_session, quantize, run_each, samples_of
+from regatta_runtimes.worker.reference import compare
+from regatta_runtimes.worker.samples import GoldenSet, random_inputs, read_golden
+from regatta_runtimes.worker.session import Session, dequantize, open_session, quantize, run_each, samples_of
 
 if TYPE_CHECKING:
     from regatta_runtimes.fpga.loader import Hold

@@ -20,7 +20,7 @@ from regatta_agent.serving.tensors import Array
 from regatta_protocol.errors import Rejected
 from regatta_protocol.values import TensorSpec
 from regatta_runtimes.errors import InvokeFailed
-from regatta_runtimes.session import Session
+from regatta_runtimes.worker.session import Session
 
 __all__ = ["MAX_STACKED", "STACK_BYTES", "Serving", "infer_stacked", "interface_of_stacks"]
 

@@ -48,6 +48,8 @@ class Stage(StrEnum):
     COMPUTE_OUTPUT = "compute_output"  # making the answer of the model's outputs
 
 
+_TOLD = tuple(stage for stage in Stage if stage is not Stage.REQUEST)  # in windows, beside the whole
+_STAGES_S = 300.0  # between windows that tell of stages, whose sketches weigh four times as much as all else of one
 _FOLDED = 256  # requests at once: some 0.1 ms of the loop's time
 _INVERSE_LOG_GAMMA = 1 / math.log(sketch.GAMMA)
 
@@ -114,12 +116,20 @@ class Tally:
         self._latency_counts: dict[int, int] = {}
         self._totals = {placement.candidate_id: Totals()}
         self._recent: list[tuple[Totals, Timing]] = []  # answered, and not folded yet
+        self._untold = 0  # requests whose stages no window has told of
+        self._stages_at = -math.inf  # seconds since 1970, when a window last did
+        self._stages_told: dict[Stage, dict[int, int]] = {stage: {} for stage in _TOLD}
 
     @property
     def totals(self) -> Mapping[str, Totals]:
         """The totals by candidate; a worker has a winner and a few standbys."""
         self._fold()
         return self._totals
+
+    @property
+    def is_told(self) -> bool:
+        """Whether windows have told all."""
+        return not (self.requests or self._untold)
 
     def place(self, candidate_id: str) -> None:
         """Count for another candidate from now on."""
@@ -131,6 +141,7 @@ class Tally:
         totals = self._of(candidate_id)
         if outcome is Outcome.SUCCESS:
             self.requests += 1
+            self._untold += 1
             self._recent.append((totals, timing))
             if len(self._recent) == _FOLDED:
                 self._fold()
@@ -161,8 +172,8 @@ class Tally:
         if recent:
             _add_all(self._latency_counts, np.fromiter((timing.total_ns for _, timing in recent), dtype=np.int64))
 
-    def close(self, now: float, feedback: Accuracy | None, power: Power | None) -> WindowClosed:
-        """Return the window that ends now, and begin the next."""
+    def close(self, now: float, feedback: Accuracy | None, power: Power | None, *, last: bool = False) -> WindowClosed:
+        """Return the window that ends now, and begin the next; a placement's `last` tells all of its stages."""
         self._fold()
         closed = WindowClosed(
             model=self.placement.model,
@@ -173,11 +184,27 @@ class Tally:
             requests=self.requests,
             errors=self.errors,
             latency_counts=self._latency_counts,
+            stage_counts=self._untold_stages() if last or self._stages_due(now) else {},
             feedback=feedback,
             power=power,
         )
         self.start, self.requests, self.errors, self._latency_counts = now, 0, 0, {}
+        if closed.stage_counts:
+            self._untold, self._stages_at = 0, now
         return closed
+
+    def _stages_due(self, now: float) -> bool:
+        return not 0 <= now - self._stages_at < _STAGES_S  # a clock that was set back delays nothing
+
+    def _untold_stages(self) -> dict[str, dict[int, int]]:
+        """Return the sketches of the stages since they were last told."""
+        untold = {}
+        for stage, told in self._stages_told.items():
+            now_known = sketch.merge(totals.stages[stage] for totals in self._totals.values())
+            fresh = {bucket: count - told.get(bucket, 0) for bucket, count in now_known.items()}
+            untold[stage.value] = {bucket: count for bucket, count in fresh.items() if count > 0}
+            self._stages_told[stage] = now_known
+        return {name: counts for name, counts in untold.items() if counts}
 
 
 def _add_all(counts: dict[int, int], ns: npt.NDArray[np.int64]) -> None:

@@ -267,8 +267,8 @@ class Worker:
         assert self._caretaker is not None
         log = logger.info if switch.reason is None else logger.warning
         log("event=switched placement=%s winner=%s reason=%s", switch.placement, switch.winner, switch.reason)
-        if self._tally.requests:
-            self._close_window()
+        if not self._tally.is_told:
+            self._close_window(last=True)
         self._tally.place(switch.placement)
         self._service.degraded = switch.reason
         self._reporter.tell(self._caretaker.switched(switch))
@@ -315,10 +315,10 @@ class Worker:
         self._spec.socket_path.unlink(missing_ok=True)
         os._exit(_fail(error, self._reporter))
 
-    def _close_window(self) -> None:
+    def _close_window(self, *, last: bool = False) -> None:
         tally, now = self._tally, time.time()
         power = self._meter.take(inferences=tally.requests - tally.errors)
-        self._reporter.tell(tally.close(now, self._feedback.take(), power))
+        self._reporter.tell(tally.close(now, self._feedback.take(), power, last=last))
         shadowed = self._mirror.told()
         if shadowed is not None:
             self._reporter.tell(shadowed)
@@ -341,7 +341,7 @@ class Worker:
         await asyncio.sleep(0)
         if grpc_left is not None:
             await grpc_left
-        self._close_window()
+        self._close_window(last=True)
         self._meter.stop()
         if self._caretaker is not None:
             self._caretaker.stop(timeout_s=1.0)

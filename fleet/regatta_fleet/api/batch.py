@@ -11,11 +11,11 @@ from fastapi import APIRouter, Path
 from fastapi.responses import StreamingResponse
 from sqlalchemy import Connection
 
-from regatta_fleet import batching, pulling
-from regatta_fleet.controller import Controller
+from regatta_fleet.batches import batching, pulling
+from regatta_fleet.batches.results import ResultsStore
 from regatta_fleet.database import batch as rows
 from regatta_fleet.database.engine import Database
-from regatta_fleet.results import ResultsStore
+from regatta_fleet.rollouts.controller import Controller
 from regatta_fleet.schemas import BatchDetail, BatchRequest, ResultsRequest
 from regatta_protocol.ids import DeviceId, DeviceIdField
 

@@ -16,9 +16,9 @@ from fastapi.concurrency import run_in_threadpool
 
 from regatta_fleet.api.limits import BodyLimit, RateLimit
 from regatta_fleet.api.problems import ANSWERS, answer_with_problems
-from regatta_fleet.enrolling import Enroller
+from regatta_fleet.batches.receiving import Receiver
+from regatta_fleet.devices.enrolling import Enroller
 from regatta_fleet.errors import TooMany
-from regatta_fleet.receiving import Receiver
 from regatta_provisioning.enrollment import (
     CA_PATH,
     ENROLL_PATH,

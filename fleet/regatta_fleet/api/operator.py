@@ -16,18 +16,19 @@ from fastapi import APIRouter, Depends, FastAPI, Path, Query, Request, Response
 from fastapi.concurrency import run_in_threadpool
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 
-from regatta_fleet import batching, governing, rolling
 from regatta_fleet.api.batch import add_batch
 from regatta_fleet.api.limits import BodyLimit
 from regatta_fleet.api.problems import ANSWERS, answer_with_problems
 from regatta_fleet.api.windows import add_windows
-from regatta_fleet.blobs import BlobStore
-from regatta_fleet.controller import Controller
+from regatta_fleet.batches import batching
+from regatta_fleet.batches.results import ResultsStore
 from regatta_fleet.database.engine import Database
-from regatta_fleet.enrolling import Enroller
+from regatta_fleet.devices.enrolling import Enroller
 from regatta_fleet.errors import NotFound, Unknown
-from regatta_fleet.registry import Registry
-from regatta_fleet.results import ResultsStore
+from regatta_fleet.models.blobs import BlobStore
+from regatta_fleet.models.registry import Registry
+from regatta_fleet.rollouts import governing, rolling
+from regatta_fleet.rollouts.controller import Controller
 from regatta_fleet.schemas import (
     BatchDetail,
     BundleDraft,

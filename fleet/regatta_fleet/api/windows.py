@@ -8,9 +8,9 @@ from typing import Annotated
 from fastapi import APIRouter, Path
 from sqlalchemy import Connection
 
-from regatta_fleet import windowing
-from regatta_fleet.controller import Controller
 from regatta_fleet.database.engine import Database
+from regatta_fleet.rollouts import windowing
+from regatta_fleet.rollouts.controller import Controller
 from regatta_fleet.schemas import GroupWindows, WindowsRequest
 from regatta_protocol.ids import DeviceId
 

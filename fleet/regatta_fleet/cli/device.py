@@ -85,6 +85,7 @@ def show(client: FleetClient, device_id: str, as_json: bool) -> None:
 def revoke(client: FleetClient, device_id: str, yes: bool, as_json: bool) -> None:
     """Take a device out of the fleet for good: its connection is cut, and its certificates are refused from now on."""
     known = parse_device_id(device_id)
+    client.device(known)  # one that is not there is told at once
     if not yes:
         click.confirm(f"Revoke {known}? It must enrol anew to come back", abort=True, err=True)
     client.revoke(known)
@@ -112,6 +113,10 @@ def print_device(detail: DeviceDetail, now: float) -> None:
         output.line(f"  {name:<13} {value}")
     output.line()
     output.print_table(device_tables.device_models(detail))
+    stages = device_tables.stages(detail)
+    if stages.rows:
+        output.line()
+        output.print_table(stages)
     for race in race_tables.races(detail):
         output.line()
         output.print_table(race)

@@ -10,7 +10,7 @@ from regatta_fleet.schemas import DeviceModel, DeviceSummary, VersionDetail
 from regatta_protocol.measurement import BoardFacts
 from regatta_protocol.messages import InstallState
 
-__all__ = ["board_facts", "device_models", "devices", "model_devices"]
+__all__ = ["board_facts", "device_models", "devices", "model_devices", "stages"]
 
 _FAILED = {InstallState.FAILED, InstallState.ROLLED_BACK}
 _MODEL_COLUMNS = (
@@ -58,6 +58,24 @@ def device_models(device: DeviceSummary) -> Table:
         title="Models",
         empty="nothing assigned yet: `regatta rollout start MODEL:V --to all` sends a model",
     )
+
+
+def stages(device: DeviceSummary) -> Table:
+    """Return where the time of requests went, one row for each stage of a model."""
+    rows = [
+        (
+            f"{model.name}:{model.version}" if number == 0 else "",
+            stage.replace("_", " "),
+            figures.latency(found.p50_us),
+            figures.latency(found.p99_us),
+            figures.count(found.requests),
+        )
+        for model in device.models
+        if model.served is not None
+        for number, (stage, found) in enumerate(model.served.stages.items())
+    ]
+    columns = (Column("MODEL"), Column("STAGE"), Column("P50", right=True), Column("P99", right=True))
+    return Table((*columns, Column("REQUESTS", right=True)), tuple(rows), title="Where the time of requests goes")
 
 
 def model_devices(detail: VersionDetail) -> Table:

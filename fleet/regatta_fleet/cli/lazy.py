@@ -16,6 +16,7 @@ class LazyGroup(click.Group):
 
     def __init__(self, *args: Any, commands_by_name: Mapping[str, tuple[str, str, str]], **kwargs: Any) -> None:  # noqa: ANN401 - click's own
         super().__init__(*args, **kwargs)
+        self.commands.update({name: click.Command(name) for name in commands_by_name})  # to guess what a typo means
         self._commands_by_name = commands_by_name
 
     def list_commands(self, ctx: click.Context) -> list[str]:

@@ -20,13 +20,13 @@ from regatta_fleet.schemas import BundleDraft
 from regatta_protocol.errors import Rejected
 from regatta_protocol.ids import parse_model_name, parse_model_ref
 from regatta_protocol.manifest import Manifest
-from regatta_runtimes.limits import limits_in_words
-from regatta_runtimes.objective import OBJECTIVES
-from regatta_runtimes.policy_options import given_policy, policy_options
+from regatta_runtimes.choice.limits import limits_in_words
+from regatta_runtimes.choice.objective import OBJECTIVES
+from regatta_runtimes.choice.policy_options import given_policy, policy_options
 
 if TYPE_CHECKING:
-    from regatta_fleet.bundle import Bundle
-    from regatta_fleet.overlay import OverlaySource
+    from regatta_fleet.models.bundle import Bundle
+    from regatta_fleet.models.overlay import OverlaySource
 
 __all__ = ["model", "push_bundle"]
 
@@ -87,9 +87,9 @@ def push(
     A bare model file is inspected, run on reference kernels for its golden samples and measured, all here. Only files
     that the server lacks are uploaded: after an interruption the same command goes on with the next file.
     """
-    from regatta_fleet.bare_model import bundle_from_model
-    from regatta_fleet.bundle import Bundle
-    from regatta_fleet.bundle_source import BundleSource
+    from regatta_fleet.models.bare_model import bundle_from_model
+    from regatta_fleet.models.bundle import Bundle
+    from regatta_fleet.models.bundle_source import BundleSource
 
     known = parse_model_name(name)
     policy = given_policy(options).model_dump(exclude_unset=True)
@@ -149,7 +149,7 @@ def show(client: FleetClient, name: str, as_json: bool) -> None:
     manifest = detail.manifest
     asked = manifest.policy
     facts = (
-        ("created", manifest.created_at),
+        ("created", manifest.created_at.replace("T", " ").replace("+00:00", "Z")),
         ("made of", manifest.source or "unknown"),
         ("lineage", " → ".join(manifest.lineage) or "unknown"),
         ("task", manifest.task),

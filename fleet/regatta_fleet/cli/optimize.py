@@ -13,10 +13,10 @@ from regatta_fleet.cli.connection import examples, home_option, json_option, ope
 from regatta_fleet.cli.described import processing_option, read_described
 from regatta_protocol.ids import parse_model_name
 from regatta_protocol.quantity import parse_size_bytes
-from regatta_runtimes.policy_options import given_policy, policy_options
+from regatta_runtimes.choice.policy_options import given_policy, policy_options
 
 if TYPE_CHECKING:
-    from regatta_fleet.bundle_source import BundleSource
+    from regatta_fleet.models.bundle_source import BundleSource
     from regatta_fleet.optimize.report import OptimizeReport
 
 __all__ = ["optimize", "recipe"]
@@ -111,9 +111,9 @@ def optimize(
     With --recipe its steps are followed. Finished steps are kept by the digest of all that they depend on: after an
     interruption the same command goes on where it was.
     """
-    from regatta_fleet.bundle import Bundle
-    from regatta_fleet.bundle_source import BundleSource
     from regatta_fleet.cli.model import push_bundle
+    from regatta_fleet.models.bundle import Bundle
+    from regatta_fleet.models.bundle_source import BundleSource
 
     known = None if name is None else parse_model_name(name)
     given = BundleSource(

@@ -12,7 +12,7 @@ import click
 from regatta_protocol.ids import parse_model_name
 
 if TYPE_CHECKING:
-    from regatta_fleet.overlay import OverlaySource
+    from regatta_fleet.models.overlay import OverlaySource
 
 __all__ = ["overlay_options"]
 
@@ -58,7 +58,7 @@ def overlay_options(command: Callable[..., R]) -> Callable[..., R]:
 def _source(
     name: str | None, bitstream: Path | None, device_tree: Path | None, delegate: str | None, flags: int
 ) -> OverlaySource | None:
-    from regatta_fleet.overlay import OverlaySource
+    from regatta_fleet.models.overlay import OverlaySource
 
     if name is None:
         if bitstream is not None or device_tree is not None or delegate is not None or flags:

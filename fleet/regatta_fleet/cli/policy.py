@@ -10,7 +10,7 @@ from regatta_fleet.cli import output, rollout_tables
 from regatta_fleet.cli.connection import connected, examples, json_option
 from regatta_fleet.client import FleetClient
 from regatta_protocol.ids import ModelName, parse_model_name
-from regatta_runtimes.policy_options import given_policy, options_text, policy_options
+from regatta_runtimes.choice.policy_options import given_policy, options_text, policy_options
 
 __all__ = ["policy"]
 

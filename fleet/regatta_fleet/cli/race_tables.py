@@ -6,7 +6,7 @@ from regatta_fleet import figures, verdicts
 from regatta_fleet.cli.output import Cell, Column, Style, Table
 from regatta_fleet.schemas import DeviceDetail
 from regatta_protocol.measurement import Outcome, RaceReport
-from regatta_runtimes.report import ranked
+from regatta_runtimes.choice.report import ranked
 
 __all__ = ["race", "races"]
 

@@ -176,9 +176,8 @@ def _wait(client: FleetClient, first: RolloutDetail, timeout_s: float, as_json: 
 
 def story(detail: RolloutDetail) -> list[tuple[str, output.Style]]:
     """Return the rollout's story as lines; those that a former call did not hold are new."""
-    lines: list[tuple[str, output.Style]] = [
-        (f"rollout {detail.id}: {detail.model}:{detail.version} in {len(detail.waves)} waves", "")
-    ]
+    waves = "1 wave" if len(detail.waves) == 1 else f"{len(detail.waves)} waves"
+    lines: list[tuple[str, output.Style]] = [(f"rollout {detail.id}: {detail.model}:{detail.version} in {waves}", "")]
     for wave in detail.waves:
         head = f"wave {wave.number} of {len(detail.waves)}"
         if wave.state == WaveState.PENDING:

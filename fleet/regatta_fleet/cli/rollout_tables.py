@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from regatta_fleet import figures, verdicts
 from regatta_fleet.cli.output import Cell, Column, Style, Table
 from regatta_fleet.schemas import FleetEvent, GroupPolicy, GroupWindows, RolloutDetail, RolloutState, WaveState
-from regatta_runtimes.policy_options import options_text
+from regatta_runtimes.choice.policy_options import options_text
 
 __all__ = ["events", "few", "policies", "rollouts", "waves", "windows"]
 

@@ -12,7 +12,7 @@ from regatta_fleet.cli import model_tables, output
 from regatta_fleet.cli.connection import examples, home_option, json_option, open_client, url_option
 from regatta_protocol.ids import parse_device_id
 from regatta_protocol.quantity import parse_latency_us
-from regatta_runtimes.policy_options import given_policy, policy_options
+from regatta_runtimes.choice.policy_options import given_policy, policy_options
 
 if TYPE_CHECKING:
     from regatta_fleet.optimize.recipe.models import SearchStep
@@ -100,7 +100,7 @@ def search(
     one in float and int8; search.md, search.json and search.svg beside its report tell every candidate and the Pareto
     front. Needs the [train] extra.
     """
-    from regatta_fleet.bundle_source import BundleSource
+    from regatta_fleet.models.bundle_source import BundleSource
     from regatta_fleet.optimize.recipe.document import RecipeFile
     from regatta_fleet.optimize.recipe.models import Limits, QuantizeStep, Recipe, SearchStep
     from regatta_fleet.optimize.recipe.run import RecipeRun, optimize_by_recipe

@@ -77,9 +77,9 @@ def init(as_json: bool, **given: object) -> None:
 
 def _create_fleet(settings: Settings) -> str:
     """Make what the home lacks of a fleet; returns the fleet's id."""
-    from regatta_fleet.blobs import BlobStore
     from regatta_fleet.database.engine import open_database, sqlite_url
     from regatta_fleet.home import Home
+    from regatta_fleet.models.blobs import BlobStore
     from regatta_provisioning.assignments import AssignmentKey
     from regatta_provisioning.authority import Authority
     from regatta_provisioning.repository import MetadataRepository

@@ -194,6 +194,7 @@ served = Table(
     Column("requests", BigInteger, nullable=False),
     Column("errors", BigInteger, nullable=False),
     Column("latency_counts", Text, nullable=False),  # JSON: bucket index -> count
+    Column("stage_counts", Text),  # JSON: stage -> such counts
     Column("feedback_correct", BigInteger, nullable=False),
     Column("feedback_total", BigInteger, nullable=False),
     Column("power", Text),  # Power, of the newest window that had one

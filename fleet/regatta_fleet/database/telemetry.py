@@ -9,13 +9,13 @@ from sqlalchemy import Connection, Row, delete, insert, select, update
 
 from regatta_fleet.database.race_results import note_race
 from regatta_fleet.database.tables import batches, devices, races, served
-from regatta_fleet.schemas import ServingSummary
+from regatta_fleet.schemas import ServingSummary, StageLatency
 from regatta_protocol.codec import MAX_PAYLOAD_BYTES, decode, encode
 from regatta_protocol.ids import DeviceId, ModelName
 from regatta_protocol.measurement import RaceReport
 from regatta_protocol.messages import RaceItem, TelemetryBatch
 from regatta_protocol.plain import read_json, to_json
-from regatta_protocol.sketch import HIGHEST, LOWEST, bucket_of, merge, quantile
+from regatta_protocol.sketch import HIGHEST, LOWEST, bucket_of, merge, merge_named, quantile, total
 from regatta_protocol.values import Accuracy, Power, ServingWindow
 
 __all__ = ["RACES_KEPT", "forget_old_batches", "list_races", "record_batch", "serving_summaries"]
@@ -23,6 +23,7 @@ __all__ = ["RACES_KEPT", "forget_old_batches", "list_races", "record_batch", "se
 RACES_KEPT = 5  # of each model on each device
 _BATCH_IDS_KEPT_S = 35 * 86_400.0  # longer than a broker keeps a device's session (30 days, wire.md)
 _MAX_RACE_BYTES = 1024 * 1024
+_STAGES = ("queue", "compute_input", "compute_infer", "compute_output")  # in a request's order; others are not kept
 
 
 def record_batch(tx: Connection, batch: TelemetryBatch, now: float) -> bool:
@@ -108,6 +109,7 @@ def _add_window(tx: Connection, device: DeviceId, window: ServingWindow) -> None
                 requests=window.requests,
                 errors=window.errors,
                 latency_counts=_dump(_held(window.latency_counts)),
+                stage_counts=_dump_stages(_held_stages(window)),
                 feedback_correct=correct,
                 feedback_total=total,
                 power=power,
@@ -123,6 +125,7 @@ def _add_window(tx: Connection, device: DeviceId, window: ServingWindow) -> None
             requests=row.requests + window.requests,
             errors=row.errors + window.errors,
             latency_counts=_dump(merge([_load(row.latency_counts), _held(window.latency_counts)])),
+            stage_counts=_dump_stages(merge_named([_load_stages(row.stage_counts), _held_stages(window)])),
             feedback_correct=row.feedback_correct + correct,
             feedback_total=row.feedback_total + total,
             power=power or row.power,
@@ -135,18 +138,29 @@ def _add_window(tx: Connection, device: DeviceId, window: ServingWindow) -> None
 def _summary(rows: Iterable[Row[tuple[object, ...]]]) -> ServingSummary:
     listed = list(rows)
     counts = merge([_load(row.latency_counts) for row in listed])
-    correct, total = sum(row.feedback_correct for row in listed), sum(row.feedback_total for row in listed)
+    stages = merge_named(_load_stages(row.stage_counts) for row in listed)
+    correct, judged = sum(row.feedback_correct for row in listed), sum(row.feedback_total for row in listed)
     power = next((row.power for row in reversed(listed) if row.power), None)
     return ServingSummary(
         requests=sum(row.requests for row in listed),
         errors=sum(row.errors for row in listed),
         p50_us=quantile(counts, 0.5),
         p99_us=quantile(counts, 0.99),
-        feedback=Accuracy(correct=correct, total=total) if total else None,
+        stages={name: _stage(found) for name, found in stages.items() if name in _STAGES},
+        feedback=Accuracy(correct=correct, total=judged) if judged else None,
         power=read_json(Power, power.encode(), MAX_PAYLOAD_BYTES) if power else None,
         since=min(row.since for row in listed),
         until=max(row.until for row in listed),
     )
+
+
+def _stage(counts: dict[int, int]) -> StageLatency:
+    p50_us, p99_us = quantile(counts, 0.5), quantile(counts, 0.99)
+    return StageLatency(requests=total(counts), p50_us=p50_us, p99_us=p99_us)
+
+
+def _held_stages(window: ServingWindow) -> dict[str, dict[int, int]]:
+    return {name: _held(window.stage_counts[name]) for name in _STAGES if name in window.stage_counts}
 
 
 def _held(counts: dict[int, int]) -> dict[int, int]:
@@ -157,6 +171,16 @@ def _held(counts: dict[int, int]) -> dict[int, int]:
 
 def _dump(counts: dict[int, int]) -> str:
     return json.dumps({str(index): count for index, count in sorted(counts.items())}, separators=(",", ":"))
+
+
+def _dump_stages(stages: dict[str, dict[int, int]]) -> str | None:
+    named = {name: {str(index): count for index, count in sorted(found.items())} for name, found in stages.items()}
+    return json.dumps(named, separators=(",", ":")) if named else None
+
+
+def _load_stages(text: str | None) -> dict[str, dict[int, int]]:
+    named = json.loads(text or "{}")
+    return {name: {int(index): count for index, count in found.items()} for name, found in named.items()}
 
 
 def _load(text: str) -> dict[int, int]:

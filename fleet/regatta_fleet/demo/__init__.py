@@ -37,7 +37,7 @@ from regatta_protocol.ids import DeviceId, ModelName, ModelRef
 from regatta_protocol.values import Power
 
 if TYPE_CHECKING:
-    from regatta_fleet.bundle import Bundle
+    from regatta_fleet.models.bundle import Bundle
 
 __all__ = ["demo"]
 
@@ -210,10 +210,10 @@ def _page(stage: Stage) -> str:
 
 def _optimize(stage: Stage) -> Bundle:
     # numpy and the quantizer take a second to import: not before they are needed.
-    from regatta_fleet.bundle import Bundle
-    from regatta_fleet.bundle_source import BundleSource
     from regatta_fleet.examples import digits
     from regatta_fleet.examples.digits.data import calibration, evaluation
+    from regatta_fleet.models.bundle import Bundle
+    from regatta_fleet.models.bundle_source import BundleSource
     from regatta_fleet.optimize.pipeline import optimize
     from regatta_fleet.optimize.trials import VARIANT_SETS
 
@@ -226,10 +226,10 @@ def _optimize(stage: Stage) -> Bundle:
 
 
 def _damaged_bundle(stage: Stage) -> Bundle:
-    from regatta_fleet.bare_model import bundle_from_model
-    from regatta_fleet.bundle_source import BundleSource
     from regatta_fleet.examples import digits
     from regatta_fleet.examples.digits.damage import damaged_copy
+    from regatta_fleet.models.bare_model import bundle_from_model
+    from regatta_fleet.models.bundle_source import BundleSource
 
     model = damaged_copy(digits.MODEL, stage.folder / "digits_damaged.tflite")
     source = BundleSource(labels=digits.LABELS, evaluation=stage.evaluation)

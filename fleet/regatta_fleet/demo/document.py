@@ -2,7 +2,7 @@
 
     page        address of the status page
     variants    [{name, size_bytes, accuracy, p50_us}]           digits:1, as measured where it was optimized
-    devices     [{id, model, placement, basis, reason, candidates, inferences, accuracy, p50_us, p99_us,
+    devices     [{id, model, placement, basis, reason, candidates, inferences, accuracy, p50_us, p99_us, stages,
                 power, mqtt_bytes_received}]
     rollouts    [{model, state, reason, waves}]                  digits:1, then the damaged digits:2
     duration_s  of the whole demo
@@ -67,6 +67,7 @@ def device_document(detail: DeviceDetail, ref: ModelRef) -> dict[str, Any]:
         "accuracy": accuracy.value if accuracy else None,
         "p50_us": served.p50_us if served else None,
         "p99_us": served.p99_us if served else None,
+        "stages": {name: stage.model_dump() for name, stage in served.stages.items()} if served else {},
         "power": _power(model.power if model else None),
         "mqtt_bytes_received": detail.bytes_received,
     }

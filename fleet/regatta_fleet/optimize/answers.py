@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from regatta_runtimes.candidate import Candidate
-from regatta_runtimes.session import dequantize, open_session, quantize
+from regatta_runtimes.worker.session import dequantize, open_session, quantize
 
 __all__ = ["real_answers"]
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from regatta_runtimes.score import snr_db
+from regatta_runtimes.worker.score import snr_db
 
 __all__ = ["Comparison", "compare", "refusal"]
 

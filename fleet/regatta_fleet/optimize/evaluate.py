@@ -15,7 +15,7 @@ from regatta_fleet.optimize.steps import Answers, run_step
 from regatta_protocol.errors import Rejected
 from regatta_protocol.measurement import CandidateResult
 from regatta_runtimes.candidate import Candidate
-from regatta_runtimes.measure import measure_file
+from regatta_runtimes.worker.measure import measure_file
 
 __all__ = ["RUNTIMES", "answers_of", "measure_variant"]
 

@@ -17,9 +17,9 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from regatta_fleet.bundle import check_place, file_ref, write_bundle
-from regatta_fleet.bundle_source import BundleSource, check_given, golden_count, input_image, read_labels
-from regatta_fleet.labels import labels_text
+from regatta_fleet.models.bundle import check_place, file_ref, write_bundle
+from regatta_fleet.models.bundle_source import BundleSource, check_given, golden_count, input_image, read_labels
+from regatta_fleet.models.labels import labels_text
 from regatta_fleet.optimize.evaluate import measure_variant
 from regatta_fleet.optimize.plot import can_plot, plot_variants
 from regatta_fleet.optimize.report import OptimizeReport, VariantReport, markdown
@@ -39,8 +39,8 @@ from regatta_protocol.manifest import FileRef, LineageStep, Policy, Variant
 from regatta_protocol.measurement import CandidateResult
 from regatta_protocol.processing import Processing, as_json
 from regatta_protocol.values import Accuracy
-from regatta_runtimes.golden import write_golden
-from regatta_runtimes.inspect import ModelFacts, inspect_model
+from regatta_runtimes.worker.golden import write_golden
+from regatta_runtimes.worker.inspect import ModelFacts, inspect_model
 
 __all__ = ["Making", "optimize"]
 

@@ -12,7 +12,7 @@ from importlib.util import find_spec
 
 from regatta_fleet.optimize.nas.report import SearchReport
 from regatta_fleet.optimize.report import OptimizeReport, VariantReport
-from regatta_runtimes.pareto import dominates
+from regatta_runtimes.choice.pareto import dominates
 
 __all__ = ["can_plot", "plot_search", "plot_variants"]
 

@@ -16,8 +16,8 @@ import numpy.typing as npt
 
 from regatta_protocol.durable import write_durably
 from regatta_protocol.errors import Rejected
-from regatta_runtimes.samples import read_npz
-from regatta_runtimes.session import Array
+from regatta_runtimes.worker.samples import read_npz
+from regatta_runtimes.worker.session import Array
 
 __all__ = ["Samples", "check_labels", "check_shape", "read_samples", "split_samples", "write_samples"]
 

@@ -21,6 +21,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from regatta_fleet import figures, verdicts
 from regatta_fleet.page import view
+from regatta_fleet.page.stages import STAGES, stage_bars
 from regatta_fleet.schemas import BatchDetail, DeviceDetail, FleetStatus
 from regatta_protocol.errors import Rejected
 from regatta_protocol.ids import DeviceId, parse_device_id
@@ -106,7 +107,10 @@ def router(
         if found is None:
             return _html("missing.html", 404, device=device_id[:64])
         races = view.race_views([found])
-        return _html("device.html", device=found, rows=view.model_rows(found), races=races)
+        stages = stage_bars(found)
+        return _html(
+            "device.html", device=found, rows=view.model_rows(found), stages=stages, stage_names=STAGES, races=races
+        )
 
     @pages.get("/page/{name}")
     def static_file(name: str) -> Response:

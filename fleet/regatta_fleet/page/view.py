@@ -26,7 +26,7 @@ from regatta_protocol.batch import BatchState
 from regatta_protocol.measurement import CandidateResult, Outcome, RaceReport
 from regatta_protocol.messages import InstallState
 from regatta_protocol.values import Accuracy, Latency, Power
-from regatta_runtimes.report import ranked
+from regatta_runtimes.choice.report import ranked
 
 __all__ = [
     "MAX_BATCHES",

@@ -26,9 +26,9 @@ from regatta_runtimes.backends.compiled_session import VENDOR_ERRORS, CompiledMo
 from regatta_runtimes.backends.vendor_log import taken_in
 from regatta_runtimes.candidate import Candidate
 from regatta_runtimes.errors import CpuFallback, CreateFailed, RuntimeMissing, one_line
-from regatta_runtimes.flatbuffer import read_graph, survey
-from regatta_runtimes.samples import noise
-from regatta_runtimes.session import Session
+from regatta_runtimes.model.flatbuffer import read_graph, survey
+from regatta_runtimes.worker.samples import noise
+from regatta_runtimes.worker.session import Session
 
 __all__ = ["open_session", "version"]
 

@@ -16,9 +16,9 @@ from regatta_protocol.errors import Rejected
 from regatta_protocol.values import TensorSpec
 from regatta_runtimes.candidate import Candidate
 from regatta_runtimes.errors import InvokeFailed, PrepareFailed, one_line
-from regatta_runtimes.flatbuffer import Graph, Survey
-from regatta_runtimes.samples import fixed_shape
-from regatta_runtimes.session import Array, check_kinds, check_shapes
+from regatta_runtimes.model.flatbuffer import Graph, Survey
+from regatta_runtimes.worker.samples import fixed_shape
+from regatta_runtimes.worker.session import Array, check_kinds, check_shapes
 
 __all__ = ["VENDOR_ERRORS", "CompiledModelFile", "CompiledSession"]
 

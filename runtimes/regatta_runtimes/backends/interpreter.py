@@ -16,7 +16,7 @@ from regatta_protocol.errors import Rejected
 from regatta_protocol.values import TensorSpec
 from regatta_runtimes.candidate import Candidate
 from regatta_runtimes.errors import CreateFailed, InvokeFailed, PrepareFailed, one_line
-from regatta_runtimes.session import Array, check_kinds, check_shapes, samples_of
+from regatta_runtimes.worker.session import Array, check_kinds, check_shapes, samples_of
 
 __all__ = ["RESOLVERS", "InterpreterSession"]
 

@@ -9,7 +9,7 @@ from typing import Any
 from regatta_runtimes.backends.interpreter import InterpreterSession
 from regatta_runtimes.candidate import Candidate
 from regatta_runtimes.errors import RuntimeMissing
-from regatta_runtimes.session import Session
+from regatta_runtimes.worker.session import Session
 
 __all__ = ["open_session", "version"]
 

@@ -27,7 +27,7 @@ from regatta_runtimes.errors import (
     RuntimeMissing,
     one_line,
 )
-from regatta_runtimes.session import Array, Session, check_kinds, check_shapes
+from regatta_runtimes.worker.session import Array, Session, check_kinds, check_shapes
 
 __all__ = ["OnnxSession", "open_session", "version"]
 

@@ -8,8 +8,8 @@ from __future__ import annotations
 from typing import Any
 
 from regatta_protocol.values import Plugin
+from regatta_runtimes.board.delegates import find_plugin, read_delegates
 from regatta_runtimes.candidate import Candidate
-from regatta_runtimes.delegates import find_plugin, read_delegates
 from regatta_runtimes.errors import CreateFailed, one_line
 
 __all__ = ["load_plugin"]

@@ -13,7 +13,7 @@ from types import TracebackType
 
 from regatta_protocol.errors import RegattaError
 from regatta_protocol.measurement import BoardFacts
-from regatta_runtimes.delegates import DelegateFacts, find_plugin
+from regatta_runtimes.board.delegates import DelegateFacts, find_plugin
 from regatta_runtimes.fpga.loader import Fpga, Hold
 from regatta_runtimes.fpga.overlay import OverlayFiles
 

@@ -18,9 +18,9 @@ from regatta_agent.cli.commands import COMMANDS, cli
 from regatta_agent.cli.run import run as run_command
 from regatta_agent.cli.status import span
 from regatta_agent.config import AgentConfig, load_config
-from regatta_agent.daemon import OPTIONS, DaemonOptions, daemon_options
+from regatta_agent.process.daemon import OPTIONS, DaemonOptions, daemon_options
 from regatta_agent.status import StateLock
-from regatta_agent.versions import installed_version
+from regatta_agent.work.versions import installed_version
 from regatta_protocol import errors
 from regatta_protocol.errors import Misuse
 
@@ -49,7 +49,7 @@ def test_a_plain_run_is_told_from_what_click_must_read() -> None:
 def test_what_is_left_out_comes_back_when_it_is_called() -> None:
     """A stand-in costs nothing but time: a library that needs the module after all gets it."""
     code = (
-        "import sys; from regatta_agent.unloaded import leave_out\n"
+        "import sys; from regatta_agent.process.unloaded import leave_out\n"
         "leave_out(['urllib.request', 'importlib.metadata'])\n"
         "import urllib.request; from importlib.metadata import version\n"
         "assert 'email' not in sys.modules and 'http.client' not in sys.modules\n"
@@ -73,6 +73,21 @@ def test_help_lists_every_command_and_imports_none(capsys: pytest.CaptureFixture
 
     assert status == 0
     assert all(name in out for name in COMMANDS)
+
+
+def test_a_mistyped_command_is_told_what_it_may_mean() -> None:
+    """By click, which knows the names and imports none of them."""
+    done = CliRunner().invoke(cli, ["rase"])
+    assert (done.exit_code, "Did you mean 'race'?" in done.output) == (2, True)
+
+
+def test_a_file_that_is_no_model_is_not_raced(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """One error, at once, in place of one from each candidate."""
+    (tmp_path / "labels.txt").write_text("cat\ndog\n")
+    status, out, err = run(capsys, "race", str(tmp_path / "labels.txt"))
+
+    assert (status, out) == (65, "")
+    assert "labels.txt begins neither as a TFLite nor as an ONNX model" in err
 
 
 @pytest.mark.parametrize("name", sorted(set(COMMANDS) - {"infer"}))

@@ -22,8 +22,8 @@ from regatta_protocol.measurement import BoardFacts
 from regatta_provisioning.authority import Authority
 from regatta_provisioning.identity import IdentityFile, put_identity
 from regatta_provisioning.keys import make_csr, write_private_key
-from regatta_runtimes.accelerators import Accelerator, Signs
-from regatta_runtimes.board import probe_board
+from regatta_runtimes.board.accelerators import Accelerator, Signs
+from regatta_runtimes.board.probe import probe_board
 
 ME = User("me", 1000, frozenset({1000, 44}))
 

@@ -18,7 +18,7 @@ from planning import IDLE, LIMITS, NAME, an_install, on_disk, settled, wanting
 from regatta_agent.core import outcomes, worker_outcomes
 from regatta_agent.core.facts import Begin, Facts, StartWorker
 from regatta_agent.core.installs import AgentRecord
-from regatta_agent.patience import Patience
+from regatta_agent.disk.patience import Patience
 from regatta_protocol.errors import Exhausted, StorageFull
 from regatta_protocol.ids import ModelRef
 from regatta_protocol.messages import InstallState

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from regatta_agent.cli import main
-from regatta_agent.traffic import TrafficBook, TrafficFile, read_traffic
+from regatta_agent.disk.traffic import TrafficBook, TrafficFile, read_traffic
 from regatta_protocol.traffic import Amount, Cause
 
 

@@ -9,7 +9,7 @@ from typing import BinaryIO
 import pytest
 
 from regatta_agent.batch import sending
-from regatta_agent.results_sender import SendingSpec
+from regatta_agent.work.results_sender import SendingSpec
 from regatta_protocol.batch import BatchJob, BatchSummary, ResultsWanted
 from regatta_protocol.errors import Rejected, TooLarge
 from regatta_protocol.ids import ModelName, digest_of_bytes

@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 
 from emulated_fpga import device_tree
-from regatta_fleet.bare_model import bundle_from_model
-from regatta_fleet.bundle import Bundle, file_ref, write_bundle
-from regatta_fleet.bundle_source import BundleSource, golden_count
 from regatta_fleet.examples.digits import LABELS, MODEL, data
-from regatta_fleet.overlay import OverlaySource
+from regatta_fleet.models.bare_model import bundle_from_model
+from regatta_fleet.models.bundle import Bundle, file_ref, write_bundle
+from regatta_fleet.models.bundle_source import BundleSource, golden_count
+from regatta_fleet.models.overlay import OverlaySource
 from regatta_fleet.schemas import BundleDraft
 from regatta_protocol.errors import BadDigest, Rejected
 from regatta_protocol.ids import Digest, digest_of_bytes

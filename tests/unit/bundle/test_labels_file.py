@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from regatta_fleet.labels import labels_text, parse_labels
+from regatta_fleet.models.labels import labels_text, parse_labels
 from regatta_protocol.errors import Rejected
 
 

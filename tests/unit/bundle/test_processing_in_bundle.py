@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from regatta_fleet.bare_model import bundle_from_model
-from regatta_fleet.bundle_source import BundleSource
 from regatta_fleet.examples.digits import MODEL
+from regatta_fleet.models.bare_model import bundle_from_model
+from regatta_fleet.models.bundle_source import BundleSource
 from regatta_protocol.errors import Rejected
 from regatta_protocol.processing import as_json
 from regatta_protocol.processing_file import read_processing

@@ -98,7 +98,7 @@ def test_a_full_disk_is_507(fleet: Server, monkeypatch: pytest.MonkeyPatch) -> N
     def full(*_args: object) -> None:
         raise StorageFull("no space left: free some")
 
-    monkeypatch.setattr("regatta_fleet.blobs.Upload.write", full)
+    monkeypatch.setattr("regatta_fleet.models.blobs.Upload.write", full)
     answer = fleet.operator.put(f"/api/v1/blobs/{digest_of_bytes(MODEL)}", content=MODEL)
     assert "free some" in problem(answer, 507)
 

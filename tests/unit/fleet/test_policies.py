@@ -7,10 +7,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fleet_parts import DIGITS, SimulatedFleet
-from regatta_fleet import governing
 from regatta_fleet.core.policies import Rule, applying, resolve
 from regatta_fleet.database import devices
 from regatta_fleet.errors import NotFound
+from regatta_fleet.rollouts import governing
 from regatta_protocol.errors import Rejected
 from regatta_protocol.ids import DeviceId, ModelName
 from regatta_protocol.policy import Policy

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from regatta_fleet.bundle import write_bundle
+from regatta_fleet.models.bundle import write_bundle
 from regatta_fleet.schemas import BundleDraft
 from regatta_fleet.testing import FakeFleet
 from regatta_fleet.testing_app import fake_app, serve

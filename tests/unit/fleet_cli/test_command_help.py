@@ -78,6 +78,15 @@ def test_every_command_explains_itself(path: tuple[str, ...], capsys: pytest.Cap
         assert all(option.help for option in command.params if isinstance(option, click.Option))
 
 
+@pytest.mark.parametrize(("typed", "meant"), [("rolout start", "rollout"), ("device shw", "show")])
+def test_a_mistyped_command_is_told_what_it_may_mean(
+    typed: str, meant: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """At the top, and within a group."""
+    assert main(typed.split()) == 2
+    assert f"Did you mean '{meant}'?" in capsys.readouterr().err
+
+
 def test_the_overview_says_what_the_commands_say() -> None:
     """The lines that `regatta --help` shows without importing are the commands' own."""
     from regatta_fleet.cli import _COMMANDS

@@ -163,9 +163,11 @@ def test_an_update_window_that_cannot_be_is_refused(
 def test_revoke_asks_first(
     fleet: FakeFleet, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Without --yes nothing is revoked unasked; end of input is a no."""
+    """Without --yes nothing is revoked unasked; end of input is a no, and a device that is not there no question."""
     monkeypatch.setattr("sys.stdin", open(os.devnull))  # noqa: PTH123, SIM115 - pytest closes it
 
+    assert main(["device", "revoke", "bouy-1"]) == Rejected.exit_code
+    assert "Revoke" not in capsys.readouterr().err
     assert main(["device", "revoke", "buoy-1"]) == exit_codes.INTERRUPTED
     assert not fleet.devices["buoy-1"].revoked
 

@@ -10,7 +10,7 @@ import pytest
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
 
-from regatta_fleet import page
+from regatta_fleet import figures, page
 from regatta_fleet.schemas import DeviceDetail, FleetEvent, RolloutDetail, RolloutState, WaveDetail, WaveState
 from regatta_fleet.testing import FakeFleet
 from regatta_fleet.testing_app import fake_app
@@ -110,6 +110,21 @@ def test_a_device_has_its_own_page(fleet: FakeFleet) -> None:
     assert client.get("/device/nobody").status_code == 404
     assert client.get("/device/Not%20Valid").status_code == 404
     assert client.get("/page/../routes.py").status_code == 404
+
+
+def test_a_device_shows_where_the_time_of_its_requests_goes(fleet: FakeFleet) -> None:
+    """A bar of the stages' medians from end to end, and the figures; before any is told, when to expect them."""
+    told = unlocked(fleet).get("/device/quay-1").text
+    served = fleet.devices["quay-1"].models[0]
+    assert served.served is not None
+    silent = served.model_copy(update={"served": served.served.model_copy(update={"stages": {}})})
+    fleet.add_device(fleet.devices["quay-1"].model_copy(update={"models": (silent,)}))
+
+    bars = re.findall(r'class="(queue|compute_\w+)" x="([\d.]+)%" y="3" width="([\d.]+)%"', told)
+    assert [name for name, _, _ in bars] == ["queue", "compute_input", "compute_infer", "compute_output"]
+    assert sum(float(width) for _, _, width in bars) == pytest.approx(100, abs=0.1)
+    assert figures.latency(20.0) in told
+    assert "one window in five minutes" in unlocked(fleet).get("/device/quay-1").text
 
 
 def test_what_waits_for_a_window_is_told_on_both_pages(fleet: FakeFleet) -> None:

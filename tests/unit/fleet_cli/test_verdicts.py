@@ -6,7 +6,7 @@ import pytest
 
 from regatta_fleet import verdicts
 from regatta_protocol.measurement import Outcome, RaceReport
-from regatta_runtimes.report import ranked
+from regatta_runtimes.choice.report import ranked
 from sample_fleet import device, harbor, race
 
 

@@ -22,7 +22,7 @@ from regatta_fleet.optimize.samples import Samples, read_samples
 from regatta_fleet.optimize.train import available
 from regatta_fleet.optimize.train.available import require_torch
 from regatta_protocol.errors import Misuse
-from regatta_runtimes.score import snr_db
+from regatta_runtimes.worker.score import snr_db
 from shared_data import shared_file
 from tiny_models import Floats, branches, depthwise_chain, normal, plain_chain, residual
 

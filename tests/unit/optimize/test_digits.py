@@ -11,7 +11,7 @@ import pytest
 from regatta_fleet.examples.digits import LABELS, MODEL, RECORD, data, recipe
 from regatta_fleet.examples.digits.damage import damaged_copy
 from regatta_fleet.examples.digits.network import gradients, initial_parameters
-from regatta_fleet.labels import parse_labels
+from regatta_fleet.models.labels import parse_labels
 from regatta_fleet.optimize.evaluate import answers_of
 from regatta_fleet.optimize.model_file import parse_model
 from regatta_fleet.optimize.samples import read_samples

@@ -15,7 +15,7 @@ from regatta_fleet.optimize.quantize.engine import Source
 from regatta_fleet.optimize.quantize.schemes import SCHEMES, Scheme
 from regatta_fleet.optimize.samples import read_samples
 from regatta_protocol.errors import Rejected
-from regatta_runtimes.score import snr_db
+from regatta_runtimes.worker.score import snr_db
 from shared_data import shared_file
 from tiny_models import Floats, depthwise_chain, normal, plain_chain, residual
 

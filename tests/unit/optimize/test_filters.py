@@ -18,7 +18,7 @@ from regatta_fleet.optimize.prune.importance import weight_importance
 from regatta_fleet.optimize.prune.patches import layer_patches
 from regatta_fleet.optimize.prune.refit import refit
 from regatta_protocol.errors import Misuse, Rejected
-from regatta_runtimes.score import snr_db
+from regatta_runtimes.worker.score import snr_db
 from shared_data import shared_file
 from tiny_models import Floats, branches, depthwise_chain, normal, plain_chain, residual
 

@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from regatta_fleet.bundle import Bundle
-from regatta_fleet.bundle_source import BundleSource
 from regatta_fleet.examples.digits import LABELS, MODEL, data
+from regatta_fleet.models.bundle import Bundle
+from regatta_fleet.models.bundle_source import BundleSource
 from regatta_fleet.optimize.model_file import constant, set_constant
 from regatta_fleet.optimize.pipeline import optimize
 from regatta_fleet.optimize.report import OptimizeReport

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from polling import wait_until
-from regatta_fleet.bundle import Bundle
 from regatta_fleet.cli import main, model_tables
+from regatta_fleet.models.bundle import Bundle
 from regatta_fleet.optimize.recipe.compilers import compile_model
 from regatta_fleet.optimize.recipe.document import read_recipe
 from regatta_fleet.optimize.recipe.models import CompileStep
@@ -83,7 +83,8 @@ def test_a_killed_run_goes_on_and_gives_what_a_whole_one_gives(recipe: Path, tmp
     command = [sys.executable, "-m", "regatta_fleet", "model", "optimize", "--recipe", str(recipe)]
     command += ["--output", str(output), "--cache", str(cache)]
     with (tmp_path / "log").open("wb") as log:
-        program = subprocess.Popen(command, stdout=log, stderr=log)
+        scratch = {**os.environ, "TMPDIR": str(tmp_path)}  # what a kill leaves there, goes with the test
+        program = subprocess.Popen(command, stdout=log, stderr=log, env=scratch)
     wait_until(lambda: cache.is_dir() and len(list(cache.glob("[!.]*"))) == 3, 60, "three steps are stored")
 
     os.kill(program.pid, signal.SIGKILL)

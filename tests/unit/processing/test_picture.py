@@ -16,7 +16,7 @@ from regatta_protocol.errors import Rejected, TooLarge
 from regatta_protocol.plain import read
 from regatta_protocol.processing import ImageInput
 from regatta_protocol.values import TensorSpec
-from regatta_runtimes.session import quantize
+from regatta_runtimes.worker.session import quantize
 
 _RNG = np.random.default_rng(0)
 

@@ -15,7 +15,7 @@ from regatta_protocol.errors import Rejected
 from regatta_protocol.plain import read, to_document
 from regatta_protocol.processing import AudioInput, ImageInput, Processing
 from regatta_runtimes.candidate import parse_candidate_id
-from regatta_runtimes.session import Session, open_session
+from regatta_runtimes.worker.session import Session, open_session
 from shared_data import REPOSITORY, shared_file
 
 _WORDS = ("down", "go", "left", "no", "off", "on", "right", "stop", "up", "yes", "silence", "unknown")

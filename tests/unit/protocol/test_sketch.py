@@ -62,6 +62,27 @@ def test_an_empty_sketch_has_no_quantile() -> None:
         sketch.quantile({1: 1}, 1.5)
 
 
+@given(
+    st.lists(
+        st.dictionaries(st.sampled_from(("queue", "infer")), st.lists(st.floats(1e-3, 1e9), max_size=9), max_size=2),
+        min_size=1,
+        max_size=9,
+    ),
+    st.sampled_from((0.0, 0.5, 0.99, 1.0)),
+)
+def test_sketches_by_name_merge_as_one_sketch_of_all_values(parts: list[dict[str, list[float]]], q: float) -> None:
+    """Whichever windows have which names: each name's quantile is within 1 % of that of all of its values."""
+    merged = sketch.merge_named([{name: _sketch_of(values) for name, values in part.items()} for part in parts])
+
+    for name in ("queue", "infer"):
+        values = sorted(value for part in parts for value in part.get(name, ()))
+        assert (name in merged) == any(name in part for part in parts)
+        assert sketch.total(merged.get(name, {})) == len(values)
+        if values:
+            found = sketch.quantile(merged[name], q)
+            assert found == pytest.approx(values[int(q * (len(values) - 1))], rel=sketch.RELATIVE_ERROR * 1.001)
+
+
 def test_the_widest_sketch_fits_a_window() -> None:
     """A window takes a sketch with every bucket in use."""
     low, high = sketch.bucket_of(sketch.LOWEST), sketch.bucket_of(sketch.HIGHEST)

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from killing import every_kill, killed_at
-from regatta_agent.bytecode import FOLDER_VARIABLE
+from regatta_agent.process.bytecode import FOLDER_VARIABLE
 from regatta_protocol.errors import Misuse
 from regatta_provisioning.install import (
     InstallStep,
@@ -106,7 +106,7 @@ def test_dry_run_shows_all_and_does_nothing(tmp_path: Path) -> None:
 def test_the_bytecode_is_compiled_where_the_unit_looks_for_it(tmp_path: Path) -> None:
     """By this Python, before the service starts; and it is gone with the service, which does not own it."""
     steps = plan_install(program=PROGRAM)
-    (compiling,) = (step for step in steps if "regatta_agent.compiler" in step.command)
+    (compiling,) = (step for step in steps if "regatta_agent.process.compiler" in step.command)
     folder = Path(compiling.command[-1])
     apply(steps, tmp_path)
     (tmp_path / folder.relative_to("/") / "0badcafe").mkdir(parents=True)

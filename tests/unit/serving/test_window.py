@@ -40,6 +40,37 @@ def test_a_window_counts_what_the_model_did() -> None:
     assert tally.close(20.0, None, None).requests == 0
 
 
+def _timing(total_us: float) -> Timing:
+    """A request of that length whose stages take 1, 2, 6 and 1 tenths of it."""
+    tenth_ns = int(total_us * 100)
+    return Timing(10 * tenth_ns, tenth_ns, 2 * tenth_ns, 6 * tenth_ns, tenth_ns)
+
+
+def test_stages_are_told_at_first_then_not_for_five_minutes_and_with_the_last_window() -> None:
+    """What windows without them left untold is in the next that has them, so that nothing is lost or doubled."""
+    tally, told = _tally(), []
+    for now, last in ((20.0, False), (50.0, False), (319.9, False), (320.0, False), (330.0, True), (340.0, True)):
+        tally.count(Outcome.SUCCESS, _timing(1000.0))
+        tally.count(Outcome.INVALID, _timing(5.0))
+        told.append(tally.close(now, None, None, last=last).stage_counts)
+
+    assert [sketch.total(stages.get("compute_infer", {})) for stages in told] == [1, 0, 0, 3, 1, 1]
+    whole = sketch.merge_named(told)
+    assert {name: sketch.quantile(counts, 0.5) for name, counts in whole.items()} == pytest.approx(
+        {"queue": 100.0, "compute_input": 200.0, "compute_infer": 600.0, "compute_output": 100.0}, rel=0.01
+    )
+    assert tally.is_told
+
+
+def test_a_clock_that_was_set_back_delays_no_stages() -> None:
+    """A board without a clock battery jumps by decades when it hears the time, and may jump back."""
+    tally = _tally()
+    tally.count(Outcome.SUCCESS, _timing(100.0))
+    assert tally.close(2e9, None, None).stage_counts
+    tally.count(Outcome.SUCCESS, _timing(100.0))
+    assert tally.close(1000.0, None, None).stage_counts
+
+
 def test_a_window_goes_through_its_line_to_telemetry() -> None:
     """What the worker prints is parsed back, and becomes a telemetry item without the event's name."""
     tally = _tally()
@@ -51,6 +82,7 @@ def test_a_window_goes_through_its_line_to_telemetry() -> None:
     assert isinstance(event, WindowClosed)
     assert type(event.window()) is ServingWindow
     assert event.window().latency_counts == closed.latency_counts
+    assert event.window().stage_counts == closed.stage_counts != {}
     assert "event" not in to_document(event.window())
 
 

@@ -8,7 +8,7 @@ from typing import BinaryIO
 
 import pytest
 
-from regatta_fleet.sender import Outbound, Sender
+from regatta_fleet.devices.sender import Outbound, Sender
 from regatta_protocol import topics
 from regatta_protocol.chunk import Chunk, unpack_chunk
 from regatta_protocol.codec import decode_zlib

@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Protocol
 
-from regatta_fleet.bundle import Bundle, file_ref, write_bundle
+from regatta_fleet.models.bundle import Bundle, file_ref, write_bundle
 from regatta_fleet.optimize.model_file import write_model
 from regatta_fleet.optimize.nas.latency import LatencyTable, Probe, layer_latencies, probes_of
 from regatta_fleet.optimize.nas.layers import Layer
@@ -26,7 +26,7 @@ from regatta_protocol.ids import DeviceId, Digest, ModelName, ModelRef, parse_mo
 from regatta_protocol.manifest import FileRef, Manifest, Variant
 from regatta_protocol.measurement import RaceReport
 from regatta_protocol.values import TensorSpec
-from regatta_runtimes.golden import write_golden
+from regatta_runtimes.worker.golden import write_golden
 
 __all__ = ["PROBES_MODEL", "Fleet", "device_table", "settings_of"]
 

@@ -21,11 +21,11 @@ from regatta_protocol.durable import read_bounded, write_durably
 from regatta_protocol.errors import Rejected
 from regatta_protocol.ids import digest_of_bytes
 from regatta_protocol.wire import Wire
-from regatta_runtimes.board import probe_board
+from regatta_runtimes.board.probe import probe_board
 from regatta_runtimes.candidate import Candidate
-from regatta_runtimes.job import Time
-from regatta_runtimes.nursery import Nursery
-from regatta_runtimes.trial import Trial, TrialFiles, TrialLimits
+from regatta_runtimes.worker.job import Time
+from regatta_runtimes.worker.nursery import Nursery
+from regatta_runtimes.worker.trial import Trial, TrialFiles, TrialLimits
 
 __all__ = [
     "LatencyTable",

@@ -10,7 +10,7 @@ from pydantic import Field
 from regatta_fleet.optimize.nas.space import Genes
 from regatta_fleet.optimize.recipe.models import Strategy
 from regatta_protocol.wire import Wire
-from regatta_runtimes.pareto import dominates
+from regatta_runtimes.choice.pareto import dominates
 
 __all__ = ["LATENCY_WEIGHT", "Found", "SearchResult", "front_of", "reward"]
 

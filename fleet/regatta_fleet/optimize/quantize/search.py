@@ -27,7 +27,7 @@ from regatta_fleet.optimize.quantize.recipes import Recipe, mixed_recipe, only_l
 from regatta_fleet.optimize.quantize.schemes import LayerPrecision
 from regatta_fleet.optimize.samples import Samples
 from regatta_protocol.errors import Rejected
-from regatta_runtimes.score import snr_db
+from regatta_runtimes.worker.score import snr_db
 
 __all__ = ["LayerNoise", "Mix", "order_for_float", "order_for_int4", "search_precision"]
 

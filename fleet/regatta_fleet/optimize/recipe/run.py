@@ -13,8 +13,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from regatta_fleet.bundle import check_place
-from regatta_fleet.bundle_source import BundleSource
+from regatta_fleet.models.bundle import check_place
+from regatta_fleet.models.bundle_source import BundleSource
 from regatta_fleet.optimize.pipeline import Making, optimize
 from regatta_fleet.optimize.recipe.cache import DEFAULT_LIMIT_BYTES, StepCache, default_folder
 from regatta_fleet.optimize.recipe.chain import Chain, ChainInputs, digest_of_path, hooks_digest

@@ -1,0 +1,1 @@
+"""What was measured on its way to the fleet: stored, thinned, put together, sent until acknowledged."""

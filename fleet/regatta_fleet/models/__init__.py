@@ -1,0 +1,1 @@
+"""A model on its way in: bundles read and completed, files kept by digest, versions signed."""

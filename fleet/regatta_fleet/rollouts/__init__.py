@@ -1,0 +1,1 @@
+"""What devices shall run: rollouts carried out, policies and windows, and all that is said to devices."""
