@@ -12,6 +12,7 @@ import pytest
 from fleet_command import DEADLINE_S, document, output
 from regatta_fleet.cli import exit_codes, main
 from regatta_fleet.testing import FakeFleet
+from regatta_protocol.errors import Rejected
 
 
 def test_status_shows_the_fleet(fleet: FakeFleet, capsys: pytest.CaptureFixture[str]) -> None:
