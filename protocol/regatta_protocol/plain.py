@@ -91,7 +91,7 @@ def _names_of(kind: type[DataclassInstance]) -> list[str]:
     """Return the names of the fields, asked for once.
 
     `fields` makes a tuple of a generator, and with each such one Python keeps one more free tuple, up to 2,000 of a
-    length (CPython 3.10 to 3.14, Objects/tupleobject.c).
+    length (CPython 3.10 to 3.13, Objects/tupleobject.c).
     """
     return [one.name for one in fields(kind)]
 
