@@ -147,7 +147,9 @@ def successor_died(record: AgentRecord, ref: ModelRef, why: str) -> AgentRecord:
     placement = install.successor.placement
     if any(one.placement == placement for one in install.given_up):
         reason = f"{placement} was tried again, but its worker ended: {why}"
-        return record.changed(ref, successor=None, given_up=distrusted(install.given_up, placement, reason))
+        degraded = install.degraded.model_copy(update={"reason": reason}) if install.degraded is not None else None
+        given_up = distrusted(install.given_up, placement, reason)
+        return record.changed(ref, successor=None, given_up=given_up, degraded=degraded)
     reason = f"{placement} won a new race, but its worker ended: {why}"
     policy = install.successor.policy
     unmet = reason if policy != install.race.policy else install.race.unmet

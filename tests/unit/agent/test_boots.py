@@ -301,6 +301,19 @@ def test_a_good_start_begins_the_count_anew() -> None:
     assert (board.install().placement, board.install().given_up, board.install().lost_starts) == (TPU, (), 0)
 
 
+def test_a_second_loss_of_a_winner_is_told_as_one() -> None:
+    """The reason says that it was tried again, and no more that it will be in an hour."""
+    board = Board(record_of(committed(TPU, CPU)), TPU)
+    board.until_up()
+
+    assert not board.boot(runs_s=2 * HOUR_S)
+    assert board.boot()
+    told = board.install().degraded
+    assert told is not None
+    assert told.reason == f"{TPU} was tried again, but its worker ended: the board ended while it was starting"
+    assert board.install().given_up[0].times == 2
+
+
 def test_a_version_on_its_second_trial_leaves_what_serves_alone() -> None:
     """While the version before serves, one that was given up is tried again beside it, and goes back after one loss."""
     board = Board(record_of(the_version_before(), committed(CPU)), (REF, CPU))
