@@ -121,5 +121,7 @@ def _read_toml(path: Path) -> dict[str, Any]:
         return tomllib.loads(text)
     except OSError as err:
         raise Misuse(f"{path} cannot be read: {err.strerror}") from err
+    except Rejected as err:
+        raise Misuse(f"{err}: give the settings file, as /etc/regatta/agent.toml") from err
     except (UnicodeDecodeError, tomllib.TOMLDecodeError) as err:
         raise Misuse(f"{path} is not TOML: {err}") from err

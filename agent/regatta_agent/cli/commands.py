@@ -31,6 +31,9 @@ COMMANDS = {  # name -> (module, attribute, what it does): so that --help import
     "why": ("regatta_agent.cli.why", "why", "Explain the choice of a model's placement."),
 }
 
+_EX_IOERR = 74  # sysexits.h
+_READER_GONE = 141  # 128 + SIGPIPE, as a shell reports it
+
 
 class _LazyGroup(click.Group):
     """A group that knows its commands by name and imports the one that is called."""
@@ -56,7 +59,7 @@ class _LazyGroup(click.Group):
     commands={name: click.Command(name) for name in COMMANDS},  # by which click guesses what a mistyped one means
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )
-@click.version_option(__version__, "-V", "--version", prog_name="regatta-agent")
+@click.version_option(__version__, "-V", "--version", prog_name="regatta-agent", message="%(prog)s %(version)s")
 @click.option("--verbose", "-v", is_flag=True, help="Show debug messages, and tracebacks of errors.")
 @click.pass_context
 def cli(ctx: click.Context, verbose: bool) -> None:
@@ -85,4 +88,14 @@ def interpret(argv: Sequence[str]) -> int:
     except click.ClickException as err:
         err.show()
         return err.exit_code
+    except SystemExit:
+        # Outside of its standalone mode click exits by itself only when the reader (head, less) has gone, and has
+        # made standard output quiet by then.
+        return _READER_GONE
+    except (BrokenPipeError, PermissionError):
+        raise  # they have codes of their own
+    except OSError as err:
+        named = f"{err.filename}: " if err.filename else ""
+        click.echo(f"error: {named}{err.strerror or err}", err=True)
+        return _EX_IOERR
     return status if isinstance(status, int) else 0

@@ -9,7 +9,9 @@ from typing import Any, TypeVar
 
 import click
 
-__all__ = ["as_json", "config_option", "folder_options", "print_json", "print_table"]
+from regatta_protocol.errors import Misuse
+
+__all__ = ["as_json", "check_state_folder", "config_option", "folder_options", "print_json", "print_table"]
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -40,6 +42,16 @@ def config_option(command: F) -> F:
 def as_json(command: F) -> F:
     """Add --json."""
     return click.option("--json", "json_output", is_flag=True, help="Print one JSON document instead of text.")(command)
+
+
+def check_state_folder(state_dir: Path) -> None:
+    """Refuse to answer from a folder that is not there.
+
+    Raises:
+        Misuse: when it is not.
+    """
+    if not state_dir.is_dir():
+        raise Misuse(f"there is no state in {state_dir}: enroll this device first, or give --state-dir")
 
 
 def print_json(value: object) -> None:

@@ -117,6 +117,8 @@ def status(metrics: bool, status_dir: Path, json_output: bool) -> None:
         click.echo(openmetrics(counters), nl=False)
     elif json_output:
         print_json({name: one.model_dump() for name, one in counters.items()})
+    elif not counters:
+        click.echo(f"no pipeline has run here: nothing is counted in {status_dir}")
     else:
         now = time.time()
         rows = [

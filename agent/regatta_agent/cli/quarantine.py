@@ -7,10 +7,9 @@ from pathlib import Path
 
 import click
 
-from regatta_agent.cli.options import as_json, folder_options, print_json, print_table
+from regatta_agent.cli.options import as_json, check_state_folder, folder_options, print_json, print_table
 from regatta_agent.config import load_config
 from regatta_agent.disk.quarantine_file import QuarantineFile
-from regatta_protocol.errors import Misuse
 from regatta_runtimes.worker.quarantine import MAX_STRIKES
 
 __all__ = ["quarantine"]
@@ -34,8 +33,7 @@ def quarantine(
       regatta-agent quarantine clear
     """
     config = load_config(config_path, {"state_dir": state_dir, "run_dir": run_dir})
-    if not config.state_dir.is_dir():
-        raise Misuse(f"there is no state in {config.state_dir}: enroll this device first, or give --state-dir")
+    check_state_folder(config.state_dir)
     file = QuarantineFile(config.state_dir)
     before = file.load()
     if action == "clear":

@@ -33,7 +33,15 @@ _FILE = click.Path(path_type=Path)
 @click.option("--golden", type=_FILE, help="Golden samples (.npz) to compare outputs with.")
 @click.option("--evaluation", type=_FILE, help="Labelled samples (.npz: x, y) for accuracy.")
 @policy_options
-@click.option("--budget", "budget_s", type=click.FloatRange(min=0.5, max=3600), default=20.0, show_default=True)
+@click.option(
+    "--budget",
+    "budget_s",
+    type=click.FloatRange(min=0.5, max=3600),
+    metavar="SECONDS",
+    default=20.0,
+    show_default=True,
+    help="How long the race takes at most.",
+)
 @click.option("--threads", multiple=True, type=click.IntRange(1, 64), help="May be given several times.")
 @click.option("--delegates", multiple=True, type=_FILE, metavar="FILE.toml", help="More delegates; may be repeated.")
 @click.option("--power-command", metavar="'PROGRAM ARG…'", help="A program that prints the power in watts when run.")
@@ -159,6 +167,8 @@ def _check_outputs(output: Path | None, plot: Path | None) -> None:
     for path in (output, plot):
         if path is not None and not path.absolute().parent.is_dir():
             raise click.UsageError(f"there is no folder {path.absolute().parent} to write {path.name} to")
+        if path is not None and path.is_dir():
+            raise click.UsageError(f"{path} is a folder: give a file to write to")
     if plot is None:
         return
     if plot.suffix.lower() not in _PLOT_SUFFIXES:
@@ -172,7 +182,11 @@ def _write_json(path: Path, document: dict[str, Any]) -> None:
 
     from regatta_protocol.durable import write_durably
 
-    write_durably(path.absolute(), (json.dumps(document, indent=2) + "\n").encode(), 0o644)
+    data = (json.dumps(document, indent=2) + "\n").encode()
+    if path.is_symlink() or (path.exists() and not path.is_file()):
+        path.write_bytes(data)  # /dev/stdout, a pipe: written to, for a rename would take its place
+    else:
+        write_durably(path.absolute(), data, 0o644)
 
 
 @contextmanager

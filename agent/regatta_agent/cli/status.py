@@ -9,7 +9,7 @@ from pathlib import Path
 
 import click
 
-from regatta_agent.cli.options import as_json, folder_options, print_json, print_table
+from regatta_agent.cli.options import as_json, check_state_folder, folder_options, print_json, print_table
 from regatta_agent.cli.traffic import show_traffic
 from regatta_agent.config import AgentConfig, load_config
 from regatta_agent.core.batches import BatchRun, reports
@@ -19,7 +19,7 @@ from regatta_agent.core.windows import unreadable, windows_of
 from regatta_agent.disk.record import RecordFile
 from regatta_agent.status import AgentStatus, is_running, read_status
 from regatta_agent.telemetry.backlog import Backlog, read_backlog
-from regatta_protocol.errors import Misuse, RegattaError
+from regatta_protocol.errors import RegattaError
 from regatta_protocol.update_window import next_opening, parse_window
 from regatta_provisioning.identity import load_identity
 
@@ -44,8 +44,7 @@ def status(
       regatta-agent status --json --state-dir ./state --run-dir ./run
     """
     config = load_config(config_path, {"state_dir": state_dir, "run_dir": run_dir})
-    if not config.state_dir.is_dir():
-        raise Misuse(f"there is no state in {config.state_dir}: enroll this device first, or give --state-dir")
+    check_state_folder(config.state_dir)
     if show_bytes:
         show_traffic(config, json_output)
         return

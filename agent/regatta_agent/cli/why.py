@@ -8,14 +8,14 @@ from pathlib import Path
 
 import click
 
-from regatta_agent.cli.options import as_json, folder_options, print_json, print_table
+from regatta_agent.cli.options import as_json, check_state_folder, folder_options, print_json, print_table
 from regatta_agent.cli.status import install_json, microseconds, reason_text
 from regatta_agent.config import load_config
 from regatta_agent.core.installs import AgentRecord, Install
 from regatta_agent.disk.record import RecordFile
 from regatta_agent.disk.store import Store
 from regatta_agent.status import is_running
-from regatta_protocol.errors import Misuse
+from regatta_protocol.errors import Rejected
 from regatta_protocol.ids import ModelName, ModelRef, parse_model_name, parse_model_ref
 from regatta_protocol.measurement import CandidateResult, RaceReport
 from regatta_runtimes.choice.explain import explain
@@ -24,6 +24,7 @@ from regatta_runtimes.choice.report import ranked
 __all__ = ["print_race", "why"]
 
 _REASON_CHARS = 300  # the explanation below says the rest
+_MAX_LISTED = 8
 _MAX_COLUMNS = 110  # longer lines of prose are hard to read
 
 
@@ -43,11 +44,12 @@ def why(model: str, config_path: Path | None, state_dir: Path | None, run_dir: P
       regatta-agent why digits:2 --json
     """
     config = load_config(config_path, {"state_dir": state_dir, "run_dir": run_dir})
+    check_state_folder(config.state_dir)
     record = RecordFile(config.state_dir).load()
     ref = parse_model_ref(model) if ":" in model else _latest(record, parse_model_name(model))
     install = record.find(ref)
     if install is None:
-        raise Misuse(f"{ref} is not known here: `regatta-agent status` lists what is")
+        raise _unknown(str(ref), record)
     report = Store(config.state_dir).race(ref)
     running = is_running(config.state_dir)
     if json_output:
@@ -111,8 +113,14 @@ def _latest(record: AgentRecord, name: ModelName) -> ModelRef:
     wanted = record.desired_version(name)
     versions = [install.version for install in record.installs.get(name, ())]
     if wanted is None and not versions:
-        raise Misuse(f"model {name} is not known here: `regatta-agent status` lists what is")
+        raise _unknown(f"model {name}", record)
     return ModelRef(name, wanted if wanted is not None else versions[-1])
+
+
+def _unknown(what: str, record: AgentRecord) -> Rejected:
+    known = sorted(f"{name}:{one.version}" for name, installs in record.installs.items() for one in installs)
+    listed = ", ".join(known[:_MAX_LISTED]) + (", …" if len(known) > _MAX_LISTED else "")
+    return Rejected(f"{what} is not known here; " + (f"these are: {listed}" if known else "no model is assigned yet"))
 
 
 def _because(install: Install) -> str:

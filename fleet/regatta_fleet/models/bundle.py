@@ -144,7 +144,7 @@ def check_place(folder: Path, replace: bool) -> None:
     if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
         return
     if not replace:
-        raise Rejected(f"{folder} exists already: give another folder, or remove it")
+        raise Rejected(f"{folder} exists already: give another folder, or --replace it")
     if not (folder / "draft.json").is_file():
         raise Rejected(f"{folder} holds something that is no bundle, so it is not replaced: give another folder")
 

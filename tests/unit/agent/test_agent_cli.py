@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -25,6 +26,7 @@ from regatta_protocol import errors
 from regatta_protocol.errors import Misuse
 
 _DOCS = Path(__file__).parents[3] / "docs"
+_PROGRAM = "from regatta_agent.cli import main; main()"
 
 
 def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
@@ -73,6 +75,33 @@ def test_help_lists_every_command_and_imports_none(capsys: pytest.CaptureFixture
 
     assert status == 0
     assert all(name in out for name in COMMANDS)
+
+
+@pytest.mark.parametrize("arguments", [("states",), ("--help",), ("config", "check", "--json")])
+def test_a_reader_that_has_gone_is_no_error(arguments: tuple[str, ...]) -> None:
+    """`regatta-agent why digits | head -1` ends quietly, with the code that shells expect."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    try:
+        done = subprocess.run(
+            [sys.executable, "-c", _PROGRAM, *arguments], stdout=writer, stderr=subprocess.PIPE, timeout=60
+        )
+    finally:
+        os.close(writer)
+
+    assert (done.returncode, done.stderr) == (141, b"")
+
+
+def test_a_full_disk_under_the_output_is_told_without_a_traceback() -> None:
+    """As docs/exit-codes.md says: 74, and no talk of a bug."""
+    with Path("/dev/full").open("wb") as full:
+        done = subprocess.run(
+            [sys.executable, "-c", _PROGRAM, "states"], stdout=full, stderr=subprocess.PIPE, timeout=60
+        )
+
+    assert done.returncode == 74
+    assert done.stderr.splitlines()[0] == b"error: No space left on device"
+    assert b"Traceback" not in done.stderr
 
 
 def test_a_mistyped_command_is_told_what_it_may_mean() -> None:
@@ -136,15 +165,18 @@ def test_status_and_why_answer_from_disk_while_no_agent_runs(
     status, out, _ = run(capsys, "why", "digits:2", "--json", *folders)
     assert json.loads(out)["race"]["placement"] == "litert/int8/xnnpack/t1"
     status, _, err = run(capsys, "why", "faces", *folders)
-    assert (status, "not known here" in err) == (78, True)
+    assert (status, err) == (65, "error: model faces is not known here; these are: digits:1, digits:2\n")
+    status, _, err = run(capsys, "why", "digits:9", *folders)
+    assert (status, "digits:9 is not known here" in err) == (65, True)
 
 
 def test_a_missing_state_folder_is_told_with_what_to_do(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Not enrolled is a set-up error."""
-    status, _, err = run(capsys, "status", "--state-dir", str(tmp_path / "none"))
+    """Not enrolled is a set-up error, whoever asks."""
+    for command in (("status",), ("why", "digits")):
+        status, _, err = run(capsys, *command, "--state-dir", str(tmp_path / "none"))
 
-    assert status == 78
-    assert "enroll" in err
+        assert status == 78
+        assert "enroll this device first" in err
 
 
 def test_run_without_an_identity_ends_with_the_way_to_get_one(

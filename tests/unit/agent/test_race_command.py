@@ -38,15 +38,19 @@ def run(capsys: pytest.CaptureFixture[str], *arguments: str | Path) -> tuple[int
 
 
 def test_a_race_leaves_a_document_and_a_picture(model: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """--json and --output say the same; the SVG is one, with the placement and the accuracy in it."""
+    """--json and --output say the same; the SVG is one, with the placement and the accuracy in it.
+
+    What is a link (as /dev/stdout is) is written to: a rename would put a file in its place.
+    """
     folder = model.parent
+    link = folder / "link.json"
+    link.symlink_to("race.json")
     arguments = ("--budget", "3", "--threads", "1", "--evaluation", folder / "evaluation.npz")
 
-    status, out, err = run(
-        capsys, "race", model, *arguments, "--json", "--output", folder / "race.json", "--plot", folder / "race.svg"
-    )
+    status, out, err = run(capsys, "race", model, *arguments, "--json", "--output", link, "--plot", folder / "race.svg")
 
     assert status == 0, err
+    assert link.is_symlink()
     document = json.loads(out)
     assert json.loads((folder / "race.json").read_text()) == document
     assert document["placement"].startswith("litert/tiny-model/") or document["placement"].startswith("tflite/")
@@ -84,6 +88,7 @@ def test_a_policy_that_nobody_meets_ends_with_65_and_still_tells_all(
         (("--plot", "race.gif"), "must end in .svg or .png"),
         (("--plot", "no/folder/race.png"), "there is no folder"),
         (("--output", "no/folder/race.json"), "there is no folder"),
+        (("--output", "/tmp"), "is a folder"),
         (("--max-p99", "5"), "500us, 5ms"),
         (("--max-memory", "12"), "64MiB"),
         (("--accuracy-drop", "5"), "5%"),
