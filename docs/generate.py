@@ -32,6 +32,29 @@ _AGENT_ENVIRONMENT = {
 }
 
 
+_DECISIONS_INTRODUCTION = """\
+# Decisions
+
+Choices that a newcomer would question, each on half a page: context, options, choice, cost. This list is made from
+their titles (`./run docs`); a test keeps them equal.
+
+The numbers that are missing were never used by a decision that landed. They stay free, so that no number ever means two
+things: a new decision takes the one after the greatest.
+
+| number | decision |
+|--:|---|
+"""
+
+
+def _decisions() -> str:
+    """Return the index of adr/: each file's number and title, as its first line has them."""
+    rows = []
+    for path in sorted((_FOLDER / "adr").glob("[0-9]*.md")):
+        number, _, title = path.read_text(encoding="utf-8").splitlines()[0].removeprefix("# ").partition(". ")
+        rows.append(f"| {number} | [{title}]({path.name}) |\n")
+    return _DECISIONS_INTRODUCTION + "".join(rows)
+
+
 def pages() -> dict[Path, str]:
     """Return the text of each generated page by its path."""
     for name in _VARIABLES:
@@ -47,6 +70,7 @@ def pages() -> dict[Path, str]:
         _FOLDER / "cli.md": regatta_page(),
         _FOLDER / "agent-cli.md": page(cli, _AGENT_INTRODUCTION, _AGENT_ENVIRONMENT, codes),
         _FOLDER / "agent-states.md": render_mermaid(),
+        _FOLDER / "adr" / "README.md": _decisions(),
         _FOLDER / "recipe.schema.json": json.dumps(recipe_schema(), indent=2) + "\n",
     }
 

@@ -171,7 +171,11 @@ class Calls:
                     data = _read(answer, _MAX_PROBLEM_BYTES, deadline)
                     raise _problem(answer.status_code, data, method, self.url + path)
                 yield answer
-        except (requests.exceptions.InvalidURL, requests.exceptions.InvalidSchema) as err:
+        except (
+            requests.exceptions.InvalidURL,
+            requests.exceptions.InvalidSchema,
+            requests.exceptions.MissingSchema,
+        ) as err:
             raise Rejected(f"{self.url!r} is no server's address: write for example http://127.0.0.1:8090") from err
         except requests.Timeout as err:
             raise Retryable(f"the server at {self.url} did not answer within {self._timeout_s:g} s: try again") from err

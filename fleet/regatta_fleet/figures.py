@@ -18,6 +18,7 @@ __all__ = [
     "age",
     "clock",
     "count",
+    "counted",
     "energy",
     "latency",
     "lost",
@@ -108,6 +109,11 @@ def energy(measured: Power | None) -> str:
 def count(number: int) -> str:
     """Return a whole number with thin separators: `12,345`."""
     return f"{number:,}"
+
+
+def counted(number: int, noun: str) -> str:
+    """Return how many there are: `1 device`, `12,345 devices`; the plural is made with an s."""
+    return f"{count(number)} {noun}{'' if number == 1 else 's'}"
 
 
 def age(at: float | None, now: float) -> str:

@@ -18,6 +18,7 @@ from regatta_fleet.database import batch, devices, models
 from regatta_fleet.database.batch import BatchRow
 from regatta_fleet.database.events import add_event
 from regatta_fleet.errors import Conflict, NotFound
+from regatta_fleet.figures import counted
 from regatta_fleet.schemas import BatchDetail, BatchOnDevice, BatchRequest, ResultsOnDevice
 from regatta_protocol.batch import MAX_BATCH_JOBS, BatchJob, BatchReport, BatchState
 from regatta_protocol.ids import DeviceId
@@ -56,7 +57,8 @@ def start_batch(tx: Connection, identifier: str, request: BatchRequest, now: flo
         report = BatchReport(id=identifier, state=BatchState.QUEUED, reason=_UNHEARD)
         generation = _next_generation(tx, device, now)
         batch.add_job(tx, BatchRow(job, device, now, generation, False, report, now))
-    add_event(tx, now, "batch_started", f"batch {identifier}: {job.model} over {job.input} on {len(cohort)} device(s)")
+    where = counted(len(cohort), "device")
+    add_event(tx, now, "batch_started", f"batch {identifier}: {job.model} over {job.input} on {where}")
     return set(cohort)
 
 
@@ -76,7 +78,7 @@ def cancel_batch(tx: Connection, identifier: str, now: float) -> set[DeviceId]:
         generation = _next_generation(tx, row.device, now)
         batch.save_job(tx, replace(row, generation=generation, withdrawn=True, report=told, updated_at=now))
     changed = {row.device for row in left} | unasked
-    add_event(tx, now, "batch_cancelled", f"batch {identifier} on {len(changed)} device(s)")
+    add_event(tx, now, "batch_cancelled", f"batch {identifier} on {counted(len(changed), 'device')}")
     return changed
 
 
@@ -154,7 +156,7 @@ def _words(row: BatchRow) -> str:
     if summary is None:
         return f"batch {row.job.id} {report.state}: {report.reason or 'no reason given'}"
     refused = f", {summary.refused} of them refused" if summary.refused else ""
-    return f"batch {row.job.id} done: {summary.records} records{refused}, {summary.per_second:.0f} a second"
+    return f"batch {row.job.id} done: {counted(summary.records, 'record')}{refused}, {summary.per_second:.0f} a second"
 
 
 def _described(rows: Sequence[BatchRow]) -> BatchDetail:

@@ -15,7 +15,7 @@ from regatta_fleet.database import batch, devices
 from regatta_fleet.database.batch import BatchRow, Pulled
 from regatta_fleet.database.events import add_event
 from regatta_fleet.errors import Conflict, NotFound
-from regatta_fleet.figures import size
+from regatta_fleet.figures import counted, size
 from regatta_fleet.schemas import ResultsRequest
 from regatta_protocol.batch import MAX_RESULTS_WANTED, BatchState, ResultsState
 from regatta_protocol.errors import TooLarge
@@ -74,7 +74,7 @@ def ask_results(tx: Connection, identifier: str, request: ResultsRequest, now: f
         _save(tx, row, wanted, now)
         changed.add(row.device)
     if changed:
-        add_event(tx, now, "results_asked", f"outputs of batch {identifier} from {len(changed)} device(s)")
+        add_event(tx, now, "results_asked", f"outputs of batch {identifier} from {counted(len(changed), 'device')}")
     return changed
 
 

@@ -130,8 +130,7 @@ def _token_request(device_id: str | None, group: str, valid_s: float) -> TokenRe
             device=None if device_id is None else parse_device_id(device_id), group=group, valid_s=valid_s
         )
     except ValidationError as err:
-        first = err.errors(include_url=False, include_input=False)[0]
-        raise Rejected(
-            f"no such token can be made: {first['loc'][0]}: {first['msg']}. Groups are 1 to 64 of a-z, 0-9 and '-'; "
-            "a token is valid for at most 30d"
-        ) from err
+        wrong = err.errors(include_url=False, include_input=False)[0]["loc"][0]
+        if wrong == "group":
+            raise Rejected(f"group {group!r} is not valid: groups are 1 to 64 of a-z, 0-9 and '-'") from err
+        raise Rejected(f"a token cannot be valid for {valid_s:g} s: it is for more than 0 and at most 30d") from err

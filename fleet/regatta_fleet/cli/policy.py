@@ -6,6 +6,7 @@ from typing import Any
 
 import click
 
+from regatta_fleet import figures
 from regatta_fleet.cli import output, rollout_tables
 from regatta_fleet.cli.connection import connected, examples, json_option
 from regatta_fleet.client import FleetClient
@@ -63,7 +64,8 @@ def set_policy(
         return
     output.line(f"{_whom(group, model_name)}: {options_text(found.policy)}", "good")
     if found.devices:
-        output.hint(f"{found.devices} device(s) judge what they serve by it; `regatta-agent why MODEL` on one explains")
+        judging = figures.counted(found.devices, "device")
+        output.hint(f"it holds for the models on {judging}; `regatta-agent why MODEL` on one explains")
     else:
         output.hint("no device that it is for is assigned a model yet: it holds for those to come")
 

@@ -41,7 +41,9 @@ def rollout() -> None:
     )
 )
 @click.argument("ref", metavar="MODEL:V")
-@click.option("--to", multiple=True, default=("all",), help="all, group:NAME or a device id; may be repeated.")
+@click.option(
+    "--to", multiple=True, default=("all",), help="all, group:NAME or a device id; may be repeated [default: all]."
+)
 @click.option("--waves", type=WAVES, default="10%,50%,100%", show_default=True, help="Shares reached by each wave.")
 @click.option(
     "--gate",
@@ -79,8 +81,8 @@ def start(
         if as_json:
             output.print_json(begun)
         else:
-            devices = sum(len(wave.devices) for wave in begun.waves)
-            output.line(f"rollout {begun.id} of {begun.model}:{begun.version} to {devices} devices has begun")
+            devices = figures.counted(sum(len(wave.devices) for wave in begun.waves), "device")
+            output.line(f"rollout {begun.id} of {begun.model}:{begun.version} to {devices} has begun")
             output.hint(f"`regatta rollout show {begun.id}` tells how it stands")
         return 0
     return _wait(client, begun, timeout, as_json)
@@ -176,7 +178,7 @@ def _wait(client: FleetClient, first: RolloutDetail, timeout_s: float, as_json: 
 
 def story(detail: RolloutDetail) -> list[tuple[str, output.Style]]:
     """Return the rollout's story as lines; those that a former call did not hold are new."""
-    waves = "1 wave" if len(detail.waves) == 1 else f"{len(detail.waves)} waves"
+    waves = figures.counted(len(detail.waves), "wave")
     lines: list[tuple[str, output.Style]] = [(f"rollout {detail.id}: {detail.model}:{detail.version} in {waves}", "")]
     for wave in detail.waves:
         head = f"wave {wave.number} of {len(detail.waves)}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import click
 
+from regatta_fleet import figures
 from regatta_fleet.cli import output, rollout_tables
 from regatta_fleet.cli.connection import connected, examples, json_option
 from regatta_fleet.client import FleetClient
@@ -54,7 +55,8 @@ def set_windows(client: FleetClient, group: str, windows: tuple[str, ...], as_js
         output.print_json(found)
         return
     output.line(f"{_whom(group)}: {', '.join(found.windows)}", "good")
-    output.hint(f"{found.devices} device(s) go by it; `regatta rollout start … --ignore-window` is for what is urgent")
+    going = figures.counted(found.devices, "device")
+    output.hint(f"it holds for {going}; `regatta rollout start … --ignore-window` is for what is urgent")
 
 
 @window.command("show", epilog=examples("regatta window show", "regatta window show shops --json"))

@@ -20,6 +20,7 @@ from regatta_fleet.database import devices, models, rollouts
 from regatta_fleet.database.events import add_event
 from regatta_fleet.database.rollouts import RolloutRow
 from regatta_fleet.errors import Conflict, NotFound
+from regatta_fleet.figures import counted
 from regatta_fleet.schemas import RolloutDetail, RolloutRequest, RolloutState, WaveDetail, WaveState
 from regatta_protocol.errors import Rejected
 from regatta_protocol.ids import DeviceId, ModelRef
@@ -67,7 +68,7 @@ def start_rollout(tx: Connection, identifier: str, request: RolloutRequest, now:
     rollout = core.Rollout(identifier, ref, RolloutState.RUNNING, request.gate, waves)
     row = RolloutRow(rollout, request.trial_s, now, request.to, request.ignore_window)
     rollouts.add_rollout(tx, row)
-    text = f"rollout of {ref} to {len(cohort)} device(s) in {len(waves)} wave(s)"
+    text = f"rollout of {ref} to {counted(len(cohort), 'device')} in {counted(len(waves), 'wave')}"
     add_event(tx, now, "rollout_started", text, rollout=identifier)
     return row
 

@@ -230,6 +230,6 @@ def test_endless_answers_are_cut(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_what_is_no_address_is_rejected() -> None:
     """A typing error in --url is not retried."""
-    for url in ("localhost:8090", "http://", "ftp://x/"):
+    for url in ("localhost:8090", "localhost", "http://", "ftp://x/"):
         with pytest.raises(Rejected, match="no server's address"):
             impatient(url).status()

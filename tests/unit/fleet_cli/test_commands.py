@@ -64,7 +64,7 @@ def test_token_alone_goes_to_standard_output(fleet: FakeFleet, capsys: pytest.Ca
     ("args", "words"),
     [
         (["--device", "Cam 1"], "device id 'Cam 1' is not valid"),
-        (["--group", "Lab!"], "Groups are 1 to 64"),
+        (["--group", "Lab!"], "group 'Lab!' is not valid: groups are 1 to 64"),
         (["--valid", "60d"], "at most 30d"),
     ],
 )

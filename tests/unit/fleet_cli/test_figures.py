@@ -86,3 +86,9 @@ def test_every_magnitude_is_written(latency_us: float, size_bytes: int) -> None:
     """No magnitude fails; none is written with more than four digits before its unit."""
     assert figures.latency(latency_us)
     assert figures.size(size_bytes)
+
+
+@pytest.mark.parametrize(("number", "text"), [(0, "0 devices"), (1, "1 device"), (12_345, "12,345 devices")])
+def test_what_is_counted_agrees_with_its_number(number: int, text: str) -> None:
+    """One is not told as "1 device(s)"."""
+    assert figures.counted(number, "device") == text
