@@ -7,6 +7,7 @@ started again by the test, as systemd would.
 from __future__ import annotations
 
 import json
+import os
 import resource
 import signal
 import subprocess
@@ -53,6 +54,7 @@ class RunningFleet:
         self.home = folder / "fleet"
         self._running: dict[str, subprocess.Popen[bytes]] = {}
         self._versions = 0
+        self.environments: dict[str, dict[str, str]] = {}  # of programs by name: what theirs has beside the test's
         (folder / "in").mkdir()
         allowed = f'batch_folder = "{folder}/out"\nbatch_inputs = ["{folder}/in"]\n'
         (folder / "agent.toml").write_text(_AGENT_CONFIG + allowed)
@@ -64,8 +66,9 @@ class RunningFleet:
             argv = ["regatta_agent", "run", "--config", str(self.folder / "agent.toml"), *self.folders(name)]
         with (self.folder / f"{name}.log").open("ab") as log:
             self._running[name] = subprocess.Popen(
-                [sys.executable, "-m", *argv], stdin=subprocess.DEVNULL, stdout=log, stderr=log
-            )
+                [sys.executable, "-m", *argv], stdin=subprocess.DEVNULL, stdout=log, stderr=log,
+                env={**os.environ, **self.environments.get(name, {})},
+            )  # fmt: skip
         if name == "server":
             wait_until(self._answers, DEADLINE_S, "the server answers", period_s=0.2)
 

@@ -16,7 +16,7 @@ from regatta_agent.actions import Actions
 from regatta_agent.clock import FlooredClock
 from regatta_agent.core import outcomes, rerace, worker_outcomes
 from regatta_agent.core.facts import Limits
-from regatta_agent.core.installs import AgentRecord, Degradation
+from regatta_agent.core.installs import AgentRecord, Degradation, Install
 from regatta_agent.disk.quarantine_file import QuarantineFile
 from regatta_agent.disk.store import Store
 from regatta_agent.events import ChildEnded, ChildLine
@@ -28,6 +28,7 @@ from regatta_agent.workers import WorkerDeath, WorkerNews, WorkerPool
 from regatta_protocol.errors import StorageFull
 from regatta_protocol.ids import ModelRef
 from regatta_protocol.messages import RaceItem, ServingWindow
+from regatta_runtimes.worker.quarantine import MAX_STRIKES
 
 __all__ = ["Conclusions"]
 
@@ -89,6 +90,18 @@ class Conclusions:
         if isinstance(outcome, Failed):
             return self._failed(record, ref, outcome)
         return record
+
+    def distrusted(self, before: Install, after: Install) -> None:
+        """Let races leave out what was given up because it ended the board, and try again what has proved sound."""
+        report, still = self.store.race(after.ref), [one.placement for one in after.given_up]
+        for one in after.given_up:
+            if one.placement not in [other.placement for other in before.given_up]:
+                logger.error("event=given_up version=%s placement=%s reason=%s", after.ref, one.placement, one.reason)
+                self.quarantine.strike(report, one.placement, one.reason, MAX_STRIKES)
+        for one in before.given_up:
+            if one.placement not in still:
+                logger.info("event=trusted_again version=%s placement=%s", after.ref, one.placement)
+                self.quarantine.absolve(report, one.placement)
 
     def _noted(self, record: AgentRecord, news: WorkerNews) -> AgentRecord:
         """Return the record with which candidate serves, and why."""

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from regatta_agent.actions import Actions
 from regatta_agent.clock import FlooredClock
 from regatta_agent.concluding import Conclusions
-from regatta_agent.core import outcomes
+from regatta_agent.core import boots, outcomes
 from regatta_agent.core.facts import Facts, JobKind, Limits
 from regatta_agent.core.installs import AgentRecord
 from regatta_agent.core.planner import wake_at
@@ -111,7 +111,8 @@ class Loop:
         parts.workers.prepare()
         # A first start, or a record that was lost, counts from the time: the fleet takes no number that it has had. In
         # milliseconds, which outrun UNSAVED_REPORTS within a restart.
-        self.record = outcomes.recovered(parts.keeper.load(int(self.wall() * 1000)), parts.limits)
+        loaded = parts.keeper.load(int(self.wall() * 1000))
+        self.record = outcomes.recovered(loaded, parts.limits, parts.surroundings.boot)
         self._settle()
         parts.status.say(self.online, None, None, self._offline_since_s)
         self._connect()
@@ -161,6 +162,7 @@ class Loop:
                 continue
             if isinstance(event, ChildLine | ChildEnded):
                 self.record = parts.conclusions.heard(self.record, event)
+        self.record = boots.stopped(self.record)
         parts.keeper.keep(self.record)
         parts.courier.flush(parts.clock.monotonic(), self.online)
         parts.bus.stop()

@@ -67,11 +67,16 @@ class Settling:
         raise Misuse(f"the plan does not settle: {[str(step) for step in steps][:5]}; this is a bug of the agent")
 
     def _applied(self, record: AgentRecord, step: Advance | Revise) -> AgentRecord:
-        if isinstance(step, Revise):
-            return record.changed(step.ref, **step.changes)
         before = record.find(step.ref)
-        record = record.advanced(step.ref, step.event, **step.changes)
+        if isinstance(step, Revise):
+            record = record.changed(step.ref, **step.changes)
+        else:
+            record = record.advanced(step.ref, step.event, **step.changes)
         after = record.find(step.ref)
+        if before is not None and after is not None and before.given_up != after.given_up:
+            self.conclusions.distrusted(before, after)
+        if isinstance(step, Revise):
+            return record
         self.surroundings.forget(step.ref)
         logger.info(
             "event=%s version=%s from=%s to=%s reason=%s",

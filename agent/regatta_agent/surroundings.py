@@ -52,6 +52,7 @@ class Surroundings:
         self._began_s = clock.monotonic()
         self._stored: dict[ModelRef, StoredVersion | None] = {}
         self._facts: Facts | None = None
+        self.boot = store.boot.hex() if store.boot is not None else None  # which run of the kernel this is
 
     def expire(self) -> None:
         """Let what was seen be of the past: a turn has begun, or something was done."""
@@ -95,6 +96,7 @@ class Surroundings:
             online=online,
             clock_unset=self._clock.is_unset(record.time_floor),
             running_s=now_s - self._began_s,
+            boot=self.boot,
             free_bytes=self._store.free_bytes(),
             run_free_bytes=self._workers.free_bytes(),
             jobs=self._actions.kinds(),

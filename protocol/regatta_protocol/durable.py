@@ -27,6 +27,7 @@ __all__ = [
 
 _FULL = {errno.ENOSPC, errno.EDQUOT}
 _READS = 3
+_PIECE_BYTES = 4095  # with the one more that tells an end, a page
 _EXHAUSTED = {errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN}
 
 
@@ -138,8 +139,17 @@ def read_bounded(path: Path, limit_bytes: int) -> bytes:
     """
     if path.exists() and not path.is_file():
         raise Rejected(f"{path} is not a file")
-    with path.open("rb") as file:
-        data = file.read(limit_bytes + 1)
+    with path.open("rb", buffering=0) as file:
+        # Room for what is there, and not for the limit: it is taken before anything is read into it, and malloc, having
+        # freed megabytes once, takes the next out of its heap, above all else (mallopt(3), M_MMAP_THRESHOLD).
+        room_bytes = os.fstat(file.fileno()).st_size
+        data = b""
+        while len(data) <= limit_bytes:
+            piece = file.read(min(max(room_bytes, _PIECE_BYTES), limit_bytes - len(data)) + 1)
+            if not piece:
+                break
+            data += piece
+            room_bytes = 0  # a file of /proc says 0 of itself, and one may grow
     if len(data) > limit_bytes:
         raise TooLarge(f"{path} is longer than the limit of {limit_bytes} bytes")
     return data

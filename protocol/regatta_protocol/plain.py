@@ -12,6 +12,7 @@ import json
 import math
 from collections.abc import Hashable, Mapping
 from dataclasses import fields, is_dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
@@ -81,8 +82,18 @@ def to_document(value: DataclassInstance) -> dict[str, Any]:
 
     Fields that are None are left out, and so are those that are no finite number: JSON has none of these.
     """
-    named = ((one.name, _document(getattr(value, one.name))) for one in fields(value))
+    named = ((name, _document(getattr(value, name))) for name in _names_of(type(value)))
     return {name: held for name, held in named if held is not None}
+
+
+@lru_cache(maxsize=512)  # kinds, as for their readers
+def _names_of(kind: type[DataclassInstance]) -> list[str]:
+    """Return the names of the fields, asked for once.
+
+    `fields` makes a tuple of a generator, and with each such one Python keeps one more free tuple, up to 2,000 of a
+    length (CPython 3.10 to 3.13, Objects/tupleobject.c).
+    """
+    return [one.name for one in fields(kind)]
 
 
 def _document(value: object) -> object:

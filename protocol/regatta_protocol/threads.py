@@ -77,4 +77,9 @@ class BoundedThread:
         try:
             self._work()
         finally:
+            self._work = _nothing  # it may refer to who holds this thread, and a circle waits long to be collected
             self._living.release()
+
+
+def _nothing() -> None:
+    """The work of a thread that has ended."""

@@ -187,7 +187,7 @@ def test_a_new_runtime_is_raced_beside_the_worker_and_its_winner_takes_over_with
         assert rig.serves()
         return rig.install(1).placement == STANDBY and len(rig.launcher.alive("worker:")) == 1
 
-    assert rig.run(until=gapless, step_s=0.1), rig.install(1)
+    assert rig.run(90, until=gapless, step_s=0.1), rig.install(1)  # what serves has to prove sound for a minute first
     assert spec_of(rig).candidate_id == STANDBY
     rig.clock.pass_by(7 * 3600.0)
     rig.run(5.0)

@@ -25,7 +25,7 @@ from regatta_provisioning.identity import load_identity
 
 __all__ = ["install_json", "microseconds", "reason_text", "span", "status"]
 
-_LONGEST_WAIT_S = 2 * 3600.0  # beyond it the clock was set since, and the agent does not wait (core/planner.py)
+_LONGEST_WAIT_S = 2 * 3600.0  # beyond it the clock was set since, and the agent does not wait (core/due.py)
 
 
 @click.command()

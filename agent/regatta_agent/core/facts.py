@@ -62,6 +62,9 @@ class Limits:
     space_wait_s: float = 3600.0  # a full disk is tried again at most once an hour, unless space appears
     trial_deaths: int = 2  # a worker that dies this often before its trial is over fails it
     failover_deaths: int = 3  # then the next best candidate serves
+    lost_starts: int = 3  # runs of the kernel that end while a placement starts; then it is given up
+    proof_s: float = 60.0  # what has served for so long after its start does not end the board by starting
+    try_again_after_s: tuple[float, ...] = (3600.0, 3 * 3600.0, 6 * 3600.0)  # the agent's start, what was given up
     rerace_interval_s: float = 6 * 3600.0  # between races beside a serving worker, whatever asks for them
     disk_reserve_bytes: int = 16 * 1024 * 1024  # left free for logs, the outbox and the record
     keep_previous: int = 1  # retired versions of a wanted model that stay on disk
@@ -126,6 +129,7 @@ class Facts:
     run_free_bytes: int = 0  # in the run folder
     clock_unset: bool = False  # the board's own clock says a time that is past for sure
     running_s: float = 0.0  # since the agent began, on a monotonic clock
+    boot: str | None = None  # which run of the kernel this is; None: the board does not tell, and no start is counted
     stored: Mapping[ModelRef, StoredVersion] = field(default_factory=lambda: MappingProxyType({}))
     jobs: Mapping[ModelRef, JobKind] = field(default_factory=lambda: MappingProxyType({}))
     workers: Mapping[ModelRef, WorkerFacts] = field(default_factory=lambda: MappingProxyType({}))

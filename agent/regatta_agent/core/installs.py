@@ -19,7 +19,7 @@ from regatta_protocol.policy import Policy
 from regatta_protocol.values import Accuracy, Latency, Power
 from regatta_protocol.wire import Wire
 
-__all__ = ["AgentRecord", "Degradation", "Install", "RaceSummary"]
+__all__ = ["AgentRecord", "Degradation", "GivenUp", "Install", "RaceSummary", "Starting"]
 
 _MAX_INSTALLS = 16  # remembered per model; the oldest settled ones are forgotten first
 
@@ -47,6 +47,22 @@ class Degradation(Wire):
     placement: str
     reason: str
     since: float  # seconds since 1970
+
+
+class Starting(Wire):
+    """A worker that may end the board: it is being started, or has not served for long (boots.py)."""
+
+    placement: str
+    boot: str  # which run of the kernel
+
+
+class GivenUp(Wire):
+    """A placement that is not started any more, because the board kept ending while it was starting."""
+
+    placement: str
+    reason: str
+    times: int = Field(default=1, ge=1)  # given up, first and after it was tried again
+    versions: dict[str, str] = Field(default_factory=dict)  # of runtimes, drivers and kernel with which the board ended
 
 
 class Install(Wire):
@@ -80,6 +96,9 @@ class Install(Wire):
     retried: tuple[float, ...] = ()  # when the winner was retried within the last day, in seconds since 1970
     agreement: str | None = None  # in words, how it answered live requests in the shadow of the version before
     committed_at: float | None = None  # when it passed its trial, first or last
+    starting: Starting | None = None  # written before a worker starts that has served before
+    lost_starts: int = Field(default=0, ge=0)  # runs of the kernel in a row that ended while `placement` was starting
+    given_up: tuple[GivenUp, ...] = ()
 
     @field_validator("state")
     @classmethod

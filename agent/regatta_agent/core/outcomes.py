@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from random import Random
 
-from regatta_agent.core import batches
+from regatta_agent.core import batches, boots
 from regatta_agent.core.facts import Limits
 from regatta_agent.core.installs import AgentRecord, Install, RaceSummary
 from regatta_agent.core.states import Event
@@ -120,7 +120,8 @@ def raced(record: AgentRecord, report: RaceReport, ref: ModelRef, summary: RaceS
         return record.advanced(ref, Event.GAVE_UP, reason=reason, measured=measured)
     return record.advanced(
         ref, Event.PLACEMENT_FOUND, race=summary, measured=measured, placement=summary.placement, deaths=0,
-        degraded=None, guarded=False, retried=(), rerace=None, successor=None,
+        degraded=None, guarded=False, retried=(), rerace=None, successor=None, starting=None,
+        lost_starts=0, given_up=(),
     )  # fmt: skip
 
 
@@ -135,7 +136,7 @@ def failed(
 ) -> AgentRecord:
     """Return the record after the job of `ref` failed: a later try, or the end.
 
-    - StorageFull waits an hour, or until there are more than `free_bytes` (planner.py).
+    - StorageFull waits an hour, or until there are more than `free_bytes` (due.py).
     - NotSent is tried again soon: when the connection is gone, the planner waits for it.
     - Unanswered waits for the fleet, WrongClock for the right time, Exhausted for the board: like StorageFull they are
       no fault of the version, so they cost no attempt.
@@ -169,12 +170,14 @@ def failed(
     return record.put_off(ref, again, reason, now_s + wait_s, attempt=attempt)
 
 
-def recovered(record: AgentRecord, limits: Limits) -> AgentRecord:
+def recovered(record: AgentRecord, limits: Limits, boot: str | None = None) -> AgentRecord:
     """Return the record as it stands after a start: what was in the middle of a child's work is done again.
 
-    That is an attempt, for it may be what ended the board: a race, a worker that was being started, a trial.
+    That is an attempt, for it may be what ended the board: a race, a worker that was being started, a trial. A
+    committed version has no attempts; boots.py counts what of its starts ended the board.
     """
     record = record.model_copy(update={"batch": batches.recovered(record.batch, limits)})
+    record = boots.counted(record, boot)
     for install in list(record.all()):
         if install.degraded is not None and install.placement == install.winner:
             record = record.changed(install.ref, degraded=None)  # its worker is gone, and the next one tries the winner

@@ -14,8 +14,9 @@ from __future__ import annotations
 
 from typing import Any
 
+from regatta_agent.core import boots
+from regatta_agent.core.due import due_later
 from regatta_agent.core.facts import (
-    SPACE_CAME_BYTES,
     Advance,
     Begin,
     Facts,
@@ -23,13 +24,13 @@ from regatta_agent.core.facts import (
     Limits,
     Revise,
     Step,
-    WorkerFacts,
 )
 from regatta_agent.core.health import judge_accuracy, judge_shadow, judge_trial
-from regatta_agent.core.installs import AgentRecord, Install, RaceSummary
+from regatta_agent.core.installs import AgentRecord, Install
 from regatta_agent.core.rerace import rerace_reason
 from regatta_agent.core.standbys import start_of
 from regatta_agent.core.states import IN_PROGRESS, Event
+from regatta_agent.core.succession import succeeded
 from regatta_agent.core.switching import JOBS, WITH_WORKER, cancelled, collected, needed_bytes, switched
 from regatta_agent.core.windows import window_wait
 from regatta_protocol.ids import ModelName, ModelRef
@@ -42,7 +43,8 @@ _S = InstallState
 _RACES = (JobKind.RACE, JobKind.RERACE)
 _NEW_START: dict[str, Any] = {
     "attempt": 0, "waits": 0, "deaths": 0, "bad_digests": (), "degraded": None, "guarded": False,
-    "successor": None, "rerace": None, "racing_again": False, "agreement": None,
+    "successor": None, "rerace": None, "racing_again": False, "agreement": None, "starting": None, "lost_starts": 0,
+    "given_up": (),
 }  # fmt: skip
 
 
@@ -51,9 +53,10 @@ def plan(record: AgentRecord, facts: Facts, limits: Limits) -> list[Step]:
     steps: list[Step] = []
     desired = record.assignment.models if record.assignment is not None else {}
     for name in sorted({*record.installs, *desired}):
-        steps += _want(record, facts, name, desired.get(name))
+        steps += _want(record, facts, limits, name, desired.get(name))
+    moved = {step.ref for step in steps if isinstance(step, Advance)}
     begun: set[JobKind] = set()
-    for install in record.all():
+    for install in (one for one in record.all() if one.ref not in moved):
         for step in _pursue(record, facts, limits, install):
             if isinstance(step, Begin) and step.kind in begun:
                 continue  # one of a kind at a time; the next plan says what it waits for
@@ -67,7 +70,7 @@ def plan(record: AgentRecord, facts: Facts, limits: Limits) -> list[Step]:
 
 def wake_at(record: AgentRecord, facts: Facts) -> float | None:
     """Return when (seconds since 1970) a wait or a trial ends next, or None."""
-    times = [install.not_before for install in record.all() if _due_later(install, facts)]
+    times = [install.not_before for install in record.all() if due_later(install, facts)]
     times += [install.opens_at for install in record.all() if (install.opens_at or 0.0) > facts.now_s]
     for install in record.all():
         worker = facts.workers.get(install.ref)
@@ -79,7 +82,9 @@ def wake_at(record: AgentRecord, facts: Facts) -> float | None:
     return min((time for time in times if time is not None), default=None)
 
 
-def _want(record: AgentRecord, facts: Facts, name: ModelName, wanted: DesiredModel | None) -> list[Step]:
+def _want(
+    record: AgentRecord, facts: Facts, limits: Limits, name: ModelName, wanted: DesiredModel | None
+) -> list[Step]:
     """Withdraw what is not wanted, and take up what is."""
     steps: list[Step] = []
     version = wanted.version if wanted is not None else None
@@ -106,6 +111,8 @@ def _want(record: AgentRecord, facts: Facts, name: ModelName, wanted: DesiredMod
     elif known.state in (_S.FAILED, _S.ROLLED_BACK):
         if known.rollout != wanted.rollout or (known.state is _S.FAILED and known.policy != wanted.policy):
             steps.append(Advance(ref, Event.REASSIGNED, {**_NEW_START, **changes}))
+        elif known.state is _S.FAILED and known.given_up:
+            steps += boots.fallen_back(record, name, known, facts) or boots.restored(record, known, facts, limits)
     elif (known.rollout, known.trial_s, known.policy) != (wanted.rollout, wanted.trial_s, wanted.policy):
         steps.append(Revise(ref, {**changes, "rerace": None} if known.policy != wanted.policy else changes))
     return steps
@@ -113,14 +120,12 @@ def _want(record: AgentRecord, facts: Facts, name: ModelName, wanted: DesiredMod
 
 def _pursue(record: AgentRecord, facts: Facts, limits: Limits, install: Install) -> list[Step]:
     """Bring one version a step further."""
-    if install.version != record.desired_version(install.name) and install.state in IN_PROGRESS:
-        return []  # withdrawn in this plan
     if install.state in WITH_WORKER:
         return _serve(record, facts, limits, install)
     kind = JOBS.get(install.state)
     if install.state is _S.VERIFIED:
         return _start_race(record, facts, limits, install)
-    if kind is None or facts.jobs.get(install.ref) is not None or _due_later(install, facts):
+    if kind is None or facts.jobs.get(install.ref) is not None or due_later(install, facts):
         return []
     if (step := _skip(facts, install)) is not None:
         return [step]
@@ -171,12 +176,14 @@ def _obstacle(facts: Facts, limits: Limits, install: Install, kind: JobKind) -> 
 
 
 def _start_race(record: AgentRecord, facts: Facts, limits: Limits, install: Install) -> list[Step]:
-    if _due_later(install, facts):
+    if due_later(install, facts):
         return []
     if not _complete(facts, install):
         return [Advance(install.ref, Event.FILES_LOST, {"reason": "a file is gone from the disk"})]
     if (wait := window_wait(record, facts, limits, install)) is not None:
         return _because(install, *wait)
+    if (alone := boots.starts_alone(record, facts, limits)) is not None:
+        return _because(install, alone[1])
     return [Advance(install.ref, Event.RACE_STARTED, {"attempt": install.attempt})]
 
 
@@ -190,7 +197,7 @@ def _serve(record: AgentRecord, facts: Facts, limits: Limits, install: Install) 
     if facts.jobs.get(install.ref) is JobKind.CHECK:
         return []  # the death that it is about is written into the record when the files have been read
     if install.state is _S.COMMITTED and install.successor is not None and worker is not None:
-        steps = _replace(facts, install, install.successor, worker)
+        steps = succeeded(facts, install, install.successor, worker)
         if steps:
             return steps
     if worker is None or install.placement is None:
@@ -213,20 +220,10 @@ def _serve(record: AgentRecord, facts: Facts, limits: Limits, install: Install) 
         if verdict.passed:
             return [Advance(install.ref, Event.TRIAL_PASSED, {"committed_at": facts.now_s, "deaths": 0})]
         return [Advance(install.ref, Event.TRIAL_FAILED, {"reason": verdict.reason})]
+    steps = boots.proved(install, worker, facts, limits) or boots.tried_again(record, install, facts, limits)
+    if steps or boots.starts_alone(record, facts, limits) is not None:
+        return steps
     return _race_again(record, facts, limits, install)
-
-
-def _replace(facts: Facts, install: Install, race: RaceSummary, worker: WorkerFacts) -> list[Step]:
-    """Start the worker of a better placement beside the one that serves, and let it take over when it is ready."""
-    fresh = {"race": race, "placement": race.placement, "degraded": None, "guarded": False, "retried": ()}
-    both = (worker, facts.successors.get(install.ref))
-    other = next((one for one in both if one is not None and one.candidate == race.placement), None)
-    if other is None:
-        serves = worker.ready and not worker.stopping and not _due_later(install, facts)
-        return [start_of(install.model_copy(update=fresh), race.placement)] if serves and both[1] is None else []
-    if not other.ready or other.stopping:
-        return []
-    return [Advance(install.ref, Event.PLACED_ANEW, {**fresh, "successor": None, "deaths": 0})]
 
 
 def _race_again(record: AgentRecord, facts: Facts, limits: Limits, install: Install) -> list[Step]:
@@ -252,7 +249,7 @@ def _race_again(record: AgentRecord, facts: Facts, limits: Limits, install: Inst
 def _start_worker(record: AgentRecord, facts: Facts, limits: Limits, install: Install) -> list[Step]:
     if install.state is _S.ON_TRIAL:
         return [Advance(install.ref, Event.INTERRUPTED, {"reason": "its worker is gone: the trial starts again"})]
-    if _due_later(install, facts):
+    if due_later(install, facts):
         return []
     if not _complete(facts, install) or install.placement is None:
         return [Advance(install.ref, Event.FILES_LOST, {"reason": "a file is gone from the disk", "race": None})]
@@ -260,7 +257,12 @@ def _start_worker(record: AgentRecord, facts: Facts, limits: Limits, install: In
         return _because(install, *wait)
     if install.state is _S.PLACED and install.opens_at is not None:
         return _because(install, None)
-    return [start_of(install, install.placement)]
+    if install.state is _S.COMMITTED and (steps := boots.given_up(install, facts, limits)):
+        return steps
+    alone = boots.starts_alone(record, facts, limits)
+    if alone is not None and alone[0] is not install:
+        return _because(install, alone[1])
+    return boots.marked(install, install.placement, facts) or [start_of(install, install.placement)]
 
 
 def _because(install: Install, reason: str | None, opens_at: float | None = None) -> list[Step]:
@@ -272,14 +274,6 @@ def _because(install: Install, reason: str | None, opens_at: float | None = None
 def _complete(facts: Facts, install: Install) -> bool:
     stored = facts.stored.get(install.ref)
     return stored is not None and stored.missing == 0 and stored.manifest_digest == install.manifest_digest
-
-
-def _due_later(install: Install, facts: Facts) -> bool:
-    """Return whether a back-off is still running; one that lies absurdly far off is a clock that jumped."""
-    space_bytes = facts.free_bytes + facts.run_free_bytes
-    if install.full_at_bytes is not None and space_bytes >= install.full_at_bytes + SPACE_CAME_BYTES:
-        return False
-    return install.not_before is not None and facts.now_s < install.not_before < facts.now_s + 2 * 3600.0
 
 
 def _megabytes(size_bytes: int) -> str:

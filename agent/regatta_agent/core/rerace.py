@@ -11,6 +11,7 @@ from collections.abc import Mapping
 
 from regatta_agent.core.facts import Facts, Limits
 from regatta_agent.core.installs import AgentRecord, Install, RaceSummary
+from regatta_agent.core.standbys import distrusted
 from regatta_protocol.errors import RegattaError
 from regatta_protocol.ids import ModelRef
 from regatta_protocol.measurement import Outcome, RaceReport
@@ -143,7 +144,13 @@ def successor_died(record: AgentRecord, ref: ModelRef, why: str) -> AgentRecord:
     install = record.find(ref)
     if install is None or install.successor is None or install.race is None:
         return record
-    reason = f"{install.successor.placement} won a new race, but its worker ended: {why}"
+    placement = install.successor.placement
+    if any(one.placement == placement for one in install.given_up):
+        reason = f"{placement} was tried again, but its worker ended: {why}"
+        degraded = install.degraded.model_copy(update={"reason": reason}) if install.degraded is not None else None
+        given_up = distrusted(install.given_up, placement, reason)
+        return record.changed(ref, successor=None, given_up=given_up, degraded=degraded)
+    reason = f"{placement} won a new race, but its worker ended: {why}"
     policy = install.successor.policy
     unmet = reason if policy != install.race.policy else install.race.unmet
     told = {"versions": install.successor.versions, "at": install.successor.at, "policy": policy, "unmet": unmet}

@@ -3,7 +3,8 @@
 Rules:
 1. A pair of state and event that is not in the table raises, and the caller's state stays as it was.
 2. A transition has no side effects. What must be done in a state is the planner's to say (planner.py).
-3. The running version never leaves COMMITTED until another one is COMMITTED, or until nobody wants the model.
+3. The running version never leaves COMMITTED until another one is COMMITTED, nobody wants the model, a file of it is
+   lost, or the board kept ending while its worker was starting, whatever its placement.
 """
 
 from __future__ import annotations
@@ -37,6 +38,7 @@ class Event(StrEnum):
     GAVE_UP = "gave_up"  # rejected for good, or out of attempts
     WITHDRAWN = "withdrawn"  # the desired state no longer wants it
     RESTORED = "restored"  # wanted again, and still on disk with its placement
+    FELL_BACK = "fell_back"  # the version after it was given up, and it serves again, having passed its trial before
     REASSIGNED = "reassigned"  # wanted anew, from the start
 
 
@@ -79,10 +81,13 @@ TRANSITIONS = MappingProxyType(
         (_S.COMMITTED, _E.TAKEN_BACK): _S.COMMITTED,
         (_S.COMMITTED, _E.PLACED_ANEW): _S.COMMITTED,
         (_S.COMMITTED, _E.FILES_LOST): _S.ASSIGNED,
+        (_S.COMMITTED, _E.GAVE_UP): _S.FAILED,
         (_S.COMMITTED, _E.WITHDRAWN): _S.RETIRED,
         (_S.RETIRED, _E.RESTORED): _S.PLACED,
+        (_S.RETIRED, _E.FELL_BACK): _S.COMMITTED,
         (_S.RETIRED, _E.REASSIGNED): _S.ASSIGNED,
         (_S.ROLLED_BACK, _E.REASSIGNED): _S.ASSIGNED,
+        (_S.FAILED, _E.RESTORED): _S.PLACED,
         (_S.FAILED, _E.REASSIGNED): _S.ASSIGNED,
     }
 )

@@ -111,9 +111,14 @@ def collected(record: AgentRecord, facts: Facts, limits: Limits) -> list[Step]:
             retired = [one for one in installs if one.state is _S.RETIRED and one.committed_at is not None]
             retired.sort(key=lambda one: one.committed_at or 0.0)
             keep |= {one.ref for one in retired[-limits.keep_previous :]} if limits.keep_previous else set()
+    keep |= {install.ref for install in record.all() if install.state is _S.FAILED and _is_tried_again(record, install)}
     keep |= {install.ref for install in record.all() if install.ref in limits.pinned and _whole(facts, install)}
     keep |= _within_budget(record, facts, limits, frozenset(keep))
     return [Collect(frozenset(keep))] if frozenset(keep) != facts.collected else []
+
+
+def _is_tried_again(record: AgentRecord, install: Install) -> bool:
+    return bool(install.given_up) and install.version == record.desired_version(install.name)
 
 
 def _within_budget(record: AgentRecord, facts: Facts, limits: Limits, kept: frozenset[ModelRef]) -> set[ModelRef]:

@@ -1,6 +1,6 @@
 """What a version may wait for, in each state: the reason as it is shown, and what ends the wait. Pure data.
 
-The reasons are written where the waits are decided (planner.py, windows.py, health.py, outcomes.py,
+The reasons are written where the waits are decided (planner.py, boots.py, windows.py, health.py, outcomes.py,
 worker_outcomes.py); a test holds them to this table, and the documentation shows it. Work that is going on is no wait:
 its deadline is its job's.
 """
@@ -49,6 +49,11 @@ WAITS = (
         (_S.PLACED, _S.COMMITTED),
         "its worker cannot be started: …",
         "within a minute it is tried again; for want of space when 1 MB more is free, or in an hour",
+    ),
+    Wait(
+        (_S.VERIFIED, _S.PLACED, _S.COMMITTED),
+        "waiting: … starts alone, for the board ended while it was starting … times",
+        "it has served for a minute, or has ended the board once more and is given up",
     ),
     Wait((_S.ON_TRIAL,), "on trial for … s", "that time has passed"),
     Wait((_S.COMMITTED,), "its worker ended (…); it starts again in … s", "within a minute"),

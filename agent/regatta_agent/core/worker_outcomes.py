@@ -10,7 +10,7 @@ from random import Random
 
 from regatta_agent.core.facts import Limits
 from regatta_agent.core.installs import AgentRecord, Degradation, Install
-from regatta_agent.core.standbys import next_candidate
+from regatta_agent.core.standbys import distrusted, next_candidate
 from regatta_agent.core.states import Event
 from regatta_protocol.backoff import backoff_s
 from regatta_protocol.errors import Exhausted, StorageFull
@@ -47,9 +47,12 @@ def worker_died(
             return _restarted(record, install, reason, now_s + wait_s, deaths, placement=following)
         since = install.degraded.since if install.degraded is not None else now_s
         told = Degradation(placement=following, reason=reason, since=since)
+        given_up = install.given_up
+        if install.placement in [one.placement for one in given_up]:  # it was tried again, and is no better
+            given_up = distrusted(given_up, install.placement, reason)
         return record.advanced(
             ref, Event.FAILED_OVER, reason=reason, not_before=now_s + wait_s, placement=following, deaths=deaths,
-            degraded=told, guarded=True,
+            degraded=told, guarded=True, given_up=given_up, lost_starts=0,
         )  # fmt: skip
     reason = f"its worker ended ({why}); it starts again in {wait_s:.0f} s"
     return _restarted(record, install, reason, now_s + wait_s, deaths)

@@ -50,15 +50,21 @@ class QuarantineFile:
         except (RegattaError, OSError) as err:
             logger.error("event=quarantine_lost path=%s error=%s", self._path, err)
 
-    def strike(self, report: RaceReport | None, candidate: str, reason: str) -> None:
+    def strike(self, report: RaceReport | None, candidate: str, reason: str, times: int = 1) -> None:
         """Take down that what serves crashed or hung: a crash is one wherever it happens.
 
         Args:
             report: of the race that placed it, which knows the pair; without one nothing is taken down.
+            candidate: that crashed.
+            reason: in words.
+            times: how often.
         """
         pair = _pair(report, candidate)
         if pair is not None:
-            self.save(self.load().struck(pair, candidate, reason))
+            quarantine = self.load()
+            for _ in range(times):
+                quarantine = quarantine.struck(pair, candidate, reason)
+            self.save(quarantine)
 
     def absolve(self, report: RaceReport | None, candidate: str) -> None:
         """Take down that the candidate serves again, sound and fast."""

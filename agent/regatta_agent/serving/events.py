@@ -36,6 +36,8 @@ MAX_EVENT_BYTES = 65_536  # a window with every bucket of its sketch is about 25
 
 Family = Literal["retryable", "rejected", "misuse"]
 
+_WINDOW_FIELDS = [one.name for one in fields(ServingWindow)]
+
 
 @dataclass(frozen=True, kw_only=True)
 class SelfTest:
@@ -66,7 +68,7 @@ class WindowClosed(ServingWindow):
 
     def window(self) -> ServingWindow:
         """Return the telemetry item without the event's name."""
-        return ServingWindow(**{one.name: getattr(self, one.name) for one in fields(ServingWindow)})
+        return ServingWindow(**{name: getattr(self, name) for name in _WINDOW_FIELDS})
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,9 +15,9 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from regatta_agent.serving.engine import Engine, Finished
+from regatta_agent.serving.exchange import Request, Respond, Response, error_response
 from regatta_agent.serving.feedback import Feedback
 from regatta_agent.serving.guarded import RunnerLost
-from regatta_agent.serving.http import Request, Respond, Response, error_response
 from regatta_agent.serving.inference import InferRequest, SharedMemory, parse_infer, render_infer
 from regatta_agent.serving.lane import Batches, Expired, Lane
 from regatta_agent.serving.mirror import Mirror

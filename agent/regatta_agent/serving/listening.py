@@ -18,7 +18,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from regatta_agent.serving.addresses import is_loopback
-from regatta_agent.serving.http import Connection, Endpoint
+from regatta_agent.serving.exchange import Endpoint
+from regatta_agent.serving.http import Connection
 from regatta_agent.serving.spec import ServeSpec, TlsFiles, check_socket_path
 from regatta_agent.serving.tcp import BACKLOG, bind_tcp
 from regatta_protocol.durable import read_bounded

@@ -19,7 +19,7 @@ import numpy as np
 
 from regatta_agent.serving.engine import Engine, Finished
 from regatta_agent.serving.events import Shadowed
-from regatta_agent.serving.http import Request, Response
+from regatta_agent.serving.exchange import Request, Response
 from regatta_agent.serving.inference import InferRequest
 from regatta_agent.serving.spec import ServeSpec
 from regatta_agent.serving.tensors import Array

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 from urllib.parse import unquote
 
-from regatta_agent.serving.http import Request, Response, error_response
+from regatta_agent.serving.exchange import Request, Response, error_response
 from regatta_agent.serving.shared_memory import RegionBody, Regions
 from regatta_protocol.plain import read_json
 

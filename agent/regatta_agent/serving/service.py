@@ -21,8 +21,8 @@ from dataclasses import dataclass
 from typing import Annotated, Any
 
 import regatta_protocol
+from regatta_agent.serving.exchange import Request, Respond, Response, error_response, json_response
 from regatta_agent.serving.feedback import Feedback
-from regatta_agent.serving.http import Request, Respond, Response, error_response, json_response
 from regatta_agent.serving.inferring import Inferences, not_ready, of_a_web_page
 from regatta_agent.serving.metrics import CONTENT_TYPE, openmetrics, statistics
 from regatta_agent.serving.regions import answer_regions

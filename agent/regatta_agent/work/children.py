@@ -33,7 +33,9 @@ logger = logging.getLogger(__name__)
 
 MAX_LINE_BYTES = 1024 * 1024  # a verified assignment of 64 models is about 10 KB, a window 25 KB
 _MAX_ERRORS_BYTES = 4096
-_READ_BYTES = 65_536
+# Malloc finds room for it anywhere in its heap; for 64 KiB above all else only. What was left of that, a line, held
+# the place until the next read had its room above it: the heap crept up by 1 MB an hour (docs/footprint.md).
+_READ_BYTES = 4096
 _OOM_SCORE_ADJ = "500"  # of at most 1000, which would be before whatever else the board runs
 _NO_MEMORY_S = 1.0  # before the end of a child is told again, when there was no memory to tell it
 
@@ -233,6 +235,7 @@ class _Process:
                         errors = (errors + data)[-_MAX_ERRORS_BYTES:]
                     else:
                         line = self._split(line + data)
+                    del data  # or it would be held until the next read has got its room
         if line:
             self._put(ChildLine(self._name, line))
         return errors

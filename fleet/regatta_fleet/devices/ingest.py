@@ -15,6 +15,7 @@ from sqlalchemy import Connection
 
 from regatta_fleet import verdicts
 from regatta_fleet.batches import batching
+from regatta_fleet.core.moments import believed
 from regatta_fleet.database import devices, telemetry
 from regatta_fleet.database.engine import Database
 from regatta_fleet.database.events import add_event
@@ -158,6 +159,7 @@ def _record_reported(tx: Connection, reported: Reported, now: float) -> bool:
 
 
 def _record_batch(tx: Connection, batch: TelemetryBatch, now: float) -> bool:
+    batch = believed(batch, now)
     if not telemetry.record_batch(tx, batch, now):
         return False
     for item in batch.items:

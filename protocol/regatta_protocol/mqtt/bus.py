@@ -138,6 +138,9 @@ class MqttBus:
         except Exception as err:  # want of memory or descriptors: a thread that ended would leave us offline for ever
             logger.exception("event=mqtt_failed broker=%s:%s", self._config.host, self._config.port)
             reason = f"cannot connect to {self._config.host}:{self._config.port}: {err!r}"
+        finally:
+            if connection is not None:
+                connection.let_go()
         return (connection.connected_at_s if connection is not None else None), reason
 
     def _report_down(self, reason: str) -> None:

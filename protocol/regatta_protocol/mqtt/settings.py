@@ -64,7 +64,8 @@ def advice(err: Exception) -> str:
     """Return what a fault of TLS most likely comes from: a clock that is not set, or somebody else who answers."""
     if isinstance(err, ssl.SSLCertVerificationError):
         now = datetime.datetime.now(datetime.timezone.utc)
-        when = f"; this machine's clock says {now:%Y-%m-%d %H:%M} UTC: set it if that is wrong"
+        # The day alone: a reason that is another one each minute would be told in the log each minute.
+        when = f"; this machine's clock says {now:%Y-%m-%d}: set it if that is wrong"
         return when if err.verify_code in _NOT_VALID_NOW else ""
     if isinstance(err, ssl.SSLError) and err.reason == "WRONG_VERSION_NUMBER":
         return "; what answers there does not speak TLS: perhaps a captive portal of the network that wants a login"

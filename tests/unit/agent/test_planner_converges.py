@@ -45,6 +45,15 @@ class _World:
         self.facts = IDLE
         self.workers: list[tuple[ModelRef, WorkerFacts]] = []  # in the order they were started
         self.started = 0
+        self.boots = 0
+
+    def reboot(self) -> None:
+        """End the board, whatever goes on, and start the agent in another run of the kernel."""
+        self.boots += 1
+        self.workers = []
+        self.facts = replace(self.facts, jobs={}, links={}, running_s=0.0, boot=f"boot {self.boots}")
+        self.record = outcomes.recovered(self.record, self.limits, self.facts.boot)
+        self._show_workers()
 
     def step(self) -> None:
         before = on_trial(self.record)
@@ -76,6 +85,7 @@ class _World:
                 stored = {ref: kept for ref, kept in self.facts.stored.items() if ref in step.keep}
                 self.facts = replace(self.facts, stored=stored, collected=step.keep)
         self.facts = replace(self.facts, jobs=jobs, links=links, now_s=self.facts.now_s + 400.0)
+        self.facts = replace(self.facts, running_s=self.facts.running_s + 400.0)
         self._show_workers()
         for one in self.record.all():
             if one.state in IN_PROGRESS and one.ref not in {*jobs, *(ref for ref, _ in self.workers)}:
@@ -122,6 +132,8 @@ class _World:
         install = self.record.find(ref)
         if install is None or install.winner is None:
             return worker
+        if install.successor is not None and worker.candidate == install.successor.placement:
+            return worker  # it speaks of its own winner, and that is not the record's yet
         if self.draw.random() > luck:
             told = Degradation(placement="litert/int8/none/t1", reason="hung", since=self.facts.now_s)
             self.record = worker_outcomes.degraded(self.record, ref, told, (self.facts.now_s,))
@@ -164,25 +176,32 @@ def on_trial(record: AgentRecord) -> set[int]:
 @given(
     seed=st.integers(0, 2**32),
     windows=st.booleans(),
+    reboots=st.sampled_from([0.0, 0.3, 0.9]),
     wishes=st.lists(st.tuples(st.one_of(st.none(), st.integers(1, 3)), st.sampled_from(["r1", "r2"])), max_size=6),
 )
 def test_it_converges_on_whatever_the_fleet_wants_last(
-    seed: int, windows: bool, wishes: list[tuple[int | None, str]]
+    seed: int, windows: bool, reboots: float, wishes: list[tuple[int | None, str]]
 ) -> None:
     """After any history of wishes and failures: the last wish is committed, or it ended with a reason; then quiet.
 
-    With update windows, too: nothing takes over outside of them while another version serves.
+    With boards that end at any time, and with update windows, too: nothing takes over outside of them while another
+    version serves.
     """
     world = _World(Random(seed), EVERY_OTHER_HOUR if windows else ())
     world.record = wanting(world.record, 1, "r0")
+    served: set[int | None] = set()  # these may serve again when the next one is given up
     for version, rollout in wishes:
         world.facts = replace(world.facts, versions={"litert": str(world.draw.randrange(2))})
-        for _ in range(world.draw.randrange(6)):
+        for _ in range(world.draw.randrange(16 if reboots else 6)):
             before = committed(world.record)
             wanted = world.record.desired_version(NAME)
+            if world.draw.random() < reboots:
+                world.reboot()
             world.step()
             world.go_on(luck=0.6)
-            assert committed(world.record) - before <= {wanted}, "a version was committed that nobody asked for"
+            asked = {wanted} | served
+            assert committed(world.record) - before <= asked, "a version was committed that nobody asked for"
+            served |= committed(world.record)
         world.record = wanting(world.record, version, rollout)
     for _ in range(70):  # longer than the interval between races
         world.step()

@@ -19,7 +19,7 @@ from regatta_agent.core.waits import WAITS, Wait
 from regatta_agent.errors import Unanswered, WrongClock
 from regatta_protocol.errors import Exhausted, RegattaError, Retryable, StorageFull
 from regatta_protocol.ids import ModelName, ModelRef
-from regatta_protocol.messages import InstallState
+from regatta_protocol.messages import DesiredModel, InstallState
 
 _S = InstallState
 REF = ModelRef(NAME, 2)
@@ -48,6 +48,7 @@ class Case:
     metered: bool = False
     wanted: Mapping[str, Any] = field(default_factory=dict)
     shadow_s: float = 0.0
+    lost_starts: int = 0  # of another model's version
 
     @property
     def state(self) -> InstallState:
@@ -97,6 +98,10 @@ CASES = [
     ),
     Case(_S.PLACED, "its worker cannot be started: …", starved=Exhausted("no process can be started")),
     Case(_S.COMMITTED, "its worker cannot be started: …", starved=StorageFull("no space left for its socket")),
+    *(
+        Case(state, "waiting: … starts alone, for the board ended while it was starting … times", lost_starts=2)
+        for state in (_S.VERIFIED, _S.PLACED, _S.COMMITTED)
+    ),
     Case(_S.ON_TRIAL, "on trial for … s", facts={"workers": {REF: READY}}),
     Case(_S.COMMITTED, "its worker ended (…); it starts again in … s", deaths=7),
     Case(
@@ -110,6 +115,14 @@ def _wait(case: Case) -> Wait:
     return next(wait for wait in WAITS if wait.reason == case.reason and case.state in wait.states)
 
 
+def _beside_a_last_start(record: AgentRecord, lost_starts: int) -> AgentRecord:
+    assert record.assignment is not None
+    models = {OTHER.name: DesiredModel(version=1, rollout="r"), **record.assignment.models}
+    suspect = an_install(1, _S.COMMITTED, lost_starts=lost_starts).model_copy(update={"name": OTHER.name})
+    record = record.model_copy(update={"assignment": record.assignment.model_copy(update={"models": models})})
+    return record.with_install(suspect)
+
+
 @pytest.mark.parametrize("case", CASES, ids=[f"{case.state}: {case.reason}" for case in CASES])
 def test_a_wait_says_why(case: Case) -> None:
     """In every state, for every cause: the reason of the table, and nothing is begun while it holds."""
@@ -120,6 +133,8 @@ def test_a_wait_says_why(case: Case) -> None:
     if case.begins is not _S.COMMITTED:
         record = record.with_install(an_install(1, _S.COMMITTED, committed_at=1.0))
     record = wanting(record.with_install(install), 2, window=case.window, **case.wanted)
+    if case.lost_starts:
+        record = _beside_a_last_start(record, case.lost_starts)
     rng = Random(3)
     if case.error is not None:
         record = outcomes.failed(record, REF, case.error, IDLE.now_s, rng, LIMITS, IDLE.free_bytes)
@@ -127,7 +142,7 @@ def test_a_wait_says_why(case: Case) -> None:
         record = worker_outcomes.worker_died(record, REF, "signal 11", 1.0, IDLE.now_s, rng, LIMITS)
     if case.starved is not None:
         record = worker_outcomes.starved(record, REF, case.starved, IDLE.now_s, rng, LIMITS, IDLE.free_bytes)
-    stored = {ModelRef(NAME, 1): StoredVersion(digest(1), 0, 0)}
+    stored = {ref: StoredVersion(digest(1), 0, 0) for ref in (ModelRef(NAME, 1), OTHER)}
     if case.begins is _S.DOWNLOADING:
         stored[REF] = StoredVersion(digest(2), 1, 500)
     elif case.begins not in KINDS:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 import zlib
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from left_behind import blocks_left
 from regatta_protocol.codec import (
     MAX_INFLATED_BYTES,
     MAX_PAYLOAD_BYTES,
@@ -90,3 +92,12 @@ def test_a_cut_compressed_message_is_rejected() -> None:
     for length in range(len(data)):
         with pytest.raises(Rejected):
             decode_zlib(Presence, data[:length])
+
+
+def test_texts_of_messages_are_not_kept() -> None:
+    """Each message has an id of its own; what is read and dropped is gone."""
+    numbers = itertools.count()
+
+    left = blocks_left(lambda: decode(Response, b'{"id":"r%032d","error":"e"}' % next(numbers)), 400)
+
+    assert left < 20

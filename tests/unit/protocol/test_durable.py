@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import tracemalloc
 from pathlib import Path
 
 import pytest
@@ -117,6 +118,24 @@ def test_reading_is_bounded(tmp_path: Path) -> None:
             read_bounded(other, 5)
     with pytest.raises(FileNotFoundError):
         read_bounded(tmp_path / "none", 5)
+
+
+def test_reading_takes_room_for_the_file_and_not_for_the_limit(tmp_path: Path) -> None:
+    """A short file under a long limit takes little; one that says 0 of itself, as those of /proc do, is read whole."""
+    path = tmp_path / "state"
+    path.write_bytes(b"12345")
+
+    tracemalloc.start()
+    try:
+        assert read_bounded(path, 64 * 1024 * 1024) == b"12345"
+        _, peak_bytes = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+
+    assert peak_bytes < 100_000
+    assert read_bounded(Path("/proc/self/maps"), 64 * 1024 * 1024).endswith(b"\n")
+    with pytest.raises(TooLarge):
+        read_bounded(Path("/proc/self/maps"), 100)
 
 
 def _umask() -> int:

@@ -6,6 +6,7 @@ with a real one is in tests/contract and tests/system.
 
 from __future__ import annotations
 
+import gc
 import logging
 import queue
 import socket
@@ -17,6 +18,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from paho.mqtt import client as paho
 
 from mosquitto import TestAuthority, expect
 from regatta_protocol.bus import Connected, Disconnected, Event, Message
@@ -280,6 +282,25 @@ def test_connected_is_told_before_anything_else(meet: Meet) -> None:
     _, inbox, _ = meet(behave, filters=("rg/b/#",))
 
     assert [type(inbox.get(timeout=10)) for _ in range(2)] == [Connected, Message]
+
+
+def test_a_connection_that_ended_is_freed_at_once(meet: Meet) -> None:
+    """With its TLS, 30 KB: a device whose network comes and goes does not wait for a collection of old garbage."""
+    _, _, rogue = meet(lambda connection: connection.sendall(CONNACK))  # and closes
+    gc.collect()
+    gc.disable()
+    try:
+        before, more = clients(), rogue.connections + 10
+        wait_until(lambda: rogue.connections >= more)
+        after = clients()
+    finally:
+        gc.enable()
+
+    assert after <= before + 1  # between two connections there is none, and each was one more
+
+
+def clients() -> int:
+    return sum(isinstance(one, paho.Client) for one in gc.get_objects())
 
 
 def wait_until(condition: Callable[[], bool], timeout_s: float = 15.0) -> None:

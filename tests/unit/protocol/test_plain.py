@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ConfigDict, ValidationError, create_model
 
+from left_behind import blocks_left
 from regatta_agent.serving.events import Degraded, Ready, SelfTest, Shadowed, WindowClosed
 from regatta_agent.serving.spec import Contender, ServeLimits, ServeSpec
 from regatta_protocol.bounds import Bounds
@@ -217,3 +218,15 @@ def test_bounds(bounds: Bounds, right: tuple[object, ...], wrong: tuple[object, 
     """The ends are as they say, and a pattern is of the whole text."""
     assert [bounds.broken_by(value) for value in right] == [None] * len(right)
     assert all(bounds.broken_by(value) for value in wrong)
+
+
+def test_a_window_read_and_written_leaves_nothing_behind() -> None:
+    """An agent does it every few seconds for years: no block of memory for each."""
+    window = WindowClosed(
+        model=ModelName("digits"), version=1, placement="one", start=1.0, stop=2.0, requests=3, errors=0
+    )
+    said = to_json(window)
+
+    left = blocks_left(lambda: to_json(read(WindowClosed, parse_json(said)).window()), 400)
+
+    assert left < 20

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import gc
 import threading
+import weakref
 from collections.abc import Callable
 from unittest import mock
 
 import pytest
 
+from polling import wait_until
 from regatta_protocol import threads
 from regatta_protocol.errors import Exhausted
 from regatta_protocol.threads import BoundedThread
@@ -31,6 +34,28 @@ def test_it_works_until_its_end_and_is_waited_for() -> None:
     thread.join(10)
 
     assert (thread.is_alive(), thread.is_current(), inside) == (False, False, [True])
+
+
+def test_an_ended_thread_keeps_nothing_of_its_work() -> None:
+    """Whoever holds a thread of its own is freed with the last name for it, and waits for no collection of garbage."""
+
+    class Owner:
+        def __init__(self) -> None:
+            self.thread = BoundedThread(self.work, "work")
+
+        def work(self) -> None:
+            """Be done."""
+
+    owner = Owner()
+    gone = weakref.ref(owner)
+    owner.thread.start()
+    owner.thread.join(10)
+    gc.disable()
+    try:
+        del owner
+        wait_until(lambda: gone() is None, 10, "the owner is freed")
+    finally:
+        gc.enable()
 
 
 def test_work_that_raises_has_ended() -> None:

@@ -12,9 +12,10 @@ pytest.importorskip("grpc", reason="the extra grpc is not installed")
 
 import grpc
 
+from regatta_agent.serving.exchange import Endpoint, Request, Respond, json_response
 from regatta_agent.serving.grpc.intake import Intake
 from regatta_agent.serving.grpc.service import InferenceService
-from regatta_agent.serving.http import Endpoint, HttpServer, Request, Respond, json_response
+from regatta_agent.serving.http import HttpServer
 from regatta_agent.serving.spec import ServeLimits
 
 _LIVE = "/inference.GRPCInferenceService/ServerLive"

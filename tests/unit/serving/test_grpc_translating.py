@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 
 pytest.importorskip("google.protobuf", reason="the extra grpc is not installed")
 
+from regatta_agent.serving.exchange import Request, Response
 from regatta_agent.serving.grpc.open_inference_pb2 import ModelInferRequest
 from regatta_agent.serving.grpc.translating import HEADER_LENGTH, message_of_answer, model_path, request_of_message
-from regatta_agent.serving.http import Request, Response
 from regatta_agent.serving.inference import InferRequest, NamedTensor, WantedOutput, parse_infer, render_infer
 from regatta_agent.serving.tensors import Array, encode_binary
 from regatta_protocol.errors import Rejected

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from regatta_agent.serving.http import Endpoint, HttpServer, Request, Respond, Response
+from regatta_agent.serving.exchange import Endpoint, Request, Respond, Response
+from regatta_agent.serving.http import HttpServer
 from regatta_agent.serving.long_body import LONG_BYTES
 from regatta_agent.serving.spec import ServeLimits
 
@@ -122,3 +123,17 @@ def test_it_is_refused_when_others_have_taken_the_room(tmp_path: Path) -> None:
 
     assert [status for status, _ in answers] == [503]
     assert server.held_bytes == 0
+
+
+def test_a_target_that_is_no_path_is_refused_when_the_body_is_whole(tmp_path: Path) -> None:
+    """As with a short body: 400, and what comes behind it is thrown away."""
+    answers = []
+
+    async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, _: HttpServer) -> None:
+        writer.write((_HEAD % _SIZE).replace(b"/x", b"http://[") + _BODY + _HEAD % 3 + b"abc")
+        answers.append(await _read_answer(reader))
+
+    _talk(tmp_path, talk)
+
+    assert [status for status, _ in answers] == [400]
+    assert b"no path" in answers[0][1]

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from regatta_agent.serving.http import Request
+from regatta_agent.serving.exchange import Request
 from regatta_agent.serving.regions import answer_regions
 from regatta_agent.serving.registry import Registry
 from regatta_agent.serving.shared_memory import MAX_REGIONS, RegionBody, Regions

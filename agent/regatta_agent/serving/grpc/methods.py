@@ -14,9 +14,9 @@ from urllib.parse import quote
 from google.protobuf.json_format import ParseDict
 from google.protobuf.message import Message
 
+from regatta_agent.serving.exchange import Request, Response
 from regatta_agent.serving.grpc import open_inference_pb2 as pb
 from regatta_agent.serving.grpc.translating import model_path
-from regatta_agent.serving.http import Request, Response
 
 __all__ = ["METHODS", "Method"]
 

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple, NoReturn
 
 import grpc
 
-from regatta_agent.serving.http import Response
+from regatta_agent.serving.exchange import Response
 
 __all__ = ["Context", "Ending", "Refused", "refused_by"]
 

@@ -21,9 +21,10 @@ from pathlib import Path
 import grpc
 
 from regatta_agent.serving.addresses import is_loopback, split_address
+from regatta_agent.serving.exchange import Endpoint
 from regatta_agent.serving.grpc.intake import Intake
 from regatta_agent.serving.grpc.service import InferenceService
-from regatta_agent.serving.http import Endpoint, HttpServer
+from regatta_agent.serving.http import HttpServer
 from regatta_agent.serving.listening import ModelLink, bind_unix, read_guards
 from regatta_agent.serving.spec import ServeSpec, TlsFiles
 from regatta_protocol.durable import read_bounded

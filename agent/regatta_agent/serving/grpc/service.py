@@ -19,6 +19,7 @@ from typing import TypeVar
 import grpc
 from google.protobuf.message import DecodeError
 
+from regatta_agent.serving.exchange import Endpoint, Request, Response
 from regatta_agent.serving.grpc.intake import Intake
 from regatta_agent.serving.grpc.methods import METHODS, Method
 from regatta_agent.serving.grpc.open_inference_pb2 import (
@@ -28,7 +29,7 @@ from regatta_agent.serving.grpc.open_inference_pb2 import (
 )
 from regatta_agent.serving.grpc.refusing import Context, Refused, refused_by
 from regatta_agent.serving.grpc.translating import is_typed, message_of_answer, request_of_message
-from regatta_agent.serving.http import Endpoint, HttpServer, Request, Response
+from regatta_agent.serving.http import HttpServer
 from regatta_protocol.errors import Rejected
 
 __all__ = ["InferenceService"]

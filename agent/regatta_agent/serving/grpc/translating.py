@@ -19,6 +19,7 @@ from urllib.parse import quote
 
 import numpy as np
 
+from regatta_agent.serving.exchange import Request, Response
 from regatta_agent.serving.grpc.open_inference_pb2 import (
     InferParameter,
     InferTensorContents,
@@ -26,7 +27,6 @@ from regatta_agent.serving.grpc.open_inference_pb2 import (
     ModelInferResponse,
 )
 from regatta_agent.serving.header import MAX_TENSORS
-from regatta_agent.serving.http import Request, Response
 from regatta_agent.serving.tensors import (
     DATATYPES,
     MAX_DIMENSIONS,

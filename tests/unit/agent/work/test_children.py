@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import platform
 import queue
 import subprocess
 import sys
@@ -194,3 +195,38 @@ def test_the_end_of_a_child_is_told_when_there_is_memory_again(monkeypatch: pyte
 def test_an_end_tells_what_the_board_lacked(status: int, errors: str, lack: str | None) -> None:
     """In the words of the kernel, the loader and Python; a crash is none of them."""
     assert ChildEnded("one", status, errors).lack == lack
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="asks glibc's malloc how far its heap reaches")
+def test_what_a_child_says_does_not_have_the_heap_creep() -> None:
+    """Lines that come one by one, as a worker's windows do, are read where the ones before them were."""
+    risen = subprocess.run(
+        [sys.executable, "-c", _CREEPING], env={**os.environ, "MALLOC_ARENA_MAX": "1"}, capture_output=True, timeout=60,
+        check=True, text=True,
+    )  # fmt: skip
+
+    assert int(risen.stdout) < 20_000, "with room for 64 KiB at each read it was 48,000"
+
+
+_CREEPING = """
+import ctypes, queue, sys
+from regatta_agent.events import ChildEnded
+from regatta_agent.work.children import ProcessLauncher
+
+names = "arena ordblks smblks hblks hblkhd usmblks fsmblks uordblks fordblks keepcost".split()
+Info = type("Info", (ctypes.Structure,), {"_fields_": [(name, ctypes.c_size_t) for name in names]})
+mallinfo2 = ctypes.CDLL(None).mallinfo2
+mallinfo2.restype = Info
+
+def reached():
+    info = mallinfo2()
+    return info.arena - info.keepcost
+
+child = "import time\\nfor _ in range(300): print('x' * 560, flush=True); time.sleep(0.004)"
+inbox = queue.Queue(1000)
+ProcessLauncher(inbox).launch("one", [sys.executable, "-S", "-c", child], None)
+reaches = []
+while not isinstance(inbox.get(timeout=20), ChildEnded):
+    reaches.append(reached())
+print(max(reaches[50:]) - reaches[50])
+"""
