@@ -67,6 +67,10 @@ _SWEEP_S = 0.5
 _HANG_LOOK_S, _HANG_LOOKS = 0.05, 4
 _DRAIN_POLL_S = 0.02
 _BRIEF_NS = 1_000_000  # what the loop may be kept from other connections; wake-ups of a thread cost 0.03 ms
+# After how long the loop must let go of the interpreter when the engine's thread asks for it, which it does after each
+# inference, of tens of microseconds with small models. Python's 5 ms are longer than all that the loop does at once, so
+# the engine would wait for it: 0.5 to 2 % of a batch job (`./run bench batch`).
+_SWITCH_INTERVAL_S = 50e-6
 _ENGINE_QUEUE = 16  # the lane has two pieces in hand, and the caretaker asks one thing at a time
 _OTHER_FILES = 160  # pipes, listeners, runners, sensors, libraries, and 64 shared-memory regions
 _EVENT_QUEUE = 64  # lines; a parent that does not read loses windows, not the serving
@@ -364,6 +368,7 @@ def main(arguments: list[str], started_ns: int) -> int:
     """
     logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(levelname)s %(name)s %(message)s")
     contain()
+    sys.setswitchinterval(_SWITCH_INTERVAL_S)
     reporter = Reporter()
     try:
         if len(arguments) != 1:
