@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import threading
 from collections.abc import Callable, Iterator
@@ -85,6 +86,23 @@ def test_golden_samples_are_checked_before_anybody_is_served(folder: Path) -> No
     assert (ready.self_test.samples, ready.self_test.passed) == (8, True)
     assert (ready.self_test.snr_db or 0) > 60
     assert (failed.family, "self-test" in failed.reason) == ("rejected", True)
+
+
+def test_what_a_worker_asks_itself_before_it_is_ready_is_not_counted(folder: Path) -> None:
+    """It asks in vain, and clients find no trace of that: the first request of one is the first."""
+    told = []
+    with serving(tiny_spec(folder, version=9), folder) as worker:
+        for _ in range(2):
+            text = raw_exchange(worker.spec.socket_path, b"GET /metrics HTTP/1.1\r\nhost: x\r\n\r\n").decode()
+            told.append({name: int(count) for name, count in re.findall(r'outcome="(\w+)"} (\d+)', text)})
+            with Client(worker.spec.socket_path) as client:
+                client.infer("tiny", IMAGE)
+        windows = worker.drain()
+
+    assert len(told[0]) > 1
+    assert set(told[0].values()) == {0}
+    assert told[1] == {**told[0], "success": 1}
+    assert sum(window.requests for window in windows) == 2
 
 
 def test_a_worker_holds_nothing_that_it_does_not_use(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -204,6 +204,8 @@ class Lane(Generic[T, R]):
 
     def _count(self, tickets: list[T], finished: Finished[Sequence[R | Exception]]) -> None:
         self.pending -= len(tickets)
+        if all(isinstance(result, Exception) for result in finished.value or ()):
+            return  # all were refused, or failed: that says nothing of how long the next will take
         each_ns = (finished.ended_ns - finished.began_ns) // len(tickets)
         self._mean_ns += (each_ns - self._mean_ns) // _MEMORY
 

@@ -109,6 +109,10 @@ class Tally:
             placement: what serves.
             start: seconds since 1970, of the running window.
         """
+        self.begin(placement, start)
+
+    def begin(self, placement: Placement, start: float) -> None:
+        """Count from now on; what was counted is forgotten."""
         self.placement = placement
         self.start = start
         self.requests = 0

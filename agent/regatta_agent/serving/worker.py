@@ -42,6 +42,7 @@ from regatta_agent.serving.mirror import Mirror
 from regatta_agent.serving.placed import PlacedModel, open_placed
 from regatta_agent.serving.power import PowerMeter
 from regatta_agent.serving.registry import Registry
+from regatta_agent.serving.rehearsal import rehearse
 from regatta_agent.serving.seat import is_guarded
 from regatta_agent.serving.service import Service
 from regatta_agent.serving.shared_memory import Regions
@@ -217,7 +218,8 @@ class Worker:
         self._companions.start(failover.signature, placed.interface)
         self._meter.start()
         threading.Thread(target=self._watch_for_end, args=(failover,), name="watch", daemon=True).start()
-        self._tally.start = time.time()
+        await rehearse(self._spec.socket_path, self._spec.model)
+        self._tally.begin(self._tally.placement, time.time())
         giving_way.end()
         load_us = (finished.ended_ns - self._started_ns) / 1000
         grpc_address = None if self._grpc is None else self._grpc.tcp_address

@@ -150,6 +150,20 @@ def test_a_delay_gathers_company_and_ends(count: int) -> None:
     assert rig.computed == [["0", "1"], ["2"]][: (count + 1) // 2] if count != 1 else [["0"]]
 
 
+def test_what_was_refused_says_nothing_of_how_long_the_next_takes() -> None:
+    """Else a few malformed requests would have a slow model taken for a brief one, and computed on the loop."""
+
+    async def scenario(rig: _Rig) -> None:
+        rig.gate.set()
+        before_ns = rig.lane.delay_ns()
+        for number in range(8):
+            rig.lane.put(_Request(f"bad-{number}"))
+        await rig.until_ended(8)
+        assert rig.lane.delay_ns() == before_ns
+
+    _run(scenario)
+
+
 def test_retry_after_is_what_the_queue_takes() -> None:
     """Pending requests times the measured mean, in whole seconds and at least one."""
 

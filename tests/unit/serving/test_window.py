@@ -62,6 +62,20 @@ def test_stages_are_told_at_first_then_not_for_five_minutes_and_with_the_last_wi
     assert tally.is_told
 
 
+def test_a_tally_that_begins_anew_has_forgotten_all() -> None:
+    """Totals, window and stages."""
+    tally = _tally()
+    tally.count(Outcome.SUCCESS, _timing(100.0))
+    tally.count(Outcome.FAILURE, _timing(100.0))
+    tally.begin(tally.placement, start=12.0)
+
+    closed = tally.close(15.0, None, None, last=True)
+    assert (closed.start, closed.requests, closed.errors, closed.latency_counts, closed.stage_counts) == (
+        12.0, 0, 0, {}, {},
+    )  # fmt: skip
+    assert {sum(totals.outcomes.values()) for totals in tally.totals.values()} == {0}
+
+
 def test_a_clock_that_was_set_back_delays_no_stages() -> None:
     """A board without a clock battery jumps by decades when it hears the time, and may jump back."""
     tally = _tally()
