@@ -32,7 +32,7 @@ MAX_MANIFEST_BYTES = 256 * 1024  # said here, for a worker reads a part of it
 _Count = Annotated[int, Bounds(ge=0)]
 _NotNegative = Annotated[float, Bounds(ge=0)]
 _Sketch = Annotated[dict[int, int], Bounds(max_length=4096)]
-_StageName = Annotated[str, Bounds(pattern="[a-z_]{1,32}")]
+_StageName = Annotated[str, Bounds(pattern="[a-z0-9_]{1,32}")]
 
 
 class Value:

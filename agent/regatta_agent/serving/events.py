@@ -32,7 +32,7 @@ __all__ = [
     "parse_event",
 ]
 
-MAX_EVENT_BYTES = 65_536  # a window with every bucket of its sketch is about 25 KB
+MAX_EVENT_BYTES = 262_144  # a window whose five sketches use every bucket is about 125 KB
 
 Family = Literal["retryable", "rejected", "misuse"]
 

@@ -31,7 +31,7 @@ __all__ = ["MAX_LINE_BYTES", "Child", "Launcher", "ProcessLauncher"]
 
 logger = logging.getLogger(__name__)
 
-MAX_LINE_BYTES = 1024 * 1024  # a verified assignment of 64 models is about 10 KB, a window 25 KB
+MAX_LINE_BYTES = 1024 * 1024  # a verified assignment of 64 models is about 10 KB, a window 125 KB
 _MAX_ERRORS_BYTES = 4096
 # Malloc finds room for it anywhere in its heap; for 64 KiB above all else only. What was left of that, a line, held
 # the place until the next read had its room above it: the heap crept up by 1 MB an hour (docs/footprint.md).

@@ -125,7 +125,7 @@ def _add_window(tx: Connection, device: DeviceId, window: ServingWindow) -> None
             requests=row.requests + window.requests,
             errors=row.errors + window.errors,
             latency_counts=_dump(merge([_load(row.latency_counts), _held(window.latency_counts)])),
-            stage_counts=_dump_stages(merge_named([_load_stages(row.stage_counts), _held_stages(window)])),
+            stage_counts=_with_stages(row.stage_counts, window),
             feedback_correct=row.feedback_correct + correct,
             feedback_total=row.feedback_total + total,
             power=power or row.power,
@@ -146,7 +146,7 @@ def _summary(rows: Iterable[Row[tuple[object, ...]]]) -> ServingSummary:
         errors=sum(row.errors for row in listed),
         p50_us=quantile(counts, 0.5),
         p99_us=quantile(counts, 0.99),
-        stages={name: _stage(found) for name, found in stages.items() if name in _STAGES},
+        stages={name: _stage(stages[name]) for name in _STAGES if name in stages},
         feedback=Accuracy(correct=correct, total=judged) if judged else None,
         power=read_json(Power, power.encode(), MAX_PAYLOAD_BYTES) if power else None,
         since=min(row.since for row in listed),
@@ -157,6 +157,13 @@ def _summary(rows: Iterable[Row[tuple[object, ...]]]) -> ServingSummary:
 def _stage(counts: dict[int, int]) -> StageLatency:
     p50_us, p99_us = quantile(counts, 0.5), quantile(counts, 0.99)
     return StageLatency(requests=total(counts), p50_us=p50_us, p99_us=p99_us)
+
+
+def _with_stages(held: str | None, window: ServingWindow) -> str | None:
+    """Return the sketches of stages with those of a window; most windows have none, and leave them as they are."""
+    if not window.stage_counts:
+        return held
+    return _dump_stages(merge_named([_load_stages(held), _held_stages(window)]))
 
 
 def _held_stages(window: ServingWindow) -> dict[str, dict[int, int]]:

@@ -16,9 +16,12 @@ from regatta_agent.serving.events import Failed, Ready, SelfTest, WindowClosed, 
 from regatta_agent.serving.feedback import Feedback
 from regatta_agent.serving.metrics import openmetrics, statistics
 from regatta_agent.serving.window import Outcome, Placement, Stage, Tally, Timing
+from regatta_agent.telemetry.batches import encode_item
 from regatta_protocol import sketch
+from regatta_protocol.codec import decode_zlib, encode_zlib
 from regatta_protocol.errors import Rejected
-from regatta_protocol.ids import ModelName
+from regatta_protocol.ids import DeviceId, ModelName
+from regatta_protocol.messages import TelemetryBatch
 from regatta_protocol.plain import to_document, to_json
 from regatta_protocol.values import Accuracy, ServingWindow
 
@@ -98,6 +101,25 @@ def test_a_window_goes_through_its_line_to_telemetry() -> None:
     assert event.window().latency_counts == closed.latency_counts
     assert event.window().stage_counts == closed.stage_counts != {}
     assert "event" not in to_document(event.window())
+
+
+def test_the_widest_window_gets_through_to_the_fleet() -> None:
+    """Every bucket of all five sketches in use, with counts of days: a line, an item, and a batch in one message."""
+    low, high = sketch.bucket_of(sketch.LOWEST), sketch.bucket_of(sketch.HIGHEST)
+    counts = {bucket: bucket * 7919 % 99_991 + 1 for bucket in range(low, high + 1)}
+    stages = {stage.value: counts for stage in Stage if stage is not Stage.REQUEST}
+    window = WindowClosed(
+        model=ModelName("digits"), version=2, placement="p", start=1.0, stop=2.0, requests=10**9, errors=0,
+        latency_counts=counts, stage_counts=stages,
+    )  # fmt: skip
+
+    event = parse_event(to_json(window))
+
+    assert isinstance(event, WindowClosed)
+    item = event.window()
+    assert len(encode_item(item)) > 0
+    batch = TelemetryBatch(id="batch-0001", device=DeviceId("d"), items=(item,))
+    assert decode_zlib(TelemetryBatch, encode_zlib(batch)).items == (item,)
 
 
 @pytest.mark.parametrize(
