@@ -141,7 +141,6 @@ def assemble(
         config.power,
     )
     trust_dir = config.state_dir / "trust"
-    trust_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
     actions = Actions(
         bus, launcher, identity, store, workers, race, trust_dir=trust_dir, run_dir=config.run_dir, boot=boot
     )

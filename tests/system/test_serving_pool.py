@@ -24,14 +24,16 @@ pytestmark = [pytest.mark.system, pytest.mark.timeout(300)]
 
 WINNER, COMPANION = "litert/float32/none/t1", "litert/float32/xnnpack/t1"
 _DEADLINE_S = 90.0  # each takes a second or two on a machine that has nothing else to do
-WEIGHTS = np.random.default_rng(0).normal(size=(1024, 1024)).astype(np.float32)
-X = np.random.default_rng(1).normal(size=(1, 1024)).astype(np.float32)
+_WIDTH = 2048  # 16 MB of weights: some milliseconds, so that requests of four clients wait, and a runner's wake-up pays
+WEIGHTS = np.random.default_rng(0).normal(size=(_WIDTH, _WIDTH)).astype(np.float32)
+X = np.random.default_rng(1).normal(size=(1, _WIDTH)).astype(np.float32)
+EXPECTED = X @ WEIGHTS.T  # here, so that asking is most of what the clients do
 
 
 @pytest.fixture
 def worker(tmp_path: Path) -> Iterator[ServingProcess]:
     model = tmp_path / "dense.tflite"
-    model.write_bytes(dense_model(WEIGHTS, np.zeros(1024, np.float32)))
+    model.write_bytes(dense_model(WEIGHTS, np.zeros(_WIDTH, np.float32)))
     other = Contender(candidate_id=COMPANION, variant_path=model)
     spec = ServeSpec(
         model=ModelName("dense"),
@@ -73,7 +75,7 @@ def test_both_answer_and_one_that_dies_is_not_missed_and_comes_back(worker: Serv
             while not stop.is_set():
                 try:
                     answer = client.infer("dense", X)["out"]
-                    np.testing.assert_allclose(answer, X @ WEIGHTS.T, rtol=1e-3, atol=1e-3)
+                    np.testing.assert_allclose(answer, EXPECTED, rtol=1e-3, atol=1e-3)
                 except (RegattaError, AssertionError) as err:
                     wrong.append(err)
                     return

@@ -64,17 +64,32 @@ class Store:
         self.digests = Digests()
         self._folders = (self.blobs, self.partial, self._models, self._races)
 
-    def prepare(self) -> None:
-        """Make the folders and clear what a cut left half-written.
+    def make_folders(self) -> None:
+        """Make the folders that are not there.
 
         Raises:
-            OSError: when a folder is not there and cannot be made.
+            OSError: when one cannot be made.
         """
         for folder in self._folders:
             make_folder_durably(folder, mode=0o700)
+
+    def prepare(self) -> None:
+        """Make the folders and clear what a cut left half-written.
+
+        Folders that the disk has no room for are made by the first download: the agent starts, and tells of the disk.
+
+        Raises:
+            OSError: when a folder is not there and cannot be made for another reason.
+        """
+        try:
+            self.make_folders()
+        except OSError as err:
+            if shortage_of(err, "the folders of models") is None:
+                raise
+            logger.warning("event=folders_not_made error=%s", err)
         leftovers = list(self._state_dir.rglob(".*.tmp"))  # each bears the id of the process that wrote it
         # Cut after a download had moved to its place: its bits, or its old name that came back with a power cut.
-        leftovers += [path for path in self.partial.iterdir() if self._is_done_with(path.name.removesuffix(".bits"))]
+        leftovers += [path for path in _entries(self.partial) if self._is_done_with(path.name.removesuffix(".bits"))]
         try:
             for leftover in leftovers:
                 leftover.unlink(missing_ok=True)
@@ -148,7 +163,7 @@ class Store:
 
     def free_bytes(self) -> int:
         """Return the space that this process may still use."""
-        facts = os.statvfs(self.blobs)
+        facts = os.statvfs(self.blobs if self.blobs.is_dir() else self._state_dir)
         return facts.f_bavail * facts.f_frsize
 
     def save_race(self, ref: ModelRef, report: RaceReport) -> None:
@@ -193,8 +208,8 @@ class Store:
         if unknown:
             logger.error("event=blobs_not_collected reason=a_manifest_cannot_be_read")
             return Collected(freed, whole)
-        leftovers = [path for path in self.blobs.iterdir() if path.name not in digests]
-        for path in self.partial.iterdir():
+        leftovers = [path for path in _entries(self.blobs) if path.name not in digests]
+        for path in _entries(self.partial):
             digest = path.name.removesuffix(".bits")
             if digest not in digests or self._is_done_with(digest):
                 leftovers.append(path)
@@ -242,3 +257,8 @@ class Store:
             return (self.partial / digest).stat().st_blocks * 512
         except OSError:
             return 0
+
+
+def _entries(folder: Path) -> list[Path]:
+    """Return what is in the folder; nothing when it is not there."""
+    return list(folder.iterdir()) if folder.is_dir() else []

@@ -102,7 +102,10 @@ class Inferences:
         self, candidate: str | None, placed: PlacedModel, engine: Engine, *, expected_ns: int | None = None,
         brief_ns: int = 0, batches: Batches | None = None,
     ) -> None:  # fmt: skip
-        """Let a placement take requests: the first has candidate None, the others are its companions; see Lane."""
+        """Let a placement take requests: the first has candidate None, the others are its companions; see Lane.
+
+        A companion of which nothing is known is thought to take what the first does.
+        """
 
         def compute(tickets: Sequence[_Ticket]) -> list[_Inferred | Exception]:
             return self._compute(placed, tickets)
@@ -110,6 +113,8 @@ class Inferences:
         def finish(ticket: _Ticket, result: _Inferred | Exception, began_ns: int) -> None:
             self._finish(post, ticket, result, began_ns)
 
+        if expected_ns is None and self._posts:
+            expected_ns = self._posts[0].lane.mean_ns
         lane = Lane(self._loop, engine, compute, finish, expected_ns=expected_ns, brief_ns=brief_ns)
         lane.batches = batches
         post = _Post(candidate, placed, lane)
@@ -205,9 +210,15 @@ class Inferences:
         self._refuse(request, respond, Outcome.FAILURE, error_response(500, f"the model failed: {str(error)[:500]}"))
 
     def _route(self, ticket: _Ticket) -> None:
-        """Give a request to the placement that is expected to be done with it first."""
-        posts = self._posts
-        chosen = 0 if len(posts) == 1 else first_to_be_done([post.lane.delay_ns() for post in posts])
+        """Give a request to the placement that is expected to be done with it first.
+
+        One that would have to wait there goes where nothing was measured for long, when that may do it earlier.
+        """
+        posts, chosen = self._posts, 0
+        if len(posts) > 1:
+            chosen = first_to_be_done([post.lane.delay_ns() for post in posts])
+            if posts[chosen].lane.pending:
+                chosen = first_to_be_done([post.lane.hoped_ns(ticket.received_ns) for post in posts])
         posts[chosen].lane.put(ticket)
 
     def _compute(self, placed: PlacedModel, tickets: Sequence[_Ticket]) -> list[_Inferred | Exception]:

@@ -29,6 +29,7 @@ __all__ = ["Batches", "Expired", "Lane", "Ticket"]
 _IN_HAND = 2  # pieces of work that the engine's thread is given: one runs, one is next
 _MEMORY = 8  # the mean forgets with this many pieces, so one slow piece is soon forgotten
 _UNMEASURED_NS = 1_000_000
+_FORGIVES_NS = 5_000_000_000  # of having had nothing to do halve what a lane's time is thought to be
 _TURN_NS = 1_000_000  # of computing before the loop looks around: some ten requests of a small model share its cost
 _IS_BRIEF, _DEADLINE = attrgetter("brief"), attrgetter("deadline_ns")
 
@@ -99,12 +100,28 @@ class Lane(Generic[T, R]):
         self._turn_ends_ns: int | None = None  # while it computes what waits
         self.pending = 0  # requests that wait or are computed
         self._mean_ns = expected_ns or _UNMEASURED_NS  # of a request, exponentially weighted
+        self._measured_ns = time.perf_counter_ns()  # when it last was
         self._oldest_ns = 0  # since when the first of those that wait for company has waited
         self.batches: Batches | None = None  # None: one by one
+
+    @property
+    def mean_ns(self) -> int:
+        """How long a request takes, of late."""
+        return self._mean_ns
 
     def delay_ns(self, more: int = 1) -> float:
         """Return how long `more` requests on top of the pending ones are expected to take until the last is done."""
         return (self.pending + more) * self._mean_ns
+
+    def hoped_ns(self, now_ns: int) -> float:
+        """Return how long one request more may take when what was measured long ago has changed since.
+
+        A lane that has nothing to do is not measured, either: one bad moment, and it would never be chosen again. So
+        its time is thought to be half as long for every five seconds of that.
+        """
+        if self.pending:
+            return self.delay_ns()
+        return float(self._mean_ns * 0.5 ** ((now_ns - self._measured_ns) / _FORGIVES_NS))
 
     def retry_after_s(self) -> int:
         """Return after how many whole seconds the queue is expected to have been worked off; at least 1."""
@@ -207,7 +224,12 @@ class Lane(Generic[T, R]):
         if all(isinstance(result, Exception) for result in finished.value or ()):
             return  # all were refused, or failed: that says nothing of how long the next will take
         each_ns = (finished.ended_ns - finished.began_ns) // len(tickets)
-        self._mean_ns += (each_ns - self._mean_ns) // _MEMORY
+        rested = finished.ended_ns - self._measured_ns >= _FORGIVES_NS
+        self._measured_ns = finished.ended_ns
+        if rested:  # better news is believed at once, and a slow first one put down to the rest
+            self._mean_ns = min(self._mean_ns, each_ns)
+        else:
+            self._mean_ns += (each_ns - self._mean_ns) // _MEMORY
 
     def _tell(self, tickets: list[T], finished: Finished[Sequence[R | Exception]]) -> None:
         failed = None if finished.error is None else [finished.error] * len(tickets)

@@ -158,6 +158,7 @@ class _Fetch:
             self._current = None
             return self.conclude()
         number = self._transfer_of(Digest(wanted[0].digest))
+        self._store.make_folders()
         self._current = _Blob(wanted[0], number, self._bus, self._device, self._store)
         self._current.begin(now_s)
         return None

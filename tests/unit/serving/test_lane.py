@@ -164,6 +164,28 @@ def test_what_was_refused_says_nothing_of_how_long_the_next_takes() -> None:
     _run(scenario)
 
 
+def test_what_was_measured_long_ago_is_forgiven_until_it_is_measured_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else a companion that had one bad moment would never be asked again; a quick answer is believed at once."""
+
+    async def scenario(rig: _Rig) -> None:
+        rig.lane.put(_Request("slow"))
+        await asyncio.sleep(0.2)  # which it takes: the mean is 25 ms or more then
+        rig.gate.set()
+        await rig.until_ended(1)
+        now_ns, slow_ns = time.perf_counter_ns(), rig.lane.delay_ns()
+        assert rig.lane.hoped_ns(now_ns) > 0.9 * slow_ns
+        assert rig.lane.hoped_ns(now_ns + 2 * lane._FORGIVES_NS) == pytest.approx(slow_ns / 4, rel=0.2)
+        rig.gate.clear()
+        rig.lane.put(_Request("pending"))
+        assert rig.lane.hoped_ns(now_ns + 2 * lane._FORGIVES_NS) == rig.lane.delay_ns()
+        monkeypatch.setattr(lane, "_FORGIVES_NS", 0)
+        rig.gate.set()
+        await rig.until_ended(2)
+        assert rig.lane.mean_ns < slow_ns / 4
+
+    _run(scenario)
+
+
 def test_retry_after_is_what_the_queue_takes() -> None:
     """Pending requests times the measured mean, in whole seconds and at least one."""
 

@@ -13,7 +13,7 @@ import pytest
 from regatta_agent.core.installs import AgentRecord
 from regatta_agent.disk.partial import PartialFile
 from regatta_agent.disk.record import UNSAVED_REPORTS, RecordFile
-from regatta_agent.disk.store import Store
+from regatta_agent.disk.store import Collected, Store
 from regatta_agent.errors import WrongBlob
 from regatta_protocol.codec import encode
 from regatta_protocol.errors import BadDigest, Exhausted, Rejected
@@ -194,6 +194,39 @@ def test_what_a_kill_leaves_between_two_steps_is_cleared_at_the_next_start(store
 
     assert not record.exists()
     assert {path.name for path in store.partial.iterdir()} == {FILE.digest, f"{FILE.digest}.bits"}
+
+
+def test_folders_that_a_full_disk_has_no_room_for_are_made_later(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The agent starts, sees what is free, collects nothing, and makes them once there is room."""
+    made = Store(tmp_path)
+
+    def full(path: Path, mode: int = 0o777) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", str(path))
+
+    with monkeypatch.context() as patch:
+        patch.setattr("regatta_agent.disk.store.make_folder_durably", full)
+        made.prepare()
+        with pytest.raises(OSError, match="No space"):
+            made.make_folders()
+    assert not made.blobs.exists()
+    assert made.free_bytes() > 0
+    assert made.collect([]) == Collected(0, True)
+
+    made.make_folders()
+    file = partial(made)
+    for index in range(6):
+        file.write(index, piece(index))
+    assert file.finish()
+    assert made.blob_path(FILE.digest).read_bytes() == DATA
+
+
+def test_folders_that_cannot_be_made_for_another_reason_end_the_start(tmp_path: Path) -> None:
+    """Such as a file where a folder belongs: that is for a person to mend."""
+    (tmp_path / "blobs").write_bytes(b"no folder")
+    with pytest.raises(FileExistsError):
+        Store(tmp_path).prepare()
 
 
 @pytest.mark.parametrize("unreadable", [OSError(errno.EIO, "broken"), OSError(errno.EMFILE, "no descriptor")])
