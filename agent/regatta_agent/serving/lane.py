@@ -7,7 +7,8 @@ or as many as may be computed together.
 Work that has been brief of late is not handed over at all: the loop's thread computes it, in *turns*. The first request
 that comes is computed at once; what comes with it waits until all that is there has been read, and is then worked off
 by priority for about a millisecond, after which the loop looks for what has come meanwhile. So under load, too, no
-request pays for a wake-up, and a health check waits for one turn at most.
+request pays for a wake-up, and a health check waits for one turn at most. For a client that asks alone this holds for
+work of a few milliseconds, too: with nobody beside it, nothing could be read or answered meanwhile.
 """
 
 from __future__ import annotations
@@ -31,6 +32,8 @@ _MEMORY = 8  # the mean forgets with this many pieces, so one slow piece is soon
 _UNMEASURED_NS = 1_000_000
 _FORGIVES_NS = 5_000_000_000  # of having had nothing to do halve what a lane's time is thought to be
 _TURN_NS = 1_000_000  # of computing before the loop looks around: some ten requests of a small model share its cost
+_ALONE = 8  # requests one after the other that found nobody waiting: that client asks alone
+_LONE_FACTOR = 5  # so much longer may its work keep the loop
 _IS_BRIEF, _DEADLINE = attrgetter("brief"), attrgetter("deadline_ns")
 
 
@@ -86,13 +89,15 @@ class Lane(Generic[T, R]):
             compute: returns what came of each request, in order; called on the engine's thread, or the loop's.
             finish: told on the loop of each request, what came of it (`Expired` included) and when computing began.
             expected_ns: how long a request is thought to take until that is measured.
-            brief_ns: a piece that is expected to take less may be computed on the loop's thread; 0: none ever is.
+            brief_ns: a piece that is expected to take less may be computed on the loop's thread, and five times that for
+                a client that asks alone; 0: none ever is.
         """
         self._loop = loop
         self._engine = engine
         self._compute = compute
         self._finish = finish
-        self._brief_ns = brief_ns
+        self._least_brief_ns = brief_ns
+        self._alone = 0  # requests of late that found nobody here
         self._waiting: Waiting[T] = Waiting()
         self._timer: asyncio.TimerHandle | None = None
         self._in_hand = 0  # pieces that the engine's thread was given
@@ -129,6 +134,7 @@ class Lane(Generic[T, R]):
 
     def put(self, ticket: T) -> None:
         """Compute `ticket` when its turn comes."""
+        self._alone = 0 if self.pending else self._alone + 1
         self.pending += 1
         waits_for_company = self.batches is not None and self.batches.delay_ns > 0
         takes_turn = self._turn_ends_ns is not None  # and an answer of it has let the next request of its client in
@@ -150,6 +156,10 @@ class Lane(Generic[T, R]):
         while self._waiting and self._has_room and self._company_has_come(now_ns):
             self._give(self._waiting.take(1 if self.batches is None else self.batches.most))
         self._set_timer(now_ns)
+
+    @property
+    def _brief_ns(self) -> int:
+        return self._least_brief_ns * (_LONE_FACTOR if self._alone >= _ALONE else 1)
 
     @property
     def _has_room(self) -> bool:

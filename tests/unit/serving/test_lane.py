@@ -314,6 +314,28 @@ def test_work_that_grows_slow_leaves_the_loop_and_comes_back() -> None:
     assert any(rig.here[f"{number}"] for number in range(200))
 
 
+def test_a_client_that_asks_alone_keeps_the_loop_for_longer_until_another_asks() -> None:
+    """Nobody could be read or answered meanwhile; as soon as two wait at once, the thread computes beside the loop."""
+
+    async def scenario(rig: _Here) -> None:
+        async def ask(*names: str) -> None:
+            count = len(rig.here) + len(names)
+            for name in names:
+                rig.lane.put(_Request(name, brief=True))
+            await rig.until_ended(count)
+
+        for number in range(lane._ALONE + 2):
+            await ask(f"slow-{number}")
+        await ask("slow-a", "slow-b", "slow-c")
+        await ask("slow-d")
+
+    rig = _run_here(scenario, brief_ns=8_000_000)
+
+    alone = [rig.here[f"slow-{number}"] for number in range(lane._ALONE + 2)]
+    assert not alone[lane._ALONE - 3] and all(alone[lane._ALONE - 1 :])
+    assert not rig.here["slow-c"] and not rig.here["slow-d"]
+
+
 def test_what_may_take_long_goes_to_the_thread_and_the_others_wait() -> None:
     """A session is used by one at a time: nothing is computed on the loop meanwhile."""
 
