@@ -88,6 +88,8 @@ def batch(
         print_json({**asdict(summary), "per_second": round(summary.per_second, 1)})
     else:
         click.echo(_words(summary))
+        if not summary.records:
+            click.echo(f"nothing to answer was found in {', '.join(inputs)}", err=True)
     if summary.refused:
         raise Rejected(f"{summary.refused} of {summary.records} records were refused: see their error in {output}")
 

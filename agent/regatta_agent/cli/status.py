@@ -96,7 +96,7 @@ def status(
         return
     click.echo("")
     print_table(
-        ["MODEL", "STATE", "SERVING", "PLACEMENT", "P50 us", "ACCURACY", "REASON"],
+        ["MODEL", "STATE", "SERVING", "PLACEMENT", "P50 µs", "ACCURACY", "REASON"],
         [_install_row(record, install, config.run_dir) for install in installs],
     )
     if record.batch:

@@ -80,7 +80,7 @@ def print_race(report: RaceReport) -> None:
         click.echo(_wrapped(line))
     click.echo("")
     print_table(
-        ["CANDIDATE", "OUTCOME", "P50 us", "P99 us", "ACCURACY", "LOST", "MEMORY MB", "POWER", "FRONT", "WHY"],
+        ["CANDIDATE", "OUTCOME", "P50 µs", "P99 µs", "ACCURACY", "LOST", "MEMORY MB", "POWER", "FRONT", "WHY"],
         [_candidate_row(one, report) for one in ranked(report)],
     )
 

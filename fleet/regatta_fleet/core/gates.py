@@ -183,7 +183,7 @@ def _judge_latency(ref: ModelRef, succeeded: Sequence[Trial], gate: GateConfig) 
     if ratio <= gate.max_p99_ratio + _ROUNDING:
         return Judgement(Verdict.PROMOTE, words)
     if apart_us < P99_NOISE_US:
-        return Judgement(Verdict.PROMOTE, f"{words}, not counted: only {apart_us:.0f} us apart")
+        return Judgement(Verdict.PROMOTE, f"{words}, not counted: only {apart_us:.0f} µs apart")
     return Judgement(Verdict.FAIL, f"{len(pairs)} of {_devices(len(succeeded))} measured: {words}")
 
 

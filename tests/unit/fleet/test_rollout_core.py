@@ -163,7 +163,7 @@ def test_the_gate_says_in_plain_words_how_accuracy_fell() -> None:
             {},
             1,
             Verdict.PROMOTE,
-            "not counted: only 580 us apart",
+            "not counted: only 580 µs apart",
         ),
         (
             [_trial("a", GOOD, 0.98, 0.98), Trial(DeviceId("b"), Outcome.REMOVED)],
