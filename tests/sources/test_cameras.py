@@ -1,6 +1,7 @@
 """Cameras by the real OpenCV: a video file in a camera's place, and devices that are missing or are none.
 
-V4L2 itself needs a device: its part here is what happens without one. `./run check-sources` installs OpenCV.
+V4L2 itself needs a device (test_v4l2.py): its part here is what happens without one. `./run check-sources` installs
+OpenCV.
 """
 
 from __future__ import annotations

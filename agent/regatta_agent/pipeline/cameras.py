@@ -17,6 +17,7 @@ import numpy as np
 from regatta_agent.pipeline.frames import Frame
 from regatta_agent.pipeline.pauses import Pauses
 from regatta_agent.pipeline.settings import CameraSettings
+from regatta_agent.serving.tensors import Array
 from regatta_protocol.errors import Misuse
 
 __all__ = ["CameraSource"]
@@ -78,10 +79,33 @@ class CameraSource:
                 if now_s < self._due_s:
                     continue
                 self._due_s = max(self._due_s + period_s, now_s + period_s / 2)  # the rate on average, and no bursts
+                height, width = (
+                    int(camera.get(size)) for size in (cv2.CAP_PROP_FRAME_HEIGHT, cv2.CAP_PROP_FRAME_WIDTH)
+                )
+                rgb = _rgb(picture, height, width)
+                if rgb is None:
+                    self.problem = (
+                        f"{settings.device} gives pictures of {picture.shape} {picture.dtype}, which are no colours: "
+                        "set another format (v4l2-ctl --list-formats-ext shows them), width or height"
+                    )
+                    return
                 self._number += 1
-                yield Frame(f"{settings.device}#{self._number}", np.ascontiguousarray(picture[:, :, ::-1]), time.time())
+                yield Frame(f"{settings.device}#{self._number}", rgb, time.time())
         finally:
             camera.release()
+
+
+def _rgb(picture: Array, height: int, width: int) -> Array | None:
+    """Return OpenCV's picture as [height, width, 3] in RGB, or None when it is none.
+
+    OpenCV turns each format of V4L2 into BGR, but leaves what is BGR already (the Raspberry Pi's camera has that) as it
+    came: in one row.
+    """
+    if picture.ndim == 2 and picture.size == height * width * 3:
+        picture = picture.reshape(height, width, 3)
+    if picture.ndim != 3 or picture.shape[2] != 3 or picture.dtype != np.uint8:
+        return None
+    return np.ascontiguousarray(picture[:, :, ::-1])
 
 
 def _obstacle(device: Path) -> str | None:

@@ -119,6 +119,9 @@ class Running:
                     return
         except RegattaError as err:
             self._source_error = err
+        except Exception as err:  # a library may raise anything; the service ends, and is started again
+            logger.exception("event=source_failed pipeline=%s", self._name)
+            self._source_error = Retryable(f"the source failed: {err}")
         finally:
             self._line.close()
 

@@ -89,8 +89,8 @@ class Lane(Generic[T, R]):
             compute: returns what came of each request, in order; called on the engine's thread, or the loop's.
             finish: told on the loop of each request, what came of it (`Expired` included) and when computing began.
             expected_ns: how long a request is thought to take until that is measured.
-            brief_ns: a piece that is expected to take less may be computed on the loop's thread, and five times that for
-                a client that asks alone; 0: none ever is.
+            brief_ns: a piece that is expected to take less may be computed on the loop's thread, and one of five times
+                that for a client that asks alone; 0: none ever is.
         """
         self._loop = loop
         self._engine = engine
