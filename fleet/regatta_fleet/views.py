@@ -10,7 +10,7 @@ from sqlalchemy import Connection
 from regatta_fleet.database import devices, events, models, rollouts, telemetry
 from regatta_fleet.database.devices import DeviceRow
 from regatta_fleet.database.engine import Database
-from regatta_fleet.errors import NotFound
+from regatta_fleet.errors import NotFound, guess
 from regatta_fleet.rollouts import rolling
 from regatta_fleet.schemas import (
     DeviceDetail,
@@ -73,7 +73,8 @@ class Views:
         with self.database.read() as tx:
             row = devices.get_device(tx, device)
             if row is None:
-                raise NotFound(f"there is no device {device!r}: see `regatta status`")
+                words = guess(device, (other.id for other in devices.list_devices(tx)))
+                raise NotFound(f"there is no device {device!r}{words or ': see `regatta device list`'}")
             reports = devices.list_device_reports(tx, device=device)
             summary = _summary(row, reports, telemetry.serving_summaries(tx, device=device))
             return DeviceDetail(**dict(summary), races=telemetry.list_races(tx, device))
@@ -91,8 +92,9 @@ class Views:
         """
         with self.database.read() as tx:
             found = models.list_models(tx, name)
-        if not found:
-            raise NotFound(f"there is no model {name!r}: see `regatta status` for those that are")
+            if not found:
+                words = guess(name, (other.name for other in models.list_models(tx)))
+                raise NotFound(f"there is no model {name!r}{words or ': see `regatta model list`'}")
         return found[0]
 
     def version(self, ref: ModelRef) -> VersionDetail:

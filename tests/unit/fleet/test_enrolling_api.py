@@ -37,6 +37,8 @@ def test_enrolment(fleet: Server) -> None:
     (shown,) = fleet.operator.get("/api/v1/devices").json()
     assert (shown["id"], shown["group"], shown["board"]["model"]) == ("pi-1", "lab", "Pi 5")
     assert fleet.operator.get("/api/v1/devices/pi-1").json()["races"] == []
+    assert "did you mean 'pi-1'" in problem(fleet.operator.get("/api/v1/devices/pi1"), 404)
+    assert "regatta device list" in problem(fleet.operator.get("/api/v1/devices/nothing-alike"), 404)
 
 
 def test_enrolments_that_are_refused(fleet: Server) -> None:
