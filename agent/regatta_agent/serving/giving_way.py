@@ -1,9 +1,10 @@
-"""A start that gives way: a worker begins with only that part of the processor which nobody else wants.
+"""Starts and ends that give way: a worker begins with only that part of the processor which nobody else wants.
 
 A start computes for a third of a second (interpreter, numpy, runtime, self-test), and the kernel lets a thread that
 wakes wait up to its slice, 3 ms, for one that computes: the requests of the version that serves meanwhile. A thread
 under SCHED_IDLE (sched(7)) is preempted at once instead. A worker starts so when another one of its model serves; on a
-board that has nothing idle it does no longer than `LIMIT_S`.
+board that has nothing idle it does no longer than `LIMIT_S`. A worker that has answered its last request ends so, too:
+to give its memory back takes the kernel milliseconds.
 
 The policy is the process's own, and so is what this module knows: whether it gives way now.
 """
@@ -14,7 +15,7 @@ import contextlib
 import os
 import threading
 
-__all__ = ["LIMIT_S", "OPTION", "begin", "begin_for", "end"]
+__all__ = ["LIMIT_S", "OPTION", "begin", "begin_for", "end", "leave"]
 
 OPTION = "--give-way"
 LIMIT_S = 2.0  # with both cores taken a start gets 0.3 % of one, and the next version shall come all the same
@@ -33,6 +34,17 @@ def begin() -> None:
         return
     _ended.clear()
     os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
+    threading.Thread(target=_end_late, name="giving way", daemon=True).start()
+
+
+def leave() -> None:
+    """Give way in every thread, as at the start: nobody waits for what is left to do."""
+    if not _may_come_back():
+        return
+    _ended.clear()
+    for number in _threads():
+        with contextlib.suppress(ProcessLookupError):  # it has ended
+            os.sched_setscheduler(number, os.SCHED_IDLE, os.sched_param(0))
     threading.Thread(target=_end_late, name="giving way", daemon=True).start()
 
 

@@ -63,6 +63,22 @@ def test_threads_give_way_until_the_end_and_then_none_does() -> None:
 
 @needs_right
 @pytest.mark.usefixtures("_competing")
+def test_whoever_leaves_gives_way_in_every_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those that are there already, too; not for ever, on a board whose processor is all taken."""
+    monkeypatch.setattr(giving_way, "LIMIT_S", 0.3)
+    done = threading.Event()
+    other = threading.Thread(target=done.wait)
+    other.start()
+    giving_way.leave()
+    found = [os.sched_getscheduler(number) for number in (0, other.native_id or 0)]
+    wait_until(lambda: os.SCHED_IDLE not in policies(), 20.0, "it competes again")
+    done.set()
+    other.join()
+    assert found == [os.SCHED_IDLE] * 2
+
+
+@needs_right
+@pytest.mark.usefixtures("_competing")
 def test_it_competes_again_by_itself_where_nothing_is_idle(monkeypatch: pytest.MonkeyPatch) -> None:
     """The next version comes on a board whose processor is all taken."""
     monkeypatch.setattr(giving_way, "LIMIT_S", 0.05)
