@@ -186,6 +186,8 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=5.0, help="of each measurement of throughput")
     parser.add_argument("--clients", type=int, nargs="*", default=CLIENTS, help="of the measurements of throughput")
     options = parser.parse_args()
+    if options.starts < 1:
+        parser.error("--starts: one at least")
     ours = ["regatta"] if find_spec("grpc") is None else ["regatta", "regatta-grpc"]
     models = options.models or default_models()
     if not models:

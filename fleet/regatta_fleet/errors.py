@@ -13,12 +13,9 @@ Retryable
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from difflib import get_close_matches
-
 from regatta_protocol.errors import Misuse, RegattaError, Rejected, Retryable, StorageFull, TooLarge
 
-__all__ = ["Busy", "Conflict", "Expired", "Forbidden", "NotFound", "TooMany", "Unknown", "guess", "status_of"]
+__all__ = ["Busy", "Conflict", "Expired", "Forbidden", "NotFound", "TooMany", "Unknown", "status_of"]
 
 
 class NotFound(Rejected):
@@ -67,9 +64,3 @@ _STATUS: tuple[tuple[type[RegattaError], int], ...] = (  # the first that fits
 def status_of(error: RegattaError) -> int:
     """Return the HTTP status that says what the caller shall do about `error`."""
     return next((status for kind, status in _STATUS if isinstance(error, kind)), 500)
-
-
-def guess(name: str, known: Iterable[str]) -> str:
-    """Return the words that ask for the known name most like one that there is not; none when none is."""
-    found = get_close_matches(name, known, n=1)
-    return f", did you mean {found[0]!r}?" if found else ""

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from difflib import get_close_matches
 
 from sqlalchemy import Connection
 
 from regatta_fleet.database import devices, events, models, rollouts, telemetry
 from regatta_fleet.database.devices import DeviceRow
 from regatta_fleet.database.engine import Database
-from regatta_fleet.errors import NotFound, guess
+from regatta_fleet.errors import NotFound
 from regatta_fleet.rollouts import rolling
 from regatta_fleet.schemas import (
     DeviceDetail,
@@ -73,7 +74,7 @@ class Views:
         with self.database.read() as tx:
             row = devices.get_device(tx, device)
             if row is None:
-                words = guess(device, (other.id for other in devices.list_devices(tx)))
+                words = _guess(device, (other.id for other in devices.list_devices(tx)))
                 raise NotFound(f"there is no device {device!r}{words or ': see `regatta device list`'}")
             reports = devices.list_device_reports(tx, device=device)
             summary = _summary(row, reports, telemetry.serving_summaries(tx, device=device))
@@ -93,7 +94,7 @@ class Views:
         with self.database.read() as tx:
             found = models.list_models(tx, name)
             if not found:
-                words = guess(name, (other.name for other in models.list_models(tx)))
+                words = _guess(name, (other.name for other in models.list_models(tx)))
                 raise NotFound(f"there is no model {name!r}{words or ': see `regatta model list`'}")
         return found[0]
 
@@ -184,3 +185,9 @@ def _device_model(device: DeviceId, report: ModelReport, served: Served) -> Devi
         basis=report.basis,
         served=served.get((device, report.name, report.version)),
     )
+
+
+def _guess(name: str, known: Iterable[str]) -> str:
+    """Return the words that ask for the known name most like one that there is not; none when none is."""
+    found = get_close_matches(name, known, n=1)
+    return f", did you mean {found[0]!r}?" if found else ""

@@ -75,7 +75,7 @@ def reader() -> Iterator[_Reader]:
 
 @pytest.mark.parametrize(("width", "height"), [(640, 360), (1280, 720)])
 def test_the_picture_has_the_size_that_was_asked_for_and_its_colours(width: int, height: int) -> None:
-    """RGB from the camera's own YUYV, row by row as numpy has it, with numbers that count on."""
+    """RGB from the camera's own BGR, which OpenCV leaves in one row, with numbers that count on."""
     source = _source(width=width, height=height)
 
     frames = list(itertools.islice(source.frames(), 5))

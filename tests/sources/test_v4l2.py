@@ -13,10 +13,11 @@ pytest.importorskip("cv2", reason="OpenCV is not installed (extra camera): ./run
 
 _TESTS = Path(__file__).with_name("guest_v4l2.py")
 _TIMEOUT_S = 400.0
+_OBSTACLE = obstacle()
 
 
 @pytest.mark.timeout(_TIMEOUT_S + 30)
-@pytest.mark.skipif(obstacle() is not None, reason=obstacle() or "")
+@pytest.mark.skipif(_OBSTACLE is not None, reason=str(_OBSTACLE))
 def test_cameras_of_v4l2_in_a_machine_that_has_one(tmp_path: Path) -> None:
     """The guest's pytest passes all of its tests."""
     options = ["-q", "-n0", "-p", "no:cacheprovider", "--basetemp=/run/tmp/pytest", "--color=no"]

@@ -163,7 +163,10 @@ class Store:
 
     def free_bytes(self) -> int:
         """Return the space that this process may still use."""
-        facts = os.statvfs(self.blobs if self.blobs.is_dir() else self._state_dir)
+        try:
+            facts = os.statvfs(self.blobs)
+        except FileNotFoundError:  # the disk had no room for it
+            facts = os.statvfs(self._state_dir)
         return facts.f_bavail * facts.f_frsize
 
     def save_race(self, ref: ModelRef, report: RaceReport) -> None:

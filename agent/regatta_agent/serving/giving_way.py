@@ -15,7 +15,7 @@ import contextlib
 import os
 import threading
 
-__all__ = ["LIMIT_S", "OPTION", "begin", "begin_for", "end", "leave"]
+__all__ = ["LIMIT_S", "OPTION", "begin", "begin_for", "end"]
 
 OPTION = "--give-way"
 LIMIT_S = 2.0  # with both cores taken a start gets 0.3 % of one, and the next version shall come all the same
@@ -25,20 +25,11 @@ _ended.set()
 
 
 def begin() -> None:
-    """Give way from now on, and in all threads to come, until `end`.
+    """Give way from now on, in all threads and those to come, until `end`.
 
     Nothing happens where the kernel would not let the process come back: that takes RLIMIT_NICE of 20, `LimitNICE=+0`
     in the unit, or CAP_SYS_NICE.
     """
-    if not _may_come_back():
-        return
-    _ended.clear()
-    os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
-    threading.Thread(target=_end_late, name="giving way", daemon=True).start()
-
-
-def leave() -> None:
-    """Give way in every thread, as at the start: nobody waits for what is left to do."""
     if not _may_come_back():
         return
     _ended.clear()

@@ -236,8 +236,8 @@ class Lane(Generic[T, R]):
         each_ns = (finished.ended_ns - finished.began_ns) // len(tickets)
         rested = finished.ended_ns - self._measured_ns >= _FORGIVES_NS
         self._measured_ns = finished.ended_ns
-        if rested:  # better news is believed at once, and a slow first one put down to the rest
-            self._mean_ns = min(self._mean_ns, each_ns)
+        if rested and each_ns < self._mean_ns:  # after a rest, better news is believed at once
+            self._mean_ns = each_ns
         else:
             self._mean_ns += (each_ns - self._mean_ns) // _MEMORY
 

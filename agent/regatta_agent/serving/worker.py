@@ -348,7 +348,7 @@ class Worker:
         if grpc_left is not None:
             await grpc_left
         self._close_window(last=True)
-        giving_way.leave()
+        giving_way.begin()  # nobody waits for what is left to do
         self._meter.stop()
         if self._caretaker is not None:
             self._caretaker.stop(timeout_s=1.0)

@@ -63,13 +63,13 @@ def test_threads_give_way_until_the_end_and_then_none_does() -> None:
 
 @needs_right
 @pytest.mark.usefixtures("_competing")
-def test_whoever_leaves_gives_way_in_every_thread(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Those that are there already, too; not for ever, on a board whose processor is all taken."""
+def test_threads_that_are_there_give_way_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A worker that ends has many; not for ever, on a board whose processor is all taken."""
     monkeypatch.setattr(giving_way, "LIMIT_S", 0.3)
     done = threading.Event()
     other = threading.Thread(target=done.wait)
     other.start()
-    giving_way.leave()
+    giving_way.begin()
     found = [os.sched_getscheduler(number) for number in (0, other.native_id or 0)]
     wait_until(lambda: os.SCHED_IDLE not in policies(), 20.0, "it competes again")
     done.set()

@@ -186,6 +186,21 @@ def test_what_was_measured_long_ago_is_forgiven_until_it_is_measured_again(monke
     _run(scenario)
 
 
+def test_a_lane_that_is_asked_seldom_learns_that_it_is_slow(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each request after a rest: else slow work would pass for brief for ever, and be computed on the loop."""
+    monkeypatch.setattr(lane, "_FORGIVES_NS", 0)
+
+    async def scenario(rig: _Rig) -> None:
+        before_ns = rig.lane.mean_ns
+        rig.lane.put(_Request("slow"))
+        await asyncio.sleep(0.2)
+        rig.gate.set()
+        await rig.until_ended(1)
+        assert rig.lane.mean_ns > 10 * before_ns
+
+    _run(scenario)
+
+
 def test_retry_after_is_what_the_queue_takes() -> None:
     """Pending requests times the measured mean, in whole seconds and at least one."""
 
